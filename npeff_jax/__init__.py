@@ -1,0 +1,23 @@
+"""NPEFF in JAX: explain a trained network's predictions through its parameters.
+
+The path of the data: a `Model` and its examples give PEFs (`compute_pefs`), PEFs give components (`decompose`),
+components give directions in parameter space (`component_direction`) that are checked on the model (`selectivity`) and
+shown (`write_report`).
+"""
+
+from npeff_jax import models as models
+from npeff_jax._sharding import make_mesh as make_mesh
+from npeff_jax.factorization import Decomposition as Decomposition
+from npeff_jax.factorization import History as History
+from npeff_jax.models import Categorical as Categorical
+from npeff_jax.models import Gaussian as Gaussian
+from npeff_jax.models import Model as Model
+from npeff_jax.pefs import Diagonal as Diagonal
+from npeff_jax.pefs import Kind as Kind
+from npeff_jax.pefs import LowRank as LowRank
+from npeff_jax.pefs import Normalization as Normalization
+from npeff_jax.pefs import Pefs as Pefs
+from npeff_jax.pefs import Rows as Rows
+from npeff_jax.pefs import Sampled as Sampled
+
+__version__ = "0.1.0"

@@ -1,0 +1,176 @@
+"""The parameter space: which leaves of a parameter pytree are explained, and how they line up as one vector.
+
+A `ParameterLayout` is the part that can be written down: names, shapes and offsets, enough to say what position
+1,234,567 of a pseudo-Fisher vector is. A `ParameterSpace` adds the pytree's structure, and with it the way from a
+pytree to its vector and back.
+"""
+
+import bisect
+import dataclasses
+import fnmatch
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from npeff_jax._types import PyTree
+
+Mask = str | Sequence[str] | Callable[[str, Any], bool] | None
+"""Which parameters to explain: a glob over paths (``"encoder/*"``), several of them, a predicate ``(path, leaf) ->
+bool``, or None for every floating-point leaf."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One explained leaf. A leaf that stands in several places of the pytree counts once, under its first name."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterLayout:
+    """Names, shapes and offsets of the m explained parameters, in the order of their vector."""
+
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def size(self) -> int:
+        """m, the number of explained parameters."""
+        return self.parameters[-1].offset + self.parameters[-1].size
+
+    def locate(self, index: int) -> tuple[str, tuple[int, ...]]:
+        """The parameter and the position in it that ``index`` of the vector stands for.
+
+        Raises:
+            IndexError: ``index`` is not in [0, m).
+        """
+        if not 0 <= index < self.size:
+            raise IndexError(
+                f"parameter index {index} is out of range; this model has {self.size} explained parameters"
+            )
+        found = self.parameters[bisect.bisect_right([p.offset for p in self.parameters], index) - 1]
+        return found.name, tuple(int(i) for i in np.unravel_index(index - found.offset, found.shape))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [
+            {"name": p.name, "shape": list(p.shape), "offset": p.offset, "aliases": list(p.aliases)}
+            for p in self.parameters
+        ]
+
+    @classmethod
+    def from_json(cls, entries: list[dict[str, Any]]) -> "ParameterLayout":
+        return cls(tuple(Parameter(e["name"], tuple(e["shape"]), e["offset"], tuple(e["aliases"])) for e in entries))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ParameterSpace:
+    """A layout, and the pytree it was read from.
+
+    Attributes:
+        layout: names, shapes and offsets.
+        treedef: structure of the whole parameter pytree.
+        leaves: shapes and types of all its leaves.
+        places: for each explained parameter, its positions among the pytree's leaves (several if shared).
+    """
+
+    layout: ParameterLayout
+    treedef: Any
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+    places: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, params: PyTree, mask: Mask = None) -> "ParameterSpace":
+        """The explained part of ``params``.
+
+        Raises:
+            ValueError: ``mask`` leaves no floating-point parameter.
+        """
+        with_path, treedef = jax.tree_util.tree_flatten_with_path(params)
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_path]
+        leaves = [leaf for _, leaf in with_path]
+        explains = _predicate(mask)
+        places: dict[int, list[int]] = {}
+        for place, leaf in enumerate(leaves):
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                places.setdefault(id(leaf), []).append(place)  # the same array object twice is one shared parameter
+        chosen = [p for p in places.values() if any(explains(names[place], leaves[place]) for place in p)]
+        if not chosen:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise ValueError(f"mask={mask!r} leaves no floating-point parameter; the parameters are {shown}")
+        parameters, offset = [], 0
+        for p in chosen:
+            entry = Parameter(names[p[0]], np.shape(leaves[p[0]]), offset, tuple(names[i] for i in p[1:]))
+            parameters.append(entry)
+            offset += entry.size
+        shapes = tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        return cls(ParameterLayout(tuple(parameters)), treedef, shapes, tuple(tuple(p) for p in chosen))
+
+    @property
+    def size(self) -> int:
+        """m, the number of explained parameters."""
+        return self.layout.size
+
+    def select(self, params: PyTree) -> tuple[jax.Array, ...]:
+        """The explained leaves, each once: what gradients are taken with respect to."""
+        leaves = self.treedef.flatten_up_to(params)
+        return tuple(leaves[places[0]] for places in self.places)
+
+    def join(self, params: PyTree, selected: Sequence[jax.Array]) -> PyTree:
+        """``params`` with the explained leaves replaced, in every place where they stand."""
+        leaves = list(self.treedef.flatten_up_to(params))
+        for places, leaf in zip(self.places, selected, strict=True):
+            for place in places:
+                leaves[place] = leaf
+        return self.treedef.unflatten(leaves)
+
+    def ravel(self, params: PyTree) -> jax.Array:
+        """The (m,) vector of a pytree shaped like the parameters. Positions outside the mask are left out."""
+        return jnp.concatenate([jnp.ravel(leaf) for leaf in self.select(params)])
+
+    def unravel(self, vector: jax.Array) -> PyTree:
+        """A direction: the pytree of an (m,) vector, shaped like the parameters and zero outside the mask.
+
+        Raises:
+            ValueError: ``vector`` is not of shape (m,).
+        """
+        if np.shape(vector) != (self.size,):
+            raise ValueError(
+                f"expected a vector of shape ({self.size},), one entry a parameter; got {np.shape(vector)}"
+            )
+        leaves = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in self.leaves]
+        for entry, places in zip(self.layout.parameters, self.places, strict=True):
+            for place in places:
+                leaves[place] = vector[entry.offset : entry.offset + entry.size].reshape(entry.shape)
+        return self.treedef.unflatten(leaves)
+
+
+def fingerprint(params: PyTree) -> str:
+    """A digest of every leaf's path, shape, type and bytes: the same for the same parameters however a model wraps
+    them.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path, simple=True, separator='/')}{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _predicate(mask: Mask) -> Callable[[str, Any], bool]:
+    if mask is None:
+        return lambda name, leaf: True
+    if callable(mask):
+        return mask
+    patterns = (mask,) if isinstance(mask, str) else tuple(mask)
+    return lambda name, leaf: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

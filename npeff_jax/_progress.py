@@ -1,0 +1,56 @@
+"""Progress of long work: a bar for people, JSON lines for machines."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, Protocol
+
+from tqdm.auto import tqdm
+
+Progress = bool | IO[str]
+"""True: a bar, on terminals and in notebooks. False: nothing. A text stream: one JSON object a line."""
+
+
+class Advance(Protocol):
+    """Report ``amount`` more units done, and what is worth seeing beside the count."""
+
+    def __call__(self, amount: int, /, **shown: Any) -> None: ...
+
+
+@contextmanager
+def progress_bar(progress: Progress, description: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Progress over ``total`` units, of which ``done`` were done before (a resumed run); rates count only what is new.
+
+    Yields:
+        A function to call with the number of units just finished.
+    """
+    if isinstance(progress, bool):
+        # disable=None: no bar where the output is not a terminal, so that logs stay readable.
+        bar = tqdm(total=total, desc=description, unit=unit, initial=done, disable=None if progress else True)
+
+        def advance(amount: int, /, **shown: Any) -> None:
+            if shown:
+                bar.set_postfix({name: _short(value) for name, value in shown.items()}, refresh=False)
+            bar.update(amount)
+
+        with bar:
+            yield advance
+        return
+
+    start, count = time.monotonic(), 0
+
+    def write(amount: int, /, **shown: Any) -> None:
+        nonlocal count
+        count += amount
+        rate = count / max(time.monotonic() - start, 1e-9)
+        line = {"stage": description, "done": done + count, "total": total, "unit": unit, "per_second": rate}
+        line["seconds_left"] = (total - done - count) / rate if rate else None
+        progress.write(json.dumps(line | shown) + "\n")
+        progress.flush()
+
+    yield write
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value

@@ -1,0 +1,70 @@
+"""Meshes, specs and padding: the only file that knows devices."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+EXAMPLES = "examples"
+"""The mesh axis that PEFs are computed along."""
+
+MODEL = "model"
+"""The mesh axis that is left to the partitioner, for models whose parameters are sharded."""
+
+SHARDS = "shards"
+"""The single axis of a factorization's mesh: parameters of the sparse form, rows of the kernel."""
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
+    """A mesh over every device there is, to pass where results should be computed on all of them.
+
+    Args:
+        devices: which devices; all by default.
+        model: devices that share one copy of the parameters. The rest of the factor goes to examples.
+
+    Returns:
+        A mesh with the axes ``("examples", "model")``.
+
+    Raises:
+        ValueError: ``model`` does not divide the number of devices.
+    """
+    found = np.asarray(jax.devices() if devices is None else devices, dtype=object)
+    if model < 1 or found.size % model:
+        raise ValueError(f"model={model} does not divide {found.size} devices; choose a divisor")
+    # Auto axes: jax.make_mesh has explicit ones by default, which reject the mixed products of the solvers.
+    return Mesh(found.reshape(-1, model), (EXAMPLES, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+def default_mesh(mesh: Mesh | None) -> Mesh:
+    """The given mesh, or one of JAX's default device alone: nothing takes every device silently."""
+    if mesh is not None:
+        return mesh
+    device = next(iter(jnp.zeros(()).devices()))  # honours jax.default_device, whichever way it was set
+    return make_mesh([device])
+
+
+def factorization_mesh(mesh: Mesh | None) -> Mesh:
+    """The devices of ``mesh`` in a row, for arrays that are sharded along one axis only."""
+    devices = default_mesh(mesh).devices.reshape(-1)
+    return Mesh(devices, (SHARDS,), axis_types=(AxisType.Auto,))
+
+
+def sharded(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """A sharding that splits one array axis after the other over the named mesh axes (None: not split)."""
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The least multiple of ``multiple`` that is no less than ``size``."""
+    return -(-size // multiple) * multiple
+
+
+def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
+    """``array`` with its first axis padded to ``size`` by repeating its last row.
+
+    A repeated row, not zeros: a model may do anything on zeros, and NaN would look like the user's.
+    """
+    missing = size - array.shape[0]
+    return array if missing == 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])

@@ -1,0 +1,83 @@
+"""`Pefs`: sparsified per-example Fishers of n examples, in memory or on disk."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float, Int
+
+from npeff_jax._types import RowArray
+from npeff_jax.pefs._schema import Schema
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pefs:
+    """Per-example Fishers F_i = Σ a aᵀ over each example's rows (or, diagonal, one row f_i), K non-zeros an example.
+
+    Non-zeros are sorted by row, then by parameter. Where an example has fewer than K, the rest are zeros at parameter 0
+    of row 0, which change nothing.
+
+    Attributes:
+        schema: what they are of, and how they were made.
+        values: (n, K), entries of the normalised rows (of A; raw where the schema says so).
+        indices: (n, K), the parameter of each entry, a position in ``schema.layout``.
+        rows: (n, K), which of its example's rows each entry belongs to, from 0.
+        n_rows: (n,), c_i.
+        norms: (n,), Frobenius norm of the whole Fisher before anything was dropped; for diagonal PEFs the L2 norm of f.
+        logits: (n, C).
+        kept_energy: (n,), the fraction of the Fisher's trace that the kept entries hold.
+        fisher_error: (n,), the relative Frobenius error of the sparsified Fisher.
+        lost_mass: (n,), probability of the classes that were dropped.
+        lost_trace: (n,), estimated fraction of the trace lost with them (one random probe).
+        labels: (n,) of the data set, if given.
+    """
+
+    schema: Schema
+    values: RowArray
+    indices: RowArray
+    rows: RowArray
+    n_rows: Int[np.ndarray, "n"]
+    norms: Float[np.ndarray, "n"]
+    logits: Float[np.ndarray, "n C"]
+    kept_energy: Float[np.ndarray, "n"]
+    fisher_error: Float[np.ndarray, "n"]
+    lost_mass: Float[np.ndarray, "n"]
+    lost_trace: Float[np.ndarray, "n"]
+    labels: Int[np.ndarray, "n"] | None = None
+
+    @property
+    def n_examples(self) -> int:
+        """N."""
+        return self.values.shape[0]
+
+    @property
+    def total_rows(self) -> int:
+        """N, the rows of all examples together."""
+        return int(self.n_rows.sum())
+
+    def __len__(self) -> int:
+        return self.n_examples
+
+    def subset(self, examples: np.ndarray) -> "Pefs":
+        """The PEFs of some examples, by index or Boolean mask, in memory."""
+        examples = np.asarray(examples)
+        if examples.dtype == bool:
+            examples = np.flatnonzero(examples)
+        arrays: dict[str, Any] = {
+            f.name: None if getattr(self, f.name) is None else np.asarray(getattr(self, f.name)[examples])
+            for f in dataclasses.fields(self)
+            if f.name != "schema"
+        }
+        return Pefs(dataclasses.replace(self.schema, n_examples=len(examples)), **arrays)
+
+    def to_scipy(self) -> scipy.sparse.csr_array:
+        """A: all rows stacked, (N, m), example by example. Copies everything into memory."""
+        values, indices, rows = self.values[:], self.indices[:], self.rows[:]
+        first = np.concatenate([[0], np.cumsum(self.n_rows)])
+        stored = values != 0
+        row = (rows + first[:-1, None])[stored]
+        counts = np.bincount(row, minlength=int(first[-1]))
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        shape = (int(first[-1]), self.schema.layout.size)
+        return scipy.sparse.csr_array((values[stored].astype(np.float32), indices[stored], indptr), shape=shape)

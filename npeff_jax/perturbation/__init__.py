@@ -1,0 +1,1 @@
+"""A component to an edit of the parameters."""

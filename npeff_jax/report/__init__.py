@@ -1,0 +1,1 @@
+"""What people look at: report data, figures, one self-contained HTML file."""

@@ -1,0 +1,1 @@
+"""Models and examples to try things on, and readers of real data sets."""
