@@ -6,6 +6,7 @@ shown (`write_report`).
 """
 
 from npeff_jax import models as models
+from npeff_jax import tasks as tasks
 from npeff_jax._sharding import make_mesh as make_mesh
 from npeff_jax.factorization import Decomposition as Decomposition
 from npeff_jax.factorization import History as History

@@ -5,3 +5,5 @@ from npeff_jax.models._model import Model as Model
 from npeff_jax.models._outputs import Categorical as Categorical
 from npeff_jax.models._outputs import Gaussian as Gaussian
 from npeff_jax.models._outputs import Output as Output
+from npeff_jax.models._tracr import encode_tokens as encode_tokens
+from npeff_jax.models._tracr import from_tracr as from_tracr

@@ -1,0 +1,158 @@
+"""Programs compiled by Tracr as models: the transformer's forward pass in plain JAX, logits before the argmax.
+
+Tracr (Lindner et al., 2023) compiles a RASP program to the weights of a transformer without layer normalisation. Its
+own forward returns the argmax of the outputs; here the unembedding, a constant of the compiled model that is not among
+its parameters, is recovered once and applied to the residual stream at one position.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from npeff_jax._types import Example, PyTree
+from npeff_jax.models._model import Model
+from npeff_jax.models._outputs import Categorical, Gaussian, Output
+
+MASKED = -1e30  # the logit of a position that a causal model may not see, as in Tracr
+
+
+def from_tracr(
+    compiled: Any, *, position: int = -1, temperature: float = 1.0, scale: float = 1.0, **options: Any
+) -> Model:
+    """A model from a program compiled by Tracr, reading its output at one position.
+
+    Every weight of the compiled transformer is a parameter, under the names Tracr gives them. A categorical program has
+    a logit an output value: the indicator, 0 or 1, of what the program returns. With three values a softmax of them
+    gives the right one a probability of 0.576 only, so lower the temperature where confident predictions are wanted. A
+    numerical program has one output, the mean of a normal distribution.
+
+    Args:
+        compiled: what ``tracr.compiler.compiling.compile_rasp_to_model`` returned.
+        position: the token whose output is read, counted without the BOS token that the compiler puts first, which
+            carries no output; the last by default.
+        temperature: of the softmax, for categorical programs.
+        scale: standard deviation of the output, for numerical programs.
+        **options: further fields of `Model`, such as ``mask``.
+
+    Returns:
+        A model of examples made by `encode_tokens`. Its ``intermediates_fn`` gives the residual stream (T, D) after the
+        embedding and after every block, ``layer_0/attn``, ``layer_0/mlp`` and so on, and last ``output``, the (D,)
+        vector that is read.
+
+    Example:
+        >>> from tracr.compiler.compiling import compile_rasp_to_model
+        >>> from tracr.rasp import rasp
+        >>> same = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)
+        >>> compiled = compile_rasp_to_model(rasp.SelectorWidth(same), {"a", "b"}, max_seq_len=3)
+        >>> model = from_tracr(compiled, position=0)
+        >>> [int(i) for i in model.logits_fn(model.params, encode_tokens(compiled, "aab")).round()]
+        [0, 0, 1, 0]
+    """
+    unembedding = _unembedding(compiled)
+    residuals = _residual_stream(compiled.model_config)
+    encoder = compiled.input_encoder
+    first = 1 if encoder.enforce_bos else 0
+
+    def place(tokens: Example) -> int:
+        length = np.shape(tokens)[-1] - first
+        if not -length <= position < length:
+            raise ValueError(f"position={position} is out of range for an input of {length} tokens")
+        return first + position % length
+
+    def intermediates_fn(params: PyTree, tokens: Example) -> dict[str, jax.Array]:
+        stream = dict(residuals(params, jnp.asarray(tokens)))
+        return stream | {"output": next(reversed(stream.values()))[place(tokens)]}
+
+    def logits_fn(params: PyTree, tokens: Example) -> jax.Array:
+        return intermediates_fn(params, tokens)["output"] @ unembedding
+
+    # A program's kind of output shows in its decoder: only categorical values have a table.
+    values = getattr(compiled.output_encoder, "encoding_map", None)
+    output: Output = Gaussian(scale) if values is None else Categorical(temperature)
+    names = None if values is None else tuple(str(value) for value in values)
+    fields = {"output": output, "label_names": names, "intermediates_fn": intermediates_fn} | options
+    return Model(logits_fn, compiled.params, **fields)
+
+
+def encode_tokens(compiled: Any, tokens: Sequence[Any]) -> Int[np.ndarray, "*n T"]:
+    """Token ids of one input, or of several of equal length, behind the BOS token that the compiled program expects.
+
+    Args:
+        compiled: what ``compile_rasp_to_model`` returned.
+        tokens: one input, a sequence of tokens of the program's vocabulary, or a list of such sequences. The BOS token
+            may be left out.
+
+    Returns:
+        (T,) ids of one input, or (n, T) of n, with T one more than the number of tokens.
+
+    Raises:
+        ValueError: a token outside the vocabulary, an empty or too long input, or inputs of different lengths, which
+            cannot share an array: Tracr's padding token is visible to the program.
+    """
+    table = compiled.input_encoder.encoding_map
+    one = len(tokens) > 0 and not isinstance(tokens[0], list | tuple)
+    inputs = [tokens] if one else list(tokens)
+    lengths = sorted({len(entry) for entry in inputs})
+    if len(lengths) != 1 or lengths[0] == 0:
+        raise ValueError(f"tokens has inputs of lengths {lengths}; expected inputs of one length, at least 1")
+    bos = compiled.input_encoder.bos_token if compiled.input_encoder.enforce_bos else None
+    rows = [list(entry) if bos is None or entry[0] == bos else [bos, *entry] for entry in inputs]
+    unknown = [token for token in itertools.chain.from_iterable(rows) if token not in table]
+    if unknown:
+        raise ValueError(f"token {unknown[0]!r} is not in the program's vocabulary: {sorted(map(str, table))}")
+    longest = np.shape(compiled.params["pos_embed"]["embeddings"])[0]
+    if len(rows[0]) > longest:
+        raise ValueError(f"inputs of {lengths[0]} tokens are too long; the program was compiled for {longest - 1}")
+    ids = np.array([[table[token] for token in row] for row in rows], np.int32)
+    return ids[0] if one else ids
+
+
+def _unembedding(compiled: Any) -> jax.Array:
+    """The (D, C) matrix from the residual stream to the outputs: the compiled unembedding applied to the identity."""
+    import haiku as hk
+
+    width = np.shape(compiled.params["token_embed"]["embeddings"])[1]
+
+    def unembed(x: jax.Array) -> jax.Array:
+        return compiled.get_compiled_model().unembed(x, use_unembed_argmax=False)
+
+    transformed: Any = hk.without_apply_rng(hk.transform(unembed))
+    return transformed.apply(compiled.params, jnp.eye(width)).reshape(width, -1)
+
+
+def _residual_stream(config: Any) -> Callable[[PyTree, jax.Array], Iterator[tuple[str, jax.Array]]]:
+    """The forward pass of Tracr's transformer, as pairs of a block's name and the residual stream (T, D) after it."""
+
+    def dense(params: PyTree, x: jax.Array) -> jax.Array:
+        return x @ params["w"] + params["b"]
+
+    def attention(params: PyTree, name: str, x: jax.Array) -> jax.Array:
+        length = x.shape[0]
+
+        def heads(part: str) -> jax.Array:
+            return dense(params[f"{name}/{part}"], x).reshape(length, config.num_heads, config.key_size)
+
+        scores = jnp.einsum("thd,Thd->htT", heads("query"), heads("key")) / np.sqrt(config.key_size).astype(x.dtype)
+        if config.causal:
+            scores = jnp.where(np.tril(np.ones((length, length), bool)), scores, MASKED)
+        mixed = jnp.einsum("htT,Thd->thd", jax.nn.softmax(scores), heads("value"))
+        return dense(params[f"{name}/linear"], mixed.reshape(length, -1))
+
+    def stream(params: PyTree, tokens: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+        table, positions = params["token_embed"]["embeddings"], params["pos_embed"]["embeddings"]
+        x = jnp.asarray(table)[tokens] + positions[: tokens.shape[0]]
+        yield "embedding", x
+        for layer in range(config.num_layers):
+            name = f"transformer/layer_{layer}"
+            x = x + attention(params, f"{name}/attn", x)
+            yield f"layer_{layer}/attn", x
+            hidden = config.activation_function(dense(params[f"{name}/mlp/linear_1"], x))
+            x = x + dense(params[f"{name}/mlp/linear_2"], hidden)
+            yield f"layer_{layer}/mlp", x
+
+    return stream
