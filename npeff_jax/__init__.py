@@ -8,6 +8,10 @@ shown (`write_report`).
 from npeff_jax import models as models
 from npeff_jax import tasks as tasks
 from npeff_jax._sharding import make_mesh as make_mesh
+from npeff_jax.evaluation import Selectivity as Selectivity
+from npeff_jax.evaluation import predicted_kl as predicted_kl
+from npeff_jax.evaluation import selectivity as selectivity
+from npeff_jax.evaluation import top_examples as top_examples
 from npeff_jax.factorization import Decomposition as Decomposition
 from npeff_jax.factorization import History as History
 from npeff_jax.models import Categorical as Categorical
@@ -20,5 +24,8 @@ from npeff_jax.pefs import Normalization as Normalization
 from npeff_jax.pefs import Pefs as Pefs
 from npeff_jax.pefs import Rows as Rows
 from npeff_jax.pefs import Sampled as Sampled
+from npeff_jax.perturbation import component_direction as component_direction
+from npeff_jax.perturbation import perturb as perturb
+from npeff_jax.perturbation import perturbed_kl as perturbed_kl
 
 __version__ = "0.1.0"

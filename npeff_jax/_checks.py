@@ -64,7 +64,7 @@ def check_labels(labels: Any, n_examples: int) -> np.ndarray | None:
     return array
 
 
-def check_in_range(name: str, value: float, low: float, high: float) -> None:
+def check_in_range(name: str, value: float | int, low: float | int, high: float | int) -> None:
     """Raise unless ``low <= value <= high``."""
     if not low <= value <= high:
         raise ValueError(f"{name}={value} is out of range; expected a value from {low} to {high}")

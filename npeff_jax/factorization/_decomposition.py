@@ -46,7 +46,7 @@ class Decomposition:
     schema: Schema
     coefficients: Float[np.ndarray, "n r"]
     pseudo_fishers: RowArray
-    parameter_indices: Int[np.ndarray, "m'"]
+    parameter_indices: Int[np.ndarray, "m_kept"]
     history: History
     stopped: str
     settings: dict[str, Any]

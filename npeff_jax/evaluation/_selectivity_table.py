@@ -1,0 +1,138 @@
+"""`Selectivity`: what perturbing every component did, and the ratios that are read from it."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selectivity:
+    """Perturbations of c components, each tried with both signs, on e evaluated examples.
+
+    A KL ratio is a mean KL over top examples divided by the mean over random other ones. Where a component's ratio is
+    reported, it is the larger one of its two signs, as in the paper (section 3.1.2), and every null takes the same
+    maximum.
+
+    Attributes:
+        components: (c,), which components.
+        top: (c, n_top), each component's examples, the highest coefficient first.
+        evaluated: (e,), ascending: the top examples of all components and the random ones.
+        random: (e,), which of the evaluated examples are random ones. A component's baseline is these without its own
+            top examples.
+        kl: (c, 2, e), KL(p_θ ‖ p_{θ±δ}) in nats; sign + first.
+        predicted_kl: (c, e), what eq. 5 predicts of it.
+        norms: (c,), ‖δ‖ of each component.
+        kl_ratios: (c, 2), of a component's perturbation on its own top examples, sign by sign.
+        pef_norm_ratio: (c,), the same ratio of the PEFs' norms: what sensitivity to any perturbation would give.
+        null_kl_ratios: (c, c), entry [j, k] the ratio on the top examples of j under the perturbation of k.
+        random_kl_ratios: (c, d), the ratio under random directions of equal norm.
+        prediction_correlation: (c,), rank correlation of predicted with measured KL over the evaluated examples.
+        coefficient_correlation: (c,), rank correlation of the component's coefficients with measured KL.
+        ceiling: n / n_top, the most that a ratio could be if the top examples were left among all n, as in the paper.
+            Here they are left out, so larger ratios are possible.
+    """
+
+    components: Int[np.ndarray, "c"]
+    top: Int[np.ndarray, "c n_top"]
+    evaluated: Int[np.ndarray, "e"]
+    random: np.ndarray
+    kl: Float[np.ndarray, "c 2 e"]
+    predicted_kl: Float[np.ndarray, "c e"]
+    norms: Float[np.ndarray, "c"]
+    kl_ratios: Float[np.ndarray, "c 2"]
+    pef_norm_ratio: Float[np.ndarray, "c"]
+    null_kl_ratios: Float[np.ndarray, "c c"]
+    random_kl_ratios: Float[np.ndarray, "c d"]
+    prediction_correlation: Float[np.ndarray, "c"]
+    coefficient_correlation: Float[np.ndarray, "c"]
+    ceiling: float
+
+    @property
+    def kl_ratio(self) -> Float[np.ndarray, "c"]:
+        """The larger one of the two signs' ratios."""
+        return np.fmax(self.kl_ratios[:, 0], self.kl_ratios[:, 1])
+
+    @property
+    def sign(self) -> Int[np.ndarray, "c"]:
+        """The sign that gave it, +1 or −1."""
+        return np.where(np.nan_to_num(self.kl_ratios[:, 0]) >= np.nan_to_num(self.kl_ratios[:, 1]), 1, -1)
+
+    @property
+    def null_kl_ratio(self) -> Float[np.ndarray, "c"]:
+        """The median, over the other components, of their perturbations' ratio on the same top examples.
+
+        NaN where there is no other component.
+        """
+        return _median(np.where(np.eye(len(self.components), dtype=bool), np.nan, self.null_kl_ratios))
+
+    @property
+    def null_exceeds(self) -> Float[np.ndarray, "c"]:
+        """The fraction of other components whose perturbation moves the same top examples at least as selectively."""
+        others = len(self.components) - 1
+        exceeds = (self.null_kl_ratios >= self.kl_ratio[:, None]) & ~np.eye(others + 1, dtype=bool)
+        return exceeds.sum(axis=1) / others if others else np.full(1, np.nan)
+
+    @property
+    def random_kl_ratio(self) -> Float[np.ndarray, "c"]:
+        """The median over random directions. It mostly repeats `pef_norm_ratio`, and so proves little."""
+        return _median(self.random_kl_ratios)
+
+    def log2_ratios(self) -> dict[str, Float[np.ndarray, "c"]]:
+        """log₂ of each ratio, what the histograms of figure 3 are drawn from."""
+        ratios = {
+            "KL": self.kl_ratio,
+            "PEF norm": self.pef_norm_ratio,
+            "other components": self.null_kl_ratio,
+            "random directions": self.random_kl_ratio,
+        }
+        with np.errstate(divide="ignore"):
+            return {name: np.log2(ratio) for name, ratio in ratios.items()}
+
+    def example_kl(self, component: int) -> Float[np.ndarray, "e"]:
+        """The KL of each evaluated example under a component's perturbation, with the sign of its ratio.
+
+        Raises:
+            ValueError: the component was not perturbed.
+        """
+        found = np.flatnonzero(self.components == component)
+        if found.size == 0:
+            raise ValueError(f"component {component} was not perturbed; this table has {self.components.tolist()}")
+        return self.kl[found[0], 0 if self.sign[found[0]] > 0 else 1]
+
+    def __repr__(self) -> str:
+        return (
+            f"Selectivity of {len(self.components)} components, {self.top.shape[1]} top examples of each; medians: "
+            f"KL ratio {np.nanmedian(self.kl_ratio):.3g}, of PEF norms {np.nanmedian(self.pef_norm_ratio):.3g}, under "
+            f"other components {_overall(self.null_kl_ratio):.3g}, under random directions "
+            f"{_overall(self.random_kl_ratio):.3g}; ceiling with the top examples left in {self.ceiling:.3g}"
+        )
+
+    def __str__(self) -> str:
+        heads = ["component", "sign", "KL ratio", "PEF norms", "others", "random", "exceeded", "eq. 5 rank corr."]
+        columns = zip(
+            self.components,
+            self.sign,
+            self.kl_ratio,
+            self.pef_norm_ratio,
+            self.null_kl_ratio,
+            self.random_kl_ratio,
+            self.null_exceeds,
+            self.prediction_correlation,
+            strict=True,
+        )
+        lines = ["  ".join(heads)]
+        for row in columns:
+            cells = [f"{row[0]:d}", f"{row[1]:+d}", *(f"{value:.2f}" for value in row[2:])]
+            lines.append("  ".join(cell.rjust(len(head)) for cell, head in zip(cells, heads, strict=True)))
+        return "\n".join([*lines, repr(self)])
+
+
+def _median(ratios: Float[np.ndarray, "c d"]) -> Float[np.ndarray, "c"]:
+    """The median along the last axis of what is not NaN; NaN where nothing is left."""
+    return np.array([_overall(row) for row in ratios])
+
+
+def _overall(values: Float[np.ndarray, "d"]) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if known.size else float("nan")

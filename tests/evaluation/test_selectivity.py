@@ -1,0 +1,203 @@
+"""Selectivity: planted truth, ratios by hand, predictions, and what is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+import npeff_jax as npeff
+from npeff_jax.evaluation import rank_correlation
+from tests.planted_model import (
+    BLOCKS,
+    block_vectors,
+    make_decomposition,
+    make_examples,
+    make_model,
+    make_pefs,
+    oracle_fisher,
+    oracle_kl,
+)
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Examples that use one sub-network almost alone, and components that each sit in one."""
+    model = make_model()
+    examples, block = make_examples(90, leak=0.05)
+    rng = np.random.default_rng(1)
+    coefficients = np.eye(BLOCKS)[block] * rng.uniform(0.5, 1.0, (90, 1)) + 0.01
+    decomposition = make_decomposition(model, block_vectors(), coefficients)
+    return model, decomposition, make_pefs(model, examples), examples, block
+
+
+@pytest.fixture(scope="module")
+def table(planted):
+    model, decomposition, pefs, examples, _ = planted
+    return npeff.selectivity(
+        model, decomposition, pefs, examples, fit=decomposition, n_top=10, n_directions=4, progress=False
+    )
+
+
+def test_a_component_moves_the_examples_that_use_it(planted, table):
+    _, _, _, _, block = planted
+    for component in range(BLOCKS):
+        assert (block[table.top[component]] == component).all()
+        kl = table.example_kl(component)
+        own = block[table.evaluated] == component
+        assert kl[own].mean() > 100 * kl[~own].mean()
+    assert (table.kl_ratio > 2).all()
+    assert (table.null_kl_ratio < 0.1).all()
+    assert (table.null_exceeds == 0).all()
+
+
+def test_random_directions_repeat_the_pef_norms(planted):
+    """They favour no example, so that their ratio is the ratio of sensitivities: why they prove little."""
+    model, decomposition, pefs, examples, _ = planted
+    options = {"fit": decomposition, "n_top": 10, "n_directions": 100, "progress": False}
+    found = npeff.selectivity(model, decomposition, pefs, examples, **options)
+    assert found.random_kl_ratios.shape == (BLOCKS, 100)
+    np.testing.assert_allclose(found.random_kl_ratio, found.pef_norm_ratio, rtol=0.35)
+
+
+def test_ratios_by_hand(planted, table):
+    model, decomposition, pefs, examples, _ = planted
+    for component in range(BLOCKS):
+        direction = npeff.component_direction(model, decomposition, component, reject_below=0.35)
+        top = np.argsort(-decomposition.coefficients[:, component], kind="stable")[:10]
+        others = np.setdiff1d(np.arange(90), top)
+        ratios = []
+        for position, sign in enumerate([1, -1]):
+            delta = jax.tree.map(lambda leaf, sign=sign: 0.1 * sign * leaf, direction)
+            kl = oracle_kl(model.params, delta, examples)
+            np.testing.assert_allclose(table.kl[component, position], kl, rtol=2e-3, atol=1e-9)
+            ratios.append(kl[top].mean() / kl[others].mean())
+        np.testing.assert_allclose(table.kl_ratio[component], max(ratios), rtol=2e-3)
+        assert table.sign[component] == (1 if ratios[0] >= ratios[1] else -1)
+        np.testing.assert_allclose(
+            table.pef_norm_ratio[component], pefs.norms[top].mean() / pefs.norms[others].mean(), rtol=1e-5
+        )
+        null = []
+        for other in range(BLOCKS):
+            kl = table.kl[other][:, np.searchsorted(table.evaluated, np.arange(90))]
+            null.append(max(kl[s][top].mean() / kl[s][others].mean() for s in range(2)))
+        np.testing.assert_allclose(table.null_kl_ratios[component], null, rtol=1e-5)
+        np.testing.assert_allclose(table.null_kl_ratio[component], np.median(np.delete(null, component)), rtol=1e-5)
+    assert table.ceiling == 9.0
+
+
+def test_equation_5_by_hand(planted, table):
+    model, decomposition, pefs, _, _ = planted
+    direction = npeff.component_direction(model, decomposition, 1)
+    delta = 0.1 * np.asarray(model.space.ravel(direction), np.float64)
+    vectors = np.asarray(decomposition.pseudo_fishers, np.float64)
+    pseudo = np.einsum("rm,rk->rmk", vectors, vectors)
+    expected = pefs.norms / 2 * np.einsum("nr,m,rmk,k->n", decomposition.coefficients, delta, pseudo, delta)
+    found = npeff.predicted_kl(model, decomposition, decomposition.coefficients, pefs.norms, direction, 0.1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(table.predicted_kl[1], expected[table.evaluated], rtol=1e-4)
+    raw = make_decomposition(model, vectors, decomposition.coefficients, normalization="none")
+    np.testing.assert_allclose(
+        npeff.predicted_kl(model, raw, raw.coefficients, pefs.norms, direction, 0.1),
+        expected / pefs.norms,
+        rtol=1e-4,
+    )
+
+
+def test_exact_coefficients_predict_the_kl():
+    """Components that reproduce the Fishers exactly, and a small step: eq. 5 is then the measured KL."""
+    model = make_model()
+    examples, _ = make_examples(6)
+    fishers = [oracle_fisher(model.params, jax.tree.map(lambda leaf, i=i: leaf[i], examples)) for i in range(6)]
+    vectors, coefficients = [], np.zeros((6, 12))
+    for i, fisher in enumerate(fishers):  # every example brings its own two eigenvectors as components
+        values, basis = np.linalg.eigh(fisher)
+        for k in (1, 2):
+            coefficients[i, len(vectors)] = values[-k] / np.linalg.norm(fisher)
+            vectors.append(basis[:, -k])
+    decomposition = make_decomposition(model, vectors, coefficients)
+    norms = np.array([np.linalg.norm(fisher) for fisher in fishers])
+    direction = npeff.component_direction(model, decomposition, 3)
+    predicted = npeff.predicted_kl(model, decomposition, coefficients, norms, direction, 1e-2)
+    measured = npeff.perturbed_kl(model, examples, [direction], [1e-2])[0, 0]
+    np.testing.assert_allclose(predicted, measured, rtol=0.03, atol=1e-9)
+
+
+def test_order_batches_and_devices_change_nothing(planted, table):
+    model, decomposition, pefs, examples, _ = planted
+    order = np.random.default_rng(5).permutation(90)
+    shuffled = make_decomposition(model, decomposition.pseudo_fishers, decomposition.coefficients[order])
+    found = npeff.selectivity(
+        model,
+        shuffled,
+        pefs.subset(order),
+        jax.tree.map(lambda leaf: leaf[order], examples),
+        fit=shuffled,
+        n_top=10,
+        n_directions=4,
+        batch_size=16,
+        mesh=npeff.make_mesh(),
+        progress=False,
+    )
+    for name in ("kl_ratio", "null_kl_ratio", "random_kl_ratio", "pef_norm_ratio", "prediction_correlation"):
+        np.testing.assert_allclose(getattr(found, name), getattr(table, name), rtol=1e-3)
+    np.testing.assert_array_equal(np.sort(order[found.top]), np.sort(table.top))
+
+
+def test_fewer_random_examples_and_components(planted):
+    model, decomposition, pefs, examples, _ = planted
+    options = {"fit": decomposition, "n_top": 5, "n_random": 20, "n_directions": 0, "progress": False}
+    found = npeff.selectivity(model, decomposition, pefs, examples, components=[2], **options)
+    assert found.components.tolist() == [2]
+    assert found.random.sum() == 20
+    assert np.isnan(found.null_kl_ratio).all()
+    assert np.isnan(found.random_kl_ratio).all()
+    again = npeff.selectivity(model, decomposition, pefs, examples, components=[2], **options)
+    np.testing.assert_array_equal(found.kl, again.kl)
+    other = npeff.selectivity(model, decomposition, pefs, examples, components=[2], seed=1, **options)
+    assert set(found.evaluated) != set(other.evaluated)
+    with pytest.raises(ValueError, match="component 0 was not perturbed"):
+        found.example_kl(0)
+
+
+def test_it_can_be_read(table):
+    assert "KL ratio" in repr(table)
+    assert "ceiling with the top examples left in 9" in repr(table)
+    lines = str(table).splitlines()
+    assert len(lines) == 1 + BLOCKS + 1
+    assert all(f"{table.kl_ratio[j]:.2f}" in lines[1 + j] for j in range(BLOCKS))
+    logs = table.log2_ratios()
+    np.testing.assert_allclose(2 ** logs["KL"], table.kl_ratio)
+
+
+def test_bad_input_is_named(planted):
+    model, decomposition, pefs, examples, _ = planted
+    options = {"fit": decomposition, "n_top": 10, "progress": False}
+    with pytest.raises(ValueError, match="n_top=90 is out of range"):
+        npeff.selectivity(model, decomposition, pefs, examples, **options | {"n_top": 90})
+    with pytest.raises(ValueError, match="90 examples, PEFs of 4 and coefficients of 90"):
+        npeff.selectivity(model, decomposition, pefs.subset(np.arange(4)), examples, **options)
+    with pytest.raises(ValueError, match="pass the model whose PEFs were decomposed"):
+        npeff.selectivity(make_model(seed=1), decomposition, pefs, examples, **options)
+    with pytest.raises(IndexError, match="component=7"):
+        npeff.selectivity(model, decomposition, pefs, examples, components=[7], **options)
+    other = make_decomposition(model, block_vectors()[:2], np.ones((90, 2)))
+    with pytest.raises(ValueError, match="the coefficients have 2 components, the decomposition 3"):
+        npeff.selectivity(model, decomposition, pefs, examples, **options | {"fit": other})
+
+
+def test_top_examples_are_stable():
+    coefficients = np.array([[1.0], [3.0], [1.0], [3.0], [0.0]])
+    assert npeff.top_examples(coefficients, component=0, k=4).tolist() == [1, 3, 0, 2]
+    with pytest.raises(ValueError, match="k=6"):
+        npeff.top_examples(coefficients, component=0, k=6)
+    with pytest.raises(ValueError, match="component=1"):
+        npeff.top_examples(coefficients, component=1, k=1)
+
+
+def test_rank_correlation_is_spearmans():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 9, 40).astype(float), rng.normal(size=40)
+    np.testing.assert_allclose(rank_correlation(first, second), scipy_stats.spearmanr(first, second).statistic)
+    assert np.isnan(rank_correlation(np.ones(4), np.arange(4.0)))

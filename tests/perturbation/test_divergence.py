@@ -1,0 +1,106 @@
+"""Divergences of perturbed models against float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import npeff_jax as npeff
+from tests.planted_model import make_examples, make_model, oracle_fisher, oracle_kl
+
+pytestmark = pytest.mark.fast
+
+SCALES = (0.3, -0.3, 1.0)
+
+
+def directions(model, count=2, seed=3):
+    keys = jax.random.split(jax.random.key(seed), count)
+    vectors = [jax.random.normal(key, (model.space.size,)) for key in keys]
+    return [model.space.unravel(vector / jnp.linalg.norm(vector)) for vector in vectors]
+
+
+@pytest.fixture(scope="module")
+def setting():
+    model = make_model()
+    examples, _ = make_examples(29, leak=0.2)
+    return model, examples, directions(model)
+
+
+def test_kl_is_the_oracles(setting):
+    model, examples, along = setting
+    before = jax.tree.map(np.array, model.params)
+    found = npeff.perturbed_kl(model, examples, along, SCALES)
+    assert found.shape == (2, 3, 29)
+    for i, direction in enumerate(along):
+        for j, scale in enumerate(SCALES):
+            delta = jax.tree.map(lambda leaf, scale=scale: scale * leaf, direction)
+            expected = oracle_kl(model.params, delta, examples)
+            np.testing.assert_allclose(found[i, j], expected, rtol=2e-4, atol=1e-9)
+    jax.tree.map(np.testing.assert_array_equal, model.params, before)
+
+
+def test_small_perturbations_follow_equation_2(setting):
+    model, examples, along = setting
+    scale = 1e-3
+    found = npeff.perturbed_kl(model, examples, along[:1], [scale])[0, 0]
+    vector = scale * np.asarray(model.space.ravel(along[0]), np.float64)
+    for i in range(29):
+        fisher = oracle_fisher(model.params, jax.tree.map(lambda leaf, i=i: leaf[i], examples))
+        np.testing.assert_allclose(found[i], vector @ fisher @ vector / 2, rtol=5e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256])
+@pytest.mark.parametrize("devices", [1, 4, 8])
+def test_batches_and_devices_change_nothing(setting, batch_size, devices):
+    model, examples, along = setting
+    assert len(jax.devices()) >= 8 or devices == 1
+    mesh = npeff.make_mesh(jax.devices()[:devices])
+    found = npeff.perturbed_kl(model, examples, along, SCALES, batch_size=batch_size, mesh=mesh)
+    expected = npeff.perturbed_kl(model, examples, along, SCALES)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_a_mesh_that_leaves_an_axis_to_the_model(setting):
+    model, examples, along = setting
+    found = npeff.perturbed_kl(model, examples, along, SCALES, mesh=npeff.make_mesh(model=2))
+    np.testing.assert_allclose(found, npeff.perturbed_kl(model, examples, along, SCALES), rtol=1e-4, atol=1e-8)
+
+
+def test_parameters_outside_the_mask_stay(setting):
+    model, examples, _ = setting
+    masked = npeff.Model(model.logits_fn, model.params, mask="block1")
+    everything = masked.space.unravel(jnp.ones(masked.space.size))
+    moved = npeff.perturbed_kl(masked, examples, [everything])[0, 0]
+    delta = jax.tree.map(np.zeros_like, model.params) | {"block1": np.ones((4, 3))}
+    np.testing.assert_allclose(moved, oracle_kl(model.params, delta, examples), rtol=2e-4, atol=1e-7)
+
+
+def test_low_precision_parameters_still_move():
+    """In bfloat16 a step of a thousandth would be rounded away at 1.0."""
+    model = npeff.Model(lambda p, x: x @ p["w"], {"w": jnp.ones((2, 2), jnp.bfloat16)})
+    step = model.space.unravel(jnp.array([1.0, -1.0, 0.5, 0.0]))
+    found = npeff.perturbed_kl(model, np.ones((3, 2), np.float32), [step], [1e-3])
+    np.testing.assert_allclose(found, (2.5e-3) ** 2 / 8, rtol=1e-2)
+
+
+def test_what_is_not_finite_is_named(setting):
+    model, examples, along = setting
+    broken = npeff.Model(lambda p, x: jnp.where(x["x"][0] > 1e3, jnp.nan, 1.0) * model.logits_fn(p, x), model.params)
+    examples = jax.tree.map(np.copy, examples)
+    examples["x"][17, 0] = 1e4
+    with pytest.raises(ValueError, match="KL divergence of example 17 under perturbation 0 at scale"):
+        npeff.perturbed_kl(broken, examples, along, SCALES)
+
+
+def test_a_source_is_read_by_slices(setting):
+    model, examples, along = setting
+
+    class Source:
+        def __len__(self):
+            return 29
+
+        def __getitem__(self, rows):
+            return jax.tree.map(lambda leaf: leaf[rows], examples)
+
+    found = npeff.perturbed_kl(model, Source(), along, SCALES, batch_size=8)
+    np.testing.assert_allclose(found, npeff.perturbed_kl(model, examples, along, SCALES), rtol=1e-4, atol=1e-8)
