@@ -1,6 +1,9 @@
 """`Decomposition`: what a factorization found, and everything needed to use it without the PEFs it was found in."""
 
 import dataclasses
+import json
+import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -75,3 +78,71 @@ class Decomposition:
         vector = np.zeros(self.schema.layout.size, np.float32)
         vector[self.parameter_indices] = self.pseudo_fishers[component]
         return vector
+
+    @property
+    def dead(self) -> list[int]:
+        """Components that explain nothing: below rounding of the fit."""
+        return list(self.settings.get("dead", []))
+
+    @property
+    def duplicates(self) -> list[tuple[int, int]]:
+        """Pairs of components whose pseudo-Fishers are nearly the same vector."""
+        return [(i, j) for i, j in self.settings.get("duplicates", [])]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write everything to the directory ``path``.
+
+        Raises:
+            FileExistsError: there is something at ``path``.
+        """
+        target = pathlib.Path(path)
+        if target.exists():
+            raise FileExistsError(f"{target} exists; choose another path or remove it first")
+        partial = target.with_name(target.name + ".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        arrays = {name: getattr(self, name) for name in ("coefficients", "pseudo_fishers", "parameter_indices")}
+        arrays |= {f"history_{f.name}": getattr(self.history, f.name) for f in dataclasses.fields(History)}
+        for name, array in arrays.items():
+            np.save(partial / f"{name}.npy", array[:])
+        manifest = {
+            "version": SCHEMA_VERSION,
+            "schema": self.schema.to_json(),
+            "stopped": self.stopped,
+            "settings": self.settings,
+            "n_frozen": self.n_frozen,
+        }
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        partial.rename(target)
+
+
+SCHEMA_VERSION = 1
+
+
+def load_decomposition(path: str | os.PathLike) -> Decomposition:
+    """What `Decomposition.save` wrote. The pseudo-Fishers stay on disk and are read by row.
+
+    Raises:
+        ValueError: there is no decomposition at ``path``, or one of another version.
+    """
+    source = pathlib.Path(path)
+    if not (source / "manifest.json").exists():
+        raise ValueError(f"{source} holds no decomposition: manifest.json is missing; pass what save() was given")
+    manifest = json.loads((source / "manifest.json").read_text())
+    if manifest["version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{source} has version {manifest['version']}, this code reads {SCHEMA_VERSION}; decompose again"
+        )
+
+    def read(name: str) -> np.ndarray:
+        return np.load(source / f"{name}.npy", mmap_mode="r" if name == "pseudo_fishers" else None)
+
+    return Decomposition(
+        schema=Schema.from_json(manifest["schema"]),
+        coefficients=read("coefficients"),
+        pseudo_fishers=read("pseudo_fishers"),
+        parameter_indices=read("parameter_indices"),
+        history=History(*(read(f"history_{f.name}") for f in dataclasses.fields(History))),
+        stopped=manifest["stopped"],
+        settings=manifest["settings"],
+        n_frozen=manifest["n_frozen"],
+    )

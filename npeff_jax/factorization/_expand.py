@@ -1,0 +1,88 @@
+"""Components set expansion (section 2.2): new components beside frozen ones, for examples of particular interest."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from npeff_jax._progress import Progress
+from npeff_jax._sharding import factorization_mesh
+from npeff_jax.factorization._decompose import algorithm_of, check_solver, default_solver, describe, solve
+from npeff_jax.factorization._decomposition import Decomposition
+from npeff_jax.factorization._fit import check_same_origin, fit_coefficients
+from npeff_jax.factorization._loop import Callback, Problem
+from npeff_jax.factorization._settings import Solver, Stopping
+from npeff_jax.factorization._stack import stack
+from npeff_jax.factorization._start import start_vectors
+from npeff_jax.factorization.rows import DenseRows
+from npeff_jax.pefs import Kind, Pefs
+
+
+def expand(
+    decomposition: Decomposition,
+    pefs: Pefs,
+    n_new: int,
+    *,
+    seed: int = 0,
+    solver: Solver | None = None,
+    stopping: Stopping | None = None,
+    mesh: Mesh | None = None,
+    callback: Callback | None = None,
+    progress: Progress = True,
+) -> Decomposition:
+    """Learn ``n_new`` components for ``pefs`` beside those of a decomposition, which stay as they are to the bit.
+
+    Args:
+        decomposition: the frozen components.
+        pefs: the examples of interest, of the same model and kind.
+        n_new: components to learn.
+        seed: of the new components' start. W starts from a fit of the frozen ones.
+        solver: as for `decompose`.
+        stopping: as for `decompose`.
+        mesh: as for `decompose`.
+        callback: as for `decompose`.
+        progress: as for `decompose`.
+
+    Returns:
+        The frozen components first, in their order, then the new ones by contribution, with coefficients for ``pefs``.
+
+    Raises:
+        ValueError: PEFs of another model or kind, no examples, or more new components than rows.
+    """
+    check_same_origin(decomposition, pefs)
+    solver = default_solver(decomposition.kind) if solver is None else solver
+    check_solver(solver, decomposition.kind)
+    own = stack(pefs)
+    columns = np.union1d(decomposition.parameter_indices, own.parameter_indices)
+    stacked = stack(pefs, parameter_indices=columns)
+    if not 1 <= n_new <= stacked.A.shape[0]:
+        raise ValueError(
+            f"n_new={n_new} is not from 1 to the {stacked.A.shape[0]} rows of these PEFs ({stacked.n_examples} "
+            "examples); choose fewer components or more examples"
+        )
+    n_frozen = decomposition.n_components
+    frozen = np.zeros((n_frozen, len(columns)), np.float32)
+    frozen[:, np.searchsorted(columns, decomposition.parameter_indices)] = decomposition.pseudo_fishers[:]
+    rows = DenseRows.of(stacked.A, factorization_mesh(mesh))
+    new = start_vectors(rows, n_new, seed, nonnegative=decomposition.kind is Kind.DIAGONAL)
+    G = jnp.concatenate([rows.coordinates(frozen), new])
+    fitted = fit_coefficients(decomposition, pefs).coefficients
+    W = jnp.asarray(np.pad(fitted, ((0, 0), (0, n_new))))
+    settings = {"n_components": n_frozen + n_new, "n_frozen": n_frozen, "seed": seed, "solver": describe(solver)}
+    problem = Problem(rows, jnp.asarray(stacked.owner), stacked.squared_norm, n_frozen)
+    found = solve(
+        pefs.schema,
+        algorithm_of(solver),
+        problem,
+        W,
+        G,
+        stopping or Stopping(),
+        columns,
+        settings,
+        callback=callback,
+        progress=progress,
+    )
+    # Through the solver and back the frozen vectors are the same numbers; here they are the same by construction.
+    vectors = np.concatenate([frozen, np.asarray(found.pseudo_fishers)[n_frozen:]])
+    return dataclasses.replace(found, pseudo_fishers=vectors)

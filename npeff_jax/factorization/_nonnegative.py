@@ -1,0 +1,101 @@
+"""Non-negative least squares, many at once, that share one r×r Gram matrix P: min_v≥0 v P vᵀ − 2 v·b a row.
+
+HALS is coordinate descent: one column after the other, each exact given the rest. W of both flavours, H of D-NPEFF and
+coefficient fitting are all this problem.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from npeff_jax._sharding import round_up
+from npeff_jax._types import ComponentGram
+
+Rows = Float[Array, "rows r"]
+
+BLOCK = 16
+"""Columns that are updated between two matrix products. The updates are those of plain HALS; what is left of each
+product for the next columns is done for a block at once, at the speed of a matrix product instead of a stream of
+matrix-vector products."""
+
+
+def hals_sweep(V: Rows, b: Rows, P: ComponentGram) -> Rows:
+    """One pass of exact coordinate updates over the columns of V, in order.
+
+    A column whose Gram entry is zero has no say in the loss; it becomes zero.
+    """
+    rows, r = V.shape
+    size = round_up(r, BLOCK) if r > BLOCK else r
+    width = min(BLOCK, size)
+    pad = size - r
+    Vt = jnp.pad(V.T, ((0, pad), (0, 0)))  # components first: an update then touches contiguous memory
+    bt = jnp.pad(b.T, ((0, pad), (0, 0))).reshape(-1, width, rows)
+    P = jnp.pad(P, ((0, pad), (0, pad)))
+
+    def update_block(k: jax.Array, Vt: jax.Array) -> jax.Array:
+        start = k * width
+        P_block = jax.lax.dynamic_slice_in_dim(P, start, width)
+        own = jax.lax.dynamic_slice_in_dim(P_block, start, width, axis=1)
+        old = jax.lax.dynamic_slice_in_dim(Vt, start, width)
+        rest = bt[k] - P_block @ Vt + own @ old  # b minus what the other blocks explain
+        new = old
+
+        def update(j: jax.Array, new: jax.Array) -> jax.Array:
+            diagonal = own[j, j]
+            # zero P_jj means a zero component; dividing by 1 instead keeps the others finite
+            step = (rest[j] - own[j] @ new + diagonal * new[j]) / jnp.where(diagonal > 0, diagonal, 1.0)
+            return new.at[j].set(jnp.where(diagonal > 0, jnp.maximum(step, 0.0), 0.0))
+
+        new = jax.lax.fori_loop(0, width, update, new)
+        return jax.lax.dynamic_update_slice_in_dim(Vt, new, start, 0)
+
+    Vt = jax.lax.fori_loop(0, size // width, update_block, Vt)
+    return Vt[:r].T
+
+
+def multiplicative(V: Rows, b: Rows, P: ComponentGram, epsilon: float) -> Rows:
+    """V ∘ b / (V P): the update of Lee & Seung. A denominator of zero is replaced by ``epsilon``."""
+    denominator = V @ P
+    return V * (b / jnp.where(denominator == 0, epsilon, denominator))
+
+
+def kkt_residual(V: Rows, b: Rows, P: ComponentGram) -> Float[Array, "rows"]:
+    """How far each row is from optimal: the largest move that one exact coordinate update would make.
+
+    max_j |v_j − max(0, v_j − (v P − b)_j / P_jj)| over max_j |b_j / P_jj|, the size of the answer to one component
+    alone; 0 at the solution, without unit.
+    """
+    diagonal = jnp.diagonal(P)
+    safe = jnp.where(diagonal > 0, diagonal, 1.0)
+    move = jnp.where(diagonal > 0, V - jnp.maximum(V - (V @ P - b) / safe, 0.0), V)
+    scale = jnp.max(jnp.abs(b) / safe, axis=1)
+    return jnp.max(jnp.abs(move), axis=1) / jnp.where(scale > 0, scale, 1.0)
+
+
+@functools.partial(jax.jit, static_argnames=("max_sweeps",))
+def solve_nonnegative(
+    V: Rows, b: Rows, P: ComponentGram, tolerance: Float[Array, ""] | float, max_sweeps: int
+) -> tuple[Rows, Float[Array, "rows"]]:
+    """HALS sweeps until every row's `kkt_residual` is at most ``tolerance``, or ``max_sweeps``.
+
+    Returns:
+        The solution and its residuals.
+    """
+
+    def unfinished(carry: tuple) -> jax.Array:
+        sweep, _, residual = carry
+        return (sweep < max_sweeps) & jnp.any(residual > tolerance)
+
+    def sweep(carry: tuple) -> tuple:
+        count, V, _ = carry
+        V = jax.lax.fori_loop(0, SWEEPS_BETWEEN_CHECKS, lambda _, V: hals_sweep(V, b, P), V)
+        return count + SWEEPS_BETWEEN_CHECKS, V, kkt_residual(V, b, P)
+
+    _, V, residual = jax.lax.while_loop(unfinished, sweep, (0, V, kkt_residual(V, b, P)))
+    return V, residual
+
+
+SWEEPS_BETWEEN_CHECKS = 4
+"""A check costs about as much as a sweep."""

@@ -1,0 +1,80 @@
+"""The objective of eq. 4, all from inner products, and what it becomes along a line.
+
+    loss(W, G) = ‖F‖² − 2 Σ_ij W_ij Σ_{rows a of i} (a·g_j)² + Σ_jk (WᵀW)_jk (g_j·g_k)²
+
+No m×m matrix is ever formed: A Gᵀ (N, r) and G Gᵀ (r, r) say everything.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jaxtyping import Array, Float, Int
+
+from npeff_jax._types import Coefficients, ComponentGram, RowProducts
+
+
+def sum_over_rows(x: Float[Array, "N r"], owner: Int[Array, "N"], n: int) -> Float[Array, "n r"]:
+    """Σ over the rows of each example."""
+    if x.shape[0] == n:
+        return x
+    return jax.ops.segment_sum(x, owner, n, indices_are_sorted=True)
+
+
+def loss_terms(W: Coefficients, numerator: Float[Array, "n r"], quadratic: ComponentGram) -> Float[Array, "2 r"]:
+    """The cross and the quadratic term by component; their difference is taken in float64 on the host.
+
+    Args:
+        W: coefficients.
+        numerator: Σ_rows (a·g_j)² for LRM-NPEFF, X Hᵀ for D-NPEFF.
+        quadratic: (g_j·g_k)², or h_j·h_k.
+    """
+    return jnp.stack([jnp.sum(W * numerator, axis=0), jnp.sum((W.T @ W) * quadratic, axis=1)])
+
+
+def relative_loss(terms: np.ndarray, squared_norm: float) -> np.ndarray:
+    """‖F − Σ W H‖² / ‖F‖² from `loss_terms`, in float64: near a good fit the three terms cancel."""
+    terms = np.asarray(terms, np.float64)
+    return (squared_norm - 2 * terms[..., 0, :].sum(-1) + terms[..., 1, :].sum(-1)) / squared_norm
+
+
+def line_coefficients(
+    WW: ComponentGram,
+    AD: RowProducts,
+    GG: ComponentGram,
+    GD: ComponentGram,
+    DD: ComponentGram,
+    owner_W: RowProducts,
+    slope: Float[Array, ""],
+) -> Float[Array, "4"]:
+    """The loss along G + t D as c₀ t + c₁ t² + c₂ t³ + c₃ t⁴, without its constant.
+
+    With S = G Dᵀ + D Gᵀ, G Gᵀ becomes G Gᵀ + t S + t² D Dᵀ and A Gᵀ becomes A Gᵀ + t A Dᵀ.
+
+    Args:
+        WW: WᵀW.
+        AD: A Dᵀ.
+        GG: G Gᵀ.
+        GD: G Dᵀ.
+        DD: D Dᵀ.
+        owner_W: W repeated over each example's rows.
+        slope: c₀, ⟨∇_G loss, D⟩, computed from the gradient itself: as a difference of the sums here it would lose its
+            digits near a minimum.
+    """
+    S = GD + GD.T
+    c1 = jnp.sum(WW * (S * S + 2 * GG * DD)) - 2 * jnp.sum(owner_W * AD * AD)
+    c2 = 2 * jnp.sum(WW * S * DD)
+    c3 = jnp.sum(WW * DD * DD)
+    return jnp.stack([slope, c1, c2, c3])
+
+
+def squared_norms(A: scipy.sparse.csr_array, n_rows: np.ndarray) -> Float[np.ndarray, "n"]:
+    """‖F_i‖² = ‖A_i A_iᵀ‖² of every example, over its own c×c Gram matrix, in float64."""
+    first = np.concatenate([[0], np.cumsum(n_rows)])
+    owner = np.repeat(np.arange(len(n_rows)), n_rows)
+    total = np.zeros(len(n_rows))
+    for lag in range(int(n_rows.max(initial=0))):  # all pairs of rows that stand `lag` apart, for every example at once
+        left = np.flatnonzero(np.arange(len(owner)) + lag < first[owner + 1])
+        dots = np.asarray(A[left].multiply(A[left + lag]).sum(axis=1, dtype=np.float64)).reshape(-1)
+        np.add.at(total, owner[left], (1 if lag == 0 else 2) * dots**2)
+    return total

@@ -1,0 +1,83 @@
+"""Dense rows: A as one array. The oracle of the other row spaces, and the fastest where it fits."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from npeff_jax._sharding import SHARDS, round_up, sharded
+from npeff_jax._types import RowProducts
+from npeff_jax.factorization._settings import Products
+from npeff_jax.factorization.rows._protocol import Inner, Vectors
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["A"], meta_fields=["mesh", "width"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class DenseRows:
+    """A (N, m'), its columns sharded over the mesh and padded to a multiple of it.
+
+    Attributes:
+        A: the rows.
+        mesh: one axis, `SHARDS`.
+        width: m', without the padding.
+    """
+
+    A: jax.Array
+    mesh: Mesh
+    width: int
+
+    @classmethod
+    def of(cls, A: scipy.sparse.csr_array, mesh: Mesh, products: Products = Products.FLOAT32) -> "DenseRows":
+        N, width = A.shape
+        dense = np.zeros((N, round_up(width, mesh.size)), np.float32)
+        dense[:, :width] = A.toarray()
+        return cls(jax.device_put(jnp.asarray(dense, products.value), sharded(mesh, None, SHARDS)), mesh, width)
+
+    @property
+    def n_rows(self) -> int:
+        return self.A.shape[0]
+
+    def inner(self, G: Vectors, D: Vectors) -> Inner:
+        @functools.partial(
+            jax.shard_map,
+            mesh=self.mesh,
+            in_specs=(P(None, SHARDS), P(None, SHARDS), P(None, SHARDS)),
+            out_specs=P(),
+            check_vma=False,
+        )
+        def on_shard(A: jax.Array, G: jax.Array, D: jax.Array) -> tuple:
+            AD = _matmul(A, D.astype(A.dtype).T)
+            return jax.lax.psum((AD, _matmul(G, D.T), _matmul(D, D.T)), SHARDS)
+
+        return on_shard(self.A, G, D)
+
+    def pull(self, M: RowProducts) -> Vectors:
+        @functools.partial(
+            jax.shard_map,
+            mesh=self.mesh,
+            in_specs=(P(None, SHARDS), P()),
+            out_specs=P(None, SHARDS),
+            check_vma=False,
+        )
+        def on_shard(A: jax.Array, M: jax.Array) -> jax.Array:
+            return _matmul(M.T.astype(A.dtype), A)
+
+        return on_shard(self.A, M)
+
+    def expand(self, vectors: Vectors) -> np.ndarray:
+        return np.asarray(vectors)[:, : self.width]
+
+    def coordinates(self, vectors: np.ndarray) -> Vectors:
+        padded = np.zeros((vectors.shape[0], self.A.shape[1]), np.float32)
+        padded[:, : self.width] = vectors
+        return jax.device_put(padded, sharded(self.mesh, None, SHARDS))
+
+
+def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Full precision for what it is given, sums in float32 (an accelerator's default would round float32 inputs)."""
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
