@@ -40,5 +40,6 @@ from npeff_jax.pefs import Sampled as Sampled
 from npeff_jax.perturbation import component_direction as component_direction
 from npeff_jax.perturbation import perturb as perturb
 from npeff_jax.perturbation import perturbed_kl as perturbed_kl
+from npeff_jax.report import write_report as write_report
 
 __version__ = "0.1.0"

@@ -1,0 +1,138 @@
+"""What a person looks at for an example: its image, or its text in segments."""
+
+import base64
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from npeff_jax.report._data import Sheet
+
+_SIDE = 96
+"""Longest side of a thumbnail, in pixels: enough to tell what a photograph shows, 2 to 4 kB as a JPEG."""
+
+_TOTAL_BYTES = 10_000_000
+"""All images of a report together, 13 MB once encoded as text: with 512 components beside them still under 20 MB."""
+
+_SHEET_IMAGES = 1024
+"""Images on one sheet: a browser decodes a sheet whole, and 1,024 thumbnails are 36 MB of memory."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+    """Images to show.
+
+    Attributes:
+        pixels: (n, height, width), or with 1, 3 or 4 channels last. Integers are 0 to 255; floating point is scaled
+            from ``low`` to ``high``.
+        low: the value shown as black; the smallest there is by default (0 if all lie in [0, 1]).
+        high: the value shown as white; the largest there is by default (1 if all lie in [0, 1]).
+    """
+
+    pixels: np.ndarray
+    low: float | None = None
+    high: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def to_bytes(self, rows: Sequence[int]) -> np.ndarray:
+        """The images at ``rows`` as unsigned bytes, (rows, height, width, 1 or 3)."""
+        chosen = np.asarray(self.pixels[np.asarray(rows, int)])
+        chosen = chosen[..., None] if chosen.ndim == 3 else chosen
+        if not np.issubdtype(chosen.dtype, np.integer) and chosen.dtype != bool:
+            inside = chosen.size == 0 or (np.nanmin(chosen) >= 0 and np.nanmax(chosen) <= 1)
+            low = self.low if self.low is not None else (0.0 if inside else float(np.nanmin(chosen)))
+            high = self.high if self.high is not None else (1.0 if inside else float(np.nanmax(chosen)))
+            chosen = np.nan_to_num((chosen - low) / ((high - low) or 1.0)) * 255
+        elif chosen.dtype == bool:
+            chosen = chosen * 255
+        return np.clip(np.round(chosen), 0, 255).astype(np.uint8)[..., :3]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Texts:
+    """Texts to show, each in one or more segments (premise and hypothesis, question and answer).
+
+    Attributes:
+        segments: for each example the text of each of its segments.
+        names: of the segments, if worth showing.
+    """
+
+    segments: Sequence[Sequence[str]]
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+
+Display = Images | Texts
+
+
+def as_display(display: Any) -> Display | None:
+    """``display`` as `Images` or `Texts`: an array of images, strings, pairs of strings, or None.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if display is None or isinstance(display, Images | Texts):
+        return display
+    if hasattr(display, "shape") and np.issubdtype(np.asarray(display[:1]).dtype, np.number):
+        shape = display.shape
+        if len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3, 4)):
+            return Images(display)
+        raise ValueError(
+            f"display has shape {shape}; expected images (n, height, width) or (n, height, width, 1, 3 or 4). Inputs "
+            "that are not images want a text for each example: display=[...]"
+        )
+    items = list(display)
+    if all(isinstance(item, str) for item in items):
+        return Texts([(str(item),) for item in items])
+    if all(not isinstance(item, str) and all(isinstance(part, str) for part in item) for item in items):
+        return Texts([tuple(str(part) for part in item) for item in items])
+    raise ValueError(
+        f"display holds {type(items[0]).__name__}; expected an array of images, a string for each example, or several "
+        "(its segments)"
+    )
+
+
+def sheets_of(images: Images, rows: Sequence[int], max_bytes: int = _TOTAL_BYTES) -> tuple[Sheet, ...]:
+    """Sheets of the images at ``rows``, in their order, shrunk until all have no more than ``max_bytes`` together."""
+    side = _SIDE
+    while True:
+        made = [_sheet(images, rows[a : a + _SHEET_IMAGES], side) for a in range(0, len(rows), _SHEET_IMAGES)]
+        size = sum(len(encoded) for _, encoded in made)
+        if size <= max_bytes or side <= 16:
+            return tuple(sheet for sheet, _ in made)
+        side = max(16, int(side * max(0.5, 0.95 * math.sqrt(max_bytes / size))))
+
+
+def _sheet(images: Images, rows: Sequence[int], side: int) -> tuple[Sheet, bytes]:
+    from PIL import Image
+
+    pixels = images.to_bytes(rows)
+    count, height, width = pixels.shape[:3]
+    scale = min(1.0, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    columns = max(1, math.ceil(math.sqrt(count * size[1] / size[0])))
+    sheet = Image.new("RGB", (columns * size[0], math.ceil(count / columns) * size[1]))
+    for place, image in enumerate(pixels):
+        thumbnail = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
+        thumbnail = thumbnail.resize(size, Image.Resampling.LANCZOS) if size != (width, height) else thumbnail
+        sheet.paste(thumbnail, (place % columns * size[0], place // columns * size[1]))
+    kind, encoded = _encode(sheet if pixels.shape[-1] == 3 else sheet.convert("L"))
+    url = f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
+    return Sheet(url, columns, size[0], size[1], count), encoded
+
+
+def _encode(sheet: Any) -> tuple[str, bytes]:
+    """PNG for drawings and small images, which it keeps exactly; JPEG where that is a quarter of the size."""
+    exact, lossy = io.BytesIO(), io.BytesIO()
+    sheet.save(exact, "PNG", optimize=True)
+    if exact.tell() < 300_000:
+        return "png", exact.getvalue()
+    sheet.save(lossy, "JPEG", quality=82)
+    return ("jpeg", lossy.getvalue()) if lossy.tell() * 4 < exact.tell() else ("png", exact.getvalue())

@@ -1,0 +1,65 @@
+"""Which examples a component is shown by."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int
+
+NEAR_MISS = 0.1
+"""A near miss has at most this fraction of the coefficient that the shown top examples have on average."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """How many examples a card shows, and how the random ones are drawn.
+
+    Attributes:
+        top: with the largest coefficients.
+        random: drawn from all examples, the background that the top ones stand out from.
+        near_misses: predicted like the top ones, yet with hardly any coefficient.
+        mix: top examples that the mixes of predictions and labels are over.
+        seed: of the draw.
+    """
+
+    top: int = 16
+    random: int = 8
+    near_misses: int = 8
+    mix: int = 128
+    seed: int = 0
+
+
+def top_of(column: Float[np.ndarray, "n"], k: int) -> Int[np.ndarray, "k"]:
+    """The k examples with the largest coefficients, largest first, ties by position; zero coefficients never count."""
+    order = np.argsort(-column, kind="stable")[:k]
+    return order[column[order] > 0]
+
+
+def random_of(n: int, k: int, seed: int, component: int) -> Int[np.ndarray, "k"]:
+    """K of n examples, another draw for each component, out of a pool of 64 that all components share.
+
+    The pool keeps a report of many components small: its images and texts are stored once.
+    """
+    pool = np.random.default_rng(seed).permutation(n)[:64]
+    return np.random.default_rng([seed, component]).permutation(pool)[:k]
+
+
+def near_misses_of(
+    column: Float[np.ndarray, "n"], probabilities: Float[np.ndarray, "n C"], top: Int[np.ndarray, "t"], k: int
+) -> Int[np.ndarray, "k"]:
+    """K examples whose predictions are closest to the top examples' mean prediction, yet whose coefficients are small.
+
+    Closest in Hellinger distance, which is bounded and counts small probabilities too. What such examples lack is what
+    the component adds to a prediction.
+    """
+    if not len(top):
+        return np.empty(0, int)
+    quiet = np.flatnonzero(column <= NEAR_MISS * column[top].mean())
+    likeness = np.sqrt(probabilities[quiet]) @ np.sqrt(probabilities[top].mean(0))
+    return quiet[np.argsort(-likeness, kind="stable")[:k]]
+
+
+def mix_of(classes: Int[np.ndarray, "t"]) -> tuple[tuple[int, float], ...]:
+    """(class, fraction), largest first, of the classes that occur."""
+    found, counts = np.unique(classes, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return tuple((int(found[i]), float(counts[i] / counts.sum())) for i in order)

@@ -1,0 +1,113 @@
+"""Where a parameter lives: its layer and its kind, read from its name.
+
+Names differ by framework, words in them hardly: a path that says ``layer_3/attention/query`` is attention of layer 3
+whoever wrote it. What cannot be told is called by its outermost module and is of kind "other", never guessed.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from npeff_jax._parameters import ParameterLayout
+
+# In this order, the first that matches: a layer norm inside an attention block is a norm, and an attention's output
+# dense layer is attention.
+_KINDS = (
+    ("embedding", r"embed|embedding|embeddings|wte|wpe|patch|cls|pos|token"),
+    ("norm", r"norm|layernorm|batchnorm|groupnorm|rmsnorm|ln|ln\d+|bn|bn\d+|normalization"),
+    ("attention", r"attn|attention|self|query|key|value|qkv|q|k|v|[qkvo]proj|[qkvo]lin|multihead\w*"),
+    ("feed-forward", r"mlp|ffn|ff|feedforward|intermediate|fc|fc\d+|[wc]?fc|ffwd|lin\d"),
+    ("head", r"head|heads|classifier|logits|score|unembed|preclassifier|pooler|lmhead"),
+    ("convolution", r"conv|conv\d+|convolution|downsample|shortcut|stem"),
+    ("dense", r"dense|linear|output|proj|projection"),
+)
+_BLOCK = re.compile(r"(?:layers?|blocks?|h|stages?|encoderblock|resblock|resnetblock)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """The rows and columns of the table "where it lives", and the cell of every parameter.
+
+    Attributes:
+        layers: names of its rows, in the order of the computation as far as names tell it.
+        kinds: names of its columns.
+        cells: for each parameter of the layout, (row, column).
+        sizes: (layers, kinds), explained parameters in each cell.
+    """
+
+    layers: tuple[str, ...]
+    kinds: tuple[str, ...]
+    cells: tuple[tuple[int, int], ...]
+    sizes: Float[np.ndarray, "layers kinds"]
+
+    def table(self, per_parameter: Sequence[float]) -> Float[np.ndarray, "layers kinds"]:
+        """Sums of one number a parameter array, by layer and kind."""
+        summed = np.zeros((len(self.layers), len(self.kinds)))
+        np.add.at(summed, tuple(np.array(self.cells).T), np.asarray(per_parameter, float))
+        return summed
+
+
+def places_of(layout: ParameterLayout) -> Places:
+    """The layers and kinds that the parameters of ``layout`` fall into."""
+    found = [(layer_of(p.name), kind_of(p.name)) for p in layout.parameters]
+    layers = sorted({layer for layer, _ in found}, key=_depth)
+    present = {kind for _, kind in found}
+    kinds = [kind for kind, _ in _KINDS if kind in present] + (["other"] if "other" in present else [])
+    cells = tuple((layers.index(layer), kinds.index(kind)) for layer, kind in found)
+    places = Places(tuple(layers), tuple(kinds), cells, np.zeros((len(layers), len(kinds))))
+    return dataclasses.replace(places, sizes=places.table([p.size for p in layout.parameters]))
+
+
+def kind_of(name: str) -> str:
+    """The kind of a parameter: attention, feed-forward, embedding, norm, head, convolution, dense or other."""
+    modules = name.split("/")[:-1] or [name]  # the leaf's own name (kernel, w, q) says nothing of the module's kind
+    for part in reversed([*modules]):
+        words = _words(part)
+        for kind, pattern in _KINDS:
+            if kind == "dense":
+                continue
+            if any(re.fullmatch(pattern, word) for word in words):
+                return kind
+    return "dense" if any(re.fullmatch(_KINDS[-1][1], word) for word in _words("/".join(modules))) else "other"
+
+
+def layer_of(name: str) -> str:
+    """The layer of a parameter: ``layer 3`` where its path counts layers, else the module it stands in."""
+    parts = name.split("/")
+    counted: list[str] = []
+    for place, part in enumerate(parts[:-1]):
+        joined = re.fullmatch(r"([A-Za-z]+?(?:_?[A-Za-z]+)*)[_.]?(\d+)", part)
+        previous = parts[place - 1].lower() if place else ""
+        if part.isdigit() and place and _BLOCK.search(previous.replace("_", "")):
+            counted.append(f"{_singular(previous)} {part}")
+        elif part.isdigit() and place and re.fullmatch(r"[a-z_]+\d+", previous) and counted:
+            counted.append(f"block {part}")  # stages of a ResNet: layer1/0
+        elif joined and _BLOCK.search(joined[1].lower().replace("_", "")):
+            counted.append(f"{_singular(joined[1].lower().split('_')[-1])} {joined[2]}")
+    if counted:
+        return ", ".join(counted[:2])
+    named = [part for part in parts[:-1] if part.lower() not in ("params", "bert", "model", "transformer", "encoder")]
+    return named[0] if named else parts[0]
+
+
+def _singular(word: str) -> str:
+    return {"h": "layer"}.get(word, word.rstrip("s"))
+
+
+def _words(part: str) -> list[str]:
+    """``LayerNorm_0`` and ``layer_norm`` as lower-case words, alone and joined."""
+    pieces = [word for word in re.split(r"[/_.\-]+|\s", part) if word]
+    camel = [word for piece in pieces for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+\d*|\d+", piece)]
+    return [word.lower() for word in [*camel, *pieces, "".join(pieces)]]
+
+
+def _depth(layer: str) -> tuple:
+    """A sort key: embeddings and stems first, heads last, numbers as numbers."""
+    kind = kind_of(layer + "/w")
+    outside = {"embedding": 0, "head": 3}.get(kind, 1 if re.search(r"\d", layer) else 2)
+    if layer.lower().startswith(("stem", "conv1", "conv_init")):
+        outside = 0
+    return outside, [int(word) if word.isdigit() else 0 for word in re.findall(r"\d+", layer)], layer

@@ -1,0 +1,145 @@
+"""`write_report`: results to one HTML file that a colleague can open."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npeff_jax.factorization import Decomposition
+from npeff_jax.models import Model
+from npeff_jax.pefs import Pefs
+from npeff_jax.report._collect import Extras, collect
+from npeff_jax.report._data import ReportData, Trace
+from npeff_jax.report._display import as_display
+from npeff_jax.report._examples import Shown
+from npeff_jax.report._html import render
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    decomposition: Decomposition,
+    heldout: Pefs | None = None,
+    fit: Any = None,
+    selectivity: Any = None,
+    display: Any = None,
+    *,
+    model: Model | None = None,
+    title: str | None = None,
+    class_names: Sequence[str] | None = None,
+    stability: Any = None,
+    notes: Sequence[str] | None = None,
+    traces: Sequence[Sequence[Trace]] | None = None,
+    shown: Shown | None = None,
+) -> Path:
+    """Write a self-contained HTML report of a decomposition. It opens from disk and fetches nothing.
+
+    Args:
+        path: the file to write, ``report.html``; replaced if it is there.
+        decomposition: what to show.
+        heldout: PEFs of the examples to show it by. Without ``fit``, those that were decomposed.
+        fit: coefficients of ``heldout``, from `fit_coefficients`.
+        selectivity: from `selectivity`, over the same components.
+        display: what to show of each example: an array of images, a text each, several texts each, `Images` or `Texts`.
+        model: for what its logits mean and its classes are called; a softmax over numbered classes otherwise.
+        title: of the page.
+        class_names: names of the C classes, before those of ``model``.
+        stability: (r,) or (runs, r), |cosine| of each component with its match in other runs.
+        notes: a line for each component, such as the concept its top examples share.
+        traces: for each component the traces of some of its top examples.
+        shown: how many examples a card shows.
+
+    Returns:
+        The path written. Its data is available from `report_data`.
+
+    Raises:
+        ValueError: the arguments do not belong together.
+    """
+    report = report_data(
+        decomposition,
+        heldout,
+        fit,
+        selectivity,
+        display,
+        model=model,
+        title=title,
+        class_names=class_names,
+        stability=stability,
+        notes=notes,
+        traces=traces,
+        shown=shown,
+    )
+    return write_html(path, report)
+
+
+def write_html(path: str | os.PathLike[str], report: ReportData) -> Path:
+    """Write the page of report data that is at hand already."""
+    page = render(report)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(page, encoding="utf-8")
+    beside.replace(path)  # a report is there whole or not at all
+    return path
+
+
+def report_data(
+    decomposition: Decomposition,
+    heldout: Pefs | None = None,
+    fit: Any = None,
+    selectivity: Any = None,
+    display: Any = None,
+    *,
+    model: Model | None = None,
+    title: str | None = None,
+    class_names: Sequence[str] | None = None,
+    stability: Any = None,
+    notes: Sequence[str] | None = None,
+    traces: Sequence[Sequence[Trace]] | None = None,
+    shown: Shown | None = None,
+) -> ReportData:
+    """The data of a report: everything it shows, as one versioned document. Arguments as for `write_report`."""
+    r = decomposition.n_components
+    coefficients = None if fit is None else np.asarray(fit.coefficients)
+    _check_examples(decomposition, heldout, coefficients)
+    n = len(decomposition.coefficients if coefficients is None else coefficients)
+    display = as_display(display)
+    if display is not None and len(display) != n:
+        raise ValueError(f"display has {len(display)} entries, but {n} examples are shown; pass one for each of them")
+    if selectivity is not None and np.shape(selectivity.kl_ratio) != (r,):
+        raise ValueError(
+            f"selectivity is of {np.shape(selectivity.kl_ratio)[0]} components, the decomposition has {r}; measure it "
+            "on this decomposition"
+        )
+    for name, value in (("notes", notes), ("traces", traces)):
+        if value is not None and len(value) != r:
+            raise ValueError(f"{name} has {len(value)} entries; expected one for each of the {r} components")
+    if stability is not None and np.atleast_2d(stability).shape[1] != r:
+        raise ValueError(f"stability has shape {np.shape(stability)}; expected ({r},) or (runs, {r})")
+    if class_names is not None and len(class_names) != decomposition.schema.n_classes:
+        raise ValueError(
+            f"class_names has {len(class_names)} names, the model {decomposition.schema.n_classes} classes; pass one "
+            "name a class"
+        )
+    title = title if title is not None else f"{r} components of {n:,} examples"
+    extras = Extras(selectivity, stability, notes, traces)
+    return collect(decomposition, heldout, coefficients, display, model, title, class_names, shown or Shown(), extras)
+
+
+def _check_examples(decomposition: Decomposition, heldout: Pefs | None, coefficients: np.ndarray | None) -> None:
+    n = len(decomposition.coefficients)
+    if coefficients is None:
+        if heldout is not None and heldout.n_examples != n:
+            raise ValueError(
+                f"heldout has {heldout.n_examples} examples and no fit, the decomposition {n}; pass "
+                "fit=fit_coefficients(decomposition, heldout)"
+            )
+        return
+    if heldout is None:
+        raise ValueError("fit without heldout; pass the PEFs that these coefficients were fitted to")
+    if coefficients.shape != (heldout.n_examples, decomposition.n_components):
+        raise ValueError(
+            f"fit has coefficients of shape {coefficients.shape}; heldout has {heldout.n_examples} examples and the "
+            f"decomposition {decomposition.n_components} components"
+        )

@@ -1,0 +1,102 @@
+"""Decompositions made by hand, so that what a report must say of them is known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from npeff_jax import Decomposition, History, Kind, Pefs
+from npeff_jax._parameters import Parameter, ParameterLayout
+from npeff_jax.pefs import Schema
+
+HOSTILE = [
+    "<script>window.hacked = true</script>",
+    "</script><img src=x onerror='window.hacked = true'>",
+    "{{ 7 * 7 }} {% raw %} & < > \" ' \u2028 \u2029 \\u003c",
+    "<!-- --> ]]> <svg onload=window.hacked=true>",
+]
+
+
+@dataclasses.dataclass
+class Fit:
+    coefficients: np.ndarray
+
+
+@dataclasses.dataclass
+class Selectivity:
+    kl_ratio: np.ndarray
+    pef_norm_ratio: np.ndarray
+    null_kl_ratio: np.ndarray
+    ceiling: float
+
+
+@dataclasses.dataclass
+class Made:
+    decomposition: Decomposition
+    heldout: Pefs
+    fit: Fit
+    selectivity: Selectivity
+
+
+def layout(names):
+    entries, offset = [], 0
+    for name, shape in names.items():
+        entries.append(Parameter(name, shape, offset))
+        offset += entries[-1].size
+    return ParameterLayout(tuple(entries))
+
+
+NETWORK = {"Conv_0/bias": (8,), "Conv_0/kernel": (3, 3, 1, 8), "Dense_0/bias": (10,), "Dense_0/kernel": (16, 10)}
+
+
+def made(r=6, n=90, heldout=60, classes=3, names=NETWORK, kind=Kind.LOW_RANK, seed=0) -> Made:
+    """Component j belongs to class j % classes: its coefficients are large where that class is predicted."""
+    random = np.random.default_rng(seed)
+    where = layout(names)
+    schema = Schema(kind, {"name": "LowRank"}, "before", "f" * 32, "e" * 32, where, n, classes, keep=64)
+
+    def coefficients(count):
+        predicted = np.arange(count) % classes
+        own = predicted[:, None] == np.arange(r)[None] % classes
+        values = np.where(own, random.gamma(2.0, 0.3, (count, r)), random.gamma(0.3, 0.02, (count, r)))
+        return predicted, np.where(random.random((count, r)) < 0.2, 0.0, values).astype(np.float32)
+
+    vectors = random.normal(size=(r, where.size)).astype(np.float32)
+    vectors = np.abs(vectors) if kind is Kind.DIAGONAL else vectors
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    steps = np.arange(0, 50, 5)
+    history = History(steps, 0.1 + 0.8 * np.exp(-steps / 10), steps / 10.0)
+    decomposition = Decomposition(
+        schema, coefficients(n)[1], vectors, np.arange(where.size), history, "The loss changes no more.", {"seed": seed}
+    )
+    predicted, fitted = coefficients(heldout)
+    logits = (6.0 * np.eye(classes)[predicted] + random.normal(size=(heldout, classes))).astype(np.float32)
+    labels = np.where(random.random(heldout) < 0.1, (logits.argmax(-1) + 1) % classes, logits.argmax(-1))
+    kept = random.uniform(0.6, 1.0, heldout).astype(np.float32)
+    rows = np.ones((heldout, 64), np.float32)
+    pefs = Pefs(
+        dataclasses.replace(schema, n_examples=heldout),
+        rows,
+        np.tile(np.arange(64), (heldout, 1)),
+        np.zeros((heldout, 64), np.int64),
+        np.ones(heldout, np.int64),
+        kept,
+        logits,
+        kept,
+        1 - kept,
+        np.zeros(heldout, np.float32),
+        np.zeros(heldout, np.float32),
+        labels,
+    )
+    ratios = random.gamma(4.0, 2.0, (3, r))
+    return Made(decomposition, pefs, Fit(fitted), Selectivity(ratios[0] + 5, ratios[1] / 8 + 1, ratios[2] / 4 + 1, 9.0))
+
+
+@pytest.fixture
+def results() -> Made:
+    return made()
+
+
+@pytest.fixture
+def make():
+    return made

@@ -1,0 +1,139 @@
+"""The data of a report: what it says is right, and it survives being written and read."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from npeff_jax import Kind, report
+from npeff_jax.report import ReportData, Texts, read_report_data, report_data
+
+pytestmark = pytest.mark.fast
+
+
+def of(results, **options):
+    return report_data(results.decomposition, results.heldout, results.fit, results.selectivity, **options)
+
+
+def test_written_and_read_is_the_same(results, tmp_path):
+    data = of(results, display=[("a", "b")] * 60, stability=np.full((2, 6), 0.5), notes=["x"] * 6)
+    once = read_report_data(data.write(tmp_path / "report.json"))
+    assert once == ReportData.from_json(data.to_json()) == read_report_data(once.write(tmp_path / "again.json"))
+    document = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
+    assert document["format"] == "npeff-report"
+    assert document["version"] == 1
+
+
+def test_top_examples_are_the_largest_coefficients(results):
+    data = of(results)
+    for component in data.components:
+        column = results.fit.coefficients[:, component.index]
+        expected = sorted(range(60), key=lambda i: (-column[i], i))[:16]
+        assert [data.examples.shown[place].index for place, _ in component.top] == [
+            i for i in expected if column[i] > 0
+        ]
+        np.testing.assert_allclose([c for _, c in component.top], column[expected][: len(component.top)])
+
+
+def test_near_misses_are_predicted_alike_and_quiet(make):
+    # Half of class 0's examples do not use component 0: near misses must come from them, not from other classes.
+    results = make(heldout=90)
+    quiet = np.flatnonzero(np.arange(90) % 3 == 0)[:20]
+    results.fit.coefficients[quiet, 0] = 0.0
+    data = of(results)
+    found = [data.examples.shown[place] for place, _ in data.components[0].near_misses]
+    assert len(found) == 8
+    assert {example.index for example in found} <= set(quiet.tolist())
+    assert {example.predicted[0][0] for example in found} == {data.components[0].predicted_mix[0][0]}
+
+
+def test_mix_and_base_rate(results):
+    data = of(results, shown=report.Shown(mix=16))
+    component = data.components[1]
+    most = np.argsort(-results.fit.coefficients[:, 1], kind="stable")[: component.n_mix]
+    counts = np.bincount(results.heldout.logits.argmax(-1)[most], minlength=3)
+    assert dict(component.predicted_mix) == {c: counts[c] / counts.sum() for c in range(3) if counts[c]}
+    np.testing.assert_allclose(
+        data.examples.label_rate, np.bincount(np.asarray(results.heldout.labels), minlength=3) / 60
+    )
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_energy_is_the_trace(make, kind):
+    """Each array's share of the trace of H_j, against the dense matrix."""
+    results = make(kind=kind)
+    data = of(results)
+    for component in data.components:
+        vector = results.decomposition.pseudo_fisher(component.index).astype(np.float64)
+        matrix = np.outer(vector, vector) if kind is Kind.LOW_RANK else np.diag(vector)
+        trace = np.diag(matrix) / np.trace(matrix)
+        shares = {
+            p.name: trace[p.offset : p.offset + p.size].sum() for p in results.decomposition.schema.layout.parameters
+        }
+        np.testing.assert_allclose([dict(component.parameters)[name] for name in shares], list(shares.values()), 1e-5)
+        np.testing.assert_allclose(np.sum(component.places), 1.0, rtol=1e-6)
+
+
+def test_decay_compares_fractions_of_sets_of_different_size(results):
+    """90 decomposed and 60 held-out examples: the same curve where their distributions are the same."""
+    data = of(results)
+    column = np.sort(results.fit.coefficients[:, 0])[::-1]
+    assert data.decay_at[0] == 1 / 60
+    assert data.decay_at[-1] == 1.0
+    assert data.components[0].decay[0] == 1.0
+    assert data.components[0].decay[-1] == column[-1] / column[0]
+    shifted = dataclasses.replace(results.decomposition, coefficients=np.repeat(results.fit.coefficients, 2, axis=0))
+    again = report_data(shifted, results.heldout, results.fit)
+    np.testing.assert_allclose(again.components[0].decomposed_decay, again.components[0].decay, atol=1e-6)
+
+
+def test_without_anything_but_the_decomposition(results):
+    data = report_data(results.decomposition)
+    assert data.examples.source == "decomposed"
+    assert data.examples.count == 90
+    assert data.components[0].predicted_mix == ()
+    assert data.components[0].causal is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"display": ["one"]}, "display has 1 entries, but 60 examples"),
+        ({"display": np.zeros((60, 5))}, r"display has shape \(60, 5\); expected images"),
+        ({"notes": ["one"]}, "notes has 1 entries; expected one for each of the 6"),
+        ({"class_names": ("a", "b")}, "class_names has 2 names, the model 3 classes"),
+        ({"stability": np.ones(5)}, r"stability has shape \(5,\)"),
+    ],
+)
+def test_what_does_not_belong_together_is_said(results, options, message):
+    with pytest.raises(ValueError, match=message):
+        of(results, **options)
+
+
+def test_examples_without_coefficients(results):
+    with pytest.raises(ValueError, match=r"pass fit=fit_coefficients\(decomposition, heldout\)"):
+        report_data(results.decomposition, results.heldout)
+    with pytest.raises(ValueError, match="fit without heldout"):
+        report_data(results.decomposition, fit=results.fit)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d | {"format": "other"}, "this is not report data"),
+        (lambda d: d | {"version": 99}, "version 99; this package reads version 1"),
+        (lambda d: {k: v for k, v in d.items() if k != "map"}, "report has .*; expected the fields"),
+        (lambda d: d | {"title": 3}, "report.title is int; expected str"),
+        (lambda d: d | {"map": [[0.0]]}, r"report.map\[0\] has 1 entries; expected 2"),
+    ],
+)
+def test_reading_checks_every_field(results, change, message):
+    with pytest.raises(ValueError, match=message):
+        ReportData.from_json(change(of(results).to_json()))
+
+
+def test_segments_keep_their_names(results):
+    data = of(results, display=Texts([("p", "h")] * 60, ("premise", "hypothesis")))
+    assert data.examples.segment_names == ("premise", "hypothesis")
+    assert data.examples.shown[0].text == ("p", "h")
