@@ -112,7 +112,7 @@ def _shelf(
     output = model.output if model is not None else None
     if isinstance(output, Gaussian) or logits.shape[1] < 2:
         return Shelf(coefficients, np.zeros((len(logits), 0)), logits, np.zeros(len(logits), int), None, held_out, pefs)
-    probabilities = jax.vmap(output.probabilities if output is not None else jax.nn.softmax)(logits)
+    probabilities = jax.vmap(output.probabilities if output is not None else jax.nn.softmax)(jax.numpy.asarray(logits))
     labels = None if pefs.labels is None else np.asarray(pefs.labels)
     return Shelf(coefficients, np.asarray(probabilities), None, logits.argmax(-1), labels, held_out, pefs)
 

@@ -336,7 +336,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         return _typed(next(a for a in arguments if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         names = {field.name: field for field in dataclasses.fields(kind)}
         if not isinstance(value, dict) or set(value) != set(names):
             got = sorted(value) if isinstance(value, dict) else type(value).__name__

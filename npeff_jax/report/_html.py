@@ -34,7 +34,13 @@ def render(report: ReportData) -> str:
 
 def _inert(text: str) -> str:
     """JSON that cannot end the element it stands in, nor a line of a script."""
-    replaced = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+    replaced: dict[str, str | int | None] = {
+        "<": "\\u003c",
+        ">": "\\u003e",
+        "&": "\\u0026",
+        "\u2028": "\\u2028",
+        "\u2029": "\\u2029",
+    }
     return text.translate(str.maketrans(replaced))
 
 

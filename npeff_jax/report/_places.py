@@ -6,7 +6,6 @@ whoever wrote it. What cannot be told is called by its outermost module and is o
 
 import dataclasses
 import re
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -43,10 +42,10 @@ class Places:
     cells: tuple[tuple[int, int], ...]
     sizes: Float[np.ndarray, "layers kinds"]
 
-    def table(self, per_parameter: Sequence[float]) -> Float[np.ndarray, "layers kinds"]:
-        """Sums of one number a parameter array, by layer and kind."""
+    def table(self, per_array: Float[np.ndarray, "arrays"]) -> Float[np.ndarray, "layers kinds"]:
+        """One number a parameter array, summed by layer and kind."""
         summed = np.zeros((len(self.layers), len(self.kinds)))
-        np.add.at(summed, tuple(np.array(self.cells).T), np.asarray(per_parameter, float))
+        np.add.at(summed, tuple(np.array(self.cells).T), per_array)
         return summed
 
 
@@ -58,7 +57,7 @@ def places_of(layout: ParameterLayout) -> Places:
     kinds = [kind for kind, _ in _KINDS if kind in present] + (["other"] if "other" in present else [])
     cells = tuple((layers.index(layer), kinds.index(kind)) for layer, kind in found)
     places = Places(tuple(layers), tuple(kinds), cells, np.zeros((len(layers), len(kinds))))
-    return dataclasses.replace(places, sizes=places.table([p.size for p in layout.parameters]))
+    return dataclasses.replace(places, sizes=places.table(np.array([p.size for p in layout.parameters], float)))
 
 
 def kind_of(name: str) -> str:
