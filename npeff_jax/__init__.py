@@ -37,7 +37,11 @@ from npeff_jax.pefs import Normalization as Normalization
 from npeff_jax.pefs import Pefs as Pefs
 from npeff_jax.pefs import Rows as Rows
 from npeff_jax.pefs import Sampled as Sampled
+from npeff_jax.perturbation import DiagonalPerturbation as DiagonalPerturbation
 from npeff_jax.perturbation import component_direction as component_direction
+from npeff_jax.perturbation import dataset_fisher as dataset_fisher
+from npeff_jax.perturbation import diagonal_edit as diagonal_edit
+from npeff_jax.perturbation import loss_sign as loss_sign
 from npeff_jax.perturbation import perturb as perturb
 from npeff_jax.perturbation import perturbed_kl as perturbed_kl
 from npeff_jax.report import write_report as write_report

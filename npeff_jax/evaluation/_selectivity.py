@@ -3,26 +3,27 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from npeff_jax._checks import check_in_range, count_examples, is_source, slice_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import Examples, PyTree
+from npeff_jax.evaluation._edits import TopExamples, diagonal_edits, low_rank_edits, random_edits
 from npeff_jax.evaluation._prediction import predicted_kl
 from npeff_jax.evaluation._ranking import rank_correlation, top_examples
 from npeff_jax.evaluation._selectivity_table import Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
-from npeff_jax.pefs import Pefs
+from npeff_jax.pefs import Kind, Pefs
 from npeff_jax.perturbation import (
     PAPER_THRESHOLD,
+    DiagonalPerturbation,
     check_component,
     check_decomposition_of,
-    component_directions,
+    dataset_fisher,
     iterate_perturbed_kl,
 )
 
@@ -48,6 +49,8 @@ def selectivity(
     reject_below: float | None = PAPER_THRESHOLD,
     components: Sequence[int] | None = None,
     n_directions: int = 8,
+    diagonal: DiagonalPerturbation = DiagonalPerturbation(),  # noqa: B008 (frozen)
+    fisher: PyTree | None = None,
     seed: int = 0,
     batch_size: int = 256,
     mesh: Mesh | None = None,
@@ -67,10 +70,14 @@ def selectivity(
         fit: their coefficients.
         n_top: examples that stand for a component, 128 in the paper.
         n_random: random examples to compare them with, or all there are if fewer.
-        norm: L2 norm of the perturbations.
-        reject_below: threshold of the orthogonal rejection (`component_direction`); None for plain directions.
+        norm: L2 norm of a low-rank component's perturbations. Diagonal ones are searched to a mean KL instead.
+        reject_below: threshold of the orthogonal rejection (`component_direction`); None for plain directions. Low-rank
+            components only.
         components: which components; all by default. The null is taken among them.
-        n_directions: random directions of equal norm, for the second null.
+        n_directions: random directions of equal norm (diagonal components: of their median norm), the second null.
+        diagonal: how diagonal components perturb.
+        fisher: the data set's diagonal Fisher that they are weighed against (`dataset_fisher`); of the random examples
+            if None.
         seed: of the random examples and directions.
         batch_size: examples of one forward pass.
         mesh: devices to share the examples; JAX's default device if None.
@@ -92,57 +99,63 @@ def selectivity(
     chosen = np.arange(decomposition.n_components) if components is None else np.asarray(components, np.int64)
     for component in chosen:
         check_component(decomposition, int(component))
-    directions = component_directions(model, decomposition, chosen.tolist(), reject_below)
 
     rng = np.random.default_rng(seed)
     top = np.stack([top_examples(fit.coefficients, int(j), n_top) for j in chosen])
-    drawn = rng.choice(n, min(n_random, n), replace=False)
+    drawn = np.sort(rng.choice(n, min(n_random, n), replace=False))
     evaluated = np.union1d(top, drawn)
     is_top = np.stack([np.isin(evaluated, row) for row in top])
     is_random = np.isin(evaluated, drawn)
     if not (is_random & ~is_top).any(axis=1).all():
-        raise ValueError(f"a component's {n_top} top examples are all {len(drawn)} random ones; raise n_random")
+        raise ValueError(f"all {len(drawn)} random examples are top ones of some component; raise n_random")
 
+    if decomposition.kind is Kind.LOW_RANK:
+        edits = low_rank_edits(model, decomposition, chosen, norm, reject_below)
+    else:
+        f = dataset_fisher(model, _chosen(examples, drawn), mesh=mesh) if fisher is None else fisher
+        edits = diagonal_edits(model, decomposition, _top_of(chosen, top, examples, pefs), f, diagonal)
     coefficients, alpha = fit.coefficients[evaluated], np.asarray(pefs.norms)[evaluated]
-    predicted: list[np.ndarray] = []
+    predicted, norms = [], []
 
-    def predicting(directions: Iterator[PyTree]) -> Iterator[PyTree]:
-        for direction in directions:
-            predicted.append(predicted_kl(model, decomposition, coefficients, alpha, direction, norm))
-            yield direction
+    def recorded(edits: Iterator[PyTree]) -> Iterator[PyTree]:
+        for edit in edits:
+            predicted.append(predicted_kl(model, decomposition, coefficients, alpha, edit))
+            norms.append(float(jnp.linalg.norm(model.space.ravel(edit))))
+            yield edit
 
-    subset = _Chosen(examples, evaluated) if is_source(examples) else slice_examples(examples, evaluated)
-    moved, along_random = [], []
-    with progress_bar(progress, "perturb", len(chosen) + n_directions, "directions") as advance:
-        settings = ([norm, -norm], batch_size, mesh, precision)
-        for kl in iterate_perturbed_kl(model, subset, predicting(directions), *settings):
-            moved.append(kl)
-            advance(1)
-        for kl in iterate_perturbed_kl(model, subset, _random_directions(model, n_directions, seed), *settings):
-            along_random.append(kl)
-            advance(1)
+    subset = _chosen(examples, evaluated)
+    with progress_bar(progress, "perturb", 2 * (len(chosen) + n_directions), "edits") as advance:
 
-    kl = np.stack(moved)
+        def divergences(edits: Iterator[PyTree]) -> Float[np.ndarray, "d 2 e"]:
+            found = []
+            for kl in iterate_perturbed_kl(model, subset, edits, [1.0], batch_size, mesh, precision):
+                found.append(kl[0])
+                advance(1)
+            return np.reshape(found, (-1, 2, len(evaluated)))
+
+        kl = divergences(recorded(edits))
+        typical = float(np.median([size for size in norms if size > 0] or [norm]))
+        along_random = divergences(random_edits(model, n_directions, typical, seed))
+
     ratios = _ratios(kl, is_top, is_random)
+    random_ratios = _ratios(along_random, is_top, is_random)
     own = np.einsum("jsj->js", ratios)
-    best = np.argmax(np.nan_to_num(own), axis=1)
-    measured = kl[np.arange(len(chosen)), best]
+    best = (np.arange(len(chosen)), np.argmax(np.nan_to_num(own), axis=1))
+    prediction = np.reshape(predicted, kl.shape)
     return Selectivity(
         components=chosen,
         top=top,
         evaluated=evaluated,
         random=is_random,
         kl=kl,
-        predicted_kl=np.stack(predicted),
-        norms=np.full(len(chosen), norm),
+        predicted_kl=prediction,
+        norms=np.reshape(norms, (-1, 2)),
         kl_ratios=own,
         pef_norm_ratio=_ratios(alpha[None, None], is_top, is_random)[0, 0],
         null_kl_ratios=np.fmax(ratios[:, 0], ratios[:, 1]).T,
-        random_kl_ratios=_random_ratios(along_random, is_top, is_random),
-        prediction_correlation=np.array([rank_correlation(p, k) for p, k in zip(predicted, measured, strict=True)]),
-        coefficient_correlation=np.array(
-            [rank_correlation(coefficients[:, j], k) for j, k in zip(chosen, measured, strict=True)]
-        ),
+        random_kl_ratios=np.fmax(random_ratios[:, 0], random_ratios[:, 1]).T,
+        prediction_correlation=_rank_correlations(prediction[best], kl[best]),
+        coefficient_correlation=_rank_correlations(coefficients[:, chosen].T, kl[best]),
         ceiling=n / n_top,
     )
 
@@ -160,11 +173,13 @@ class _Chosen:
         return slice_examples(self._source, self._rows[rows])
 
 
-def _random_directions(model: Model, count: int, seed: int) -> Iterator[PyTree]:
-    """Unit vectors, uniform on the sphere of the explained parameters."""
-    for i in range(count):
-        vector = jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), (model.space.size,))
-        yield model.space.unravel(vector / jnp.linalg.norm(vector))
+def _chosen(examples: Examples, rows: Int[np.ndarray, "e"]) -> Examples:
+    return _Chosen(examples, rows) if is_source(examples) else slice_examples(examples, rows)
+
+
+def _top_of(chosen: Int[np.ndarray, "c"], top: Int[np.ndarray, "c k"], examples: Examples, pefs: Pefs) -> TopExamples:
+    labels = None if pefs.labels is None else tuple(pefs.labels[row] for row in top)
+    return TopExamples(chosen, tuple(slice_examples(examples, row) for row in top), labels)
 
 
 def _ratios(
@@ -177,13 +192,8 @@ def _ratios(
         return (values @ is_top.T / is_top.sum(axis=1)) / (values @ others.T / others.sum(axis=1))
 
 
-def _random_ratios(
-    along: list[np.ndarray], is_top: Bool[np.ndarray, "c e"], is_random: Bool[np.ndarray, "e"]
-) -> Float[np.ndarray, "c d"]:
-    if not along:
-        return np.zeros((len(is_top), 0))
-    ratios = _ratios(np.stack(along), is_top, is_random)
-    return np.fmax(ratios[:, 0], ratios[:, 1]).T
+def _rank_correlations(first: Float[np.ndarray, "c e"], second: Float[np.ndarray, "c e"]) -> Float[np.ndarray, "c"]:
+    return np.array([rank_correlation(a, b) for a, b in zip(first, second, strict=True)])
 
 
 def _check_belong_together(

@@ -20,9 +20,10 @@ class Selectivity:
         evaluated: (e,), ascending: the top examples of all components and the random ones.
         random: (e,), which of the evaluated examples are random ones. A component's baseline is these without its own
             top examples.
-        kl: (c, 2, e), KL(p_θ ‖ p_{θ±δ}) in nats; sign + first.
-        predicted_kl: (c, e), what eq. 5 predicts of it.
-        norms: (c,), ‖δ‖ of each component.
+        kl: (c, 2, e), KL(p_θ ‖ p_{θ±δ}) in nats; sign + first (for diagonal components
+            the one that lowers their examples' loss).
+        predicted_kl: (c, 2, e), what eq. 5 predicts of it.
+        norms: (c, 2), ‖δ‖.
         kl_ratios: (c, 2), of a component's perturbation on its own top examples, sign by sign.
         pef_norm_ratio: (c,), the same ratio of the PEFs' norms: what sensitivity to any perturbation would give.
         null_kl_ratios: (c, c), entry [j, k] the ratio on the top examples of j under the perturbation of k.
@@ -38,8 +39,8 @@ class Selectivity:
     evaluated: Int[np.ndarray, "e"]
     random: np.ndarray
     kl: Float[np.ndarray, "c 2 e"]
-    predicted_kl: Float[np.ndarray, "c e"]
-    norms: Float[np.ndarray, "c"]
+    predicted_kl: Float[np.ndarray, "c 2 e"]
+    norms: Float[np.ndarray, "c 2"]
     kl_ratios: Float[np.ndarray, "c 2"]
     pef_norm_ratio: Float[np.ndarray, "c"]
     null_kl_ratios: Float[np.ndarray, "c c"]

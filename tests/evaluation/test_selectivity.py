@@ -95,7 +95,7 @@ def test_equation_5_by_hand(planted, table):
     expected = pefs.norms / 2 * np.einsum("nr,m,rmk,k->n", decomposition.coefficients, delta, pseudo, delta)
     found = npeff.predicted_kl(model, decomposition, decomposition.coefficients, pefs.norms, direction, 0.1)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    np.testing.assert_allclose(table.predicted_kl[1], expected[table.evaluated], rtol=1e-4)
+    np.testing.assert_allclose(table.predicted_kl[1, 0], expected[table.evaluated], rtol=1e-4)
     raw = make_decomposition(model, vectors, decomposition.coefficients, normalization="none")
     np.testing.assert_allclose(
         npeff.predicted_kl(model, raw, raw.coefficients, pefs.norms, direction, 0.1),

@@ -94,6 +94,14 @@ def test_kl_is_exact_for_small_and_large_changes(size):
     )
 
 
+def test_kl_of_a_reversed_certainty_is_finite():
+    """p_j underflows to 0 where e^d overflows: their product must not become NaN."""
+    assert float(Categorical().kl(jnp.array([0.0, -200.0]), jnp.array([-200.0, 0.0]))) == pytest.approx(200.0)
+    assert float(Categorical().kl(jnp.array([0.0, -9.0]), jnp.array([0.0, 9.0]))) == pytest.approx(
+        9 * np.tanh(4.5), rel=1e-5
+    )
+
+
 def test_kl_is_in_the_order_of_equation_2():
     p, q = jnp.log(jnp.array([0.9, 0.1])), jnp.log(jnp.array([0.5, 0.5]))
     assert float(Categorical().kl(p, q)) == pytest.approx(0.9 * np.log(1.8) + 0.1 * np.log(0.2), rel=1e-5)
