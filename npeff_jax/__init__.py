@@ -9,8 +9,11 @@ from npeff_jax import models as models
 from npeff_jax import tasks as tasks
 from npeff_jax._sharding import make_mesh as make_mesh
 from npeff_jax.evaluation import Selectivity as Selectivity
+from npeff_jax.evaluation import compare_runs as compare_runs
+from npeff_jax.evaluation import find_splits as find_splits
 from npeff_jax.evaluation import predicted_kl as predicted_kl
 from npeff_jax.evaluation import selectivity as selectivity
+from npeff_jax.evaluation import stability as stability
 from npeff_jax.evaluation import top_examples as top_examples
 from npeff_jax.factorization import HALS as HALS
 from npeff_jax.factorization import DampedALS as DampedALS

@@ -1,6 +1,7 @@
 """What is explained: `Model`, output families, and adapters that build a model from what users have."""
 
 from npeff_jax.models._linen import from_linen as from_linen
+from npeff_jax.models._model import IntermediatesFn as IntermediatesFn
 from npeff_jax.models._model import Model as Model
 from npeff_jax.models._outputs import Categorical as Categorical
 from npeff_jax.models._outputs import Gaussian as Gaussian

@@ -18,6 +18,7 @@ from npeff_jax.perturbation._direction import check_decomposition_of as check_de
 from npeff_jax.perturbation._direction import component_direction as component_direction
 from npeff_jax.perturbation._direction import component_directions as component_directions
 from npeff_jax.perturbation._direction import perturb as perturb
+from npeff_jax.perturbation._divergence import batches as batches
 from npeff_jax.perturbation._divergence import iterate_perturbed_kl as iterate_perturbed_kl
 from npeff_jax.perturbation._divergence import perturbed_kl as perturbed_kl
 from npeff_jax.perturbation._loss import loss_gradient as loss_gradient

@@ -1,0 +1,175 @@
+"""Comparing runs by their coefficients: components that score the same examples highly are the same (section 3.3)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.optimize
+from jaxtyping import Float, Int
+
+from npeff_jax.evaluation._selectivity import Fitted
+
+Run = Fitted | np.ndarray
+"""A decomposition, a fit, or coefficients (n, r) themselves, over the same n examples as what it is compared with."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunComparison:
+    """Two runs over the same examples.
+
+    Attributes:
+        similarities: (r₁, r₂), cosine similarities of their coefficient vectors; 0 where one is zero throughout.
+        pairs: (min(r₁, r₂), 2), the one-to-one assignment with the largest total similarity, by component of the first.
+    """
+
+    similarities: Float[np.ndarray, "r1 r2"]
+    pairs: Int[np.ndarray, "p 2"]
+
+    @property
+    def forward(self) -> Float[np.ndarray, "r1"]:
+        """Each component of the first run: its greatest similarity to any of the second (the paper's measure)."""
+        return self.similarities.max(axis=1)
+
+    @property
+    def backward(self) -> Float[np.ndarray, "r2"]:
+        """Each component of the second run: its greatest similarity to any of the first."""
+        return self.similarities.max(axis=0)
+
+    @property
+    def matched(self) -> Float[np.ndarray, "p"]:
+        """The similarity of each pair. Unlike the maximum, no component can stand for several."""
+        return self.similarities[self.pairs[:, 0], self.pairs[:, 1]]
+
+    def __repr__(self) -> str:
+        return (
+            f"RunComparison of {self.similarities.shape[0]} with {self.similarities.shape[1]} components; mean maximum "
+            f"cosine {self.forward.mean():.3f} forward, {self.backward.mean():.3f} backward, matched one to one "
+            f"{self.matched.mean():.3f}"
+        )
+
+
+def compare_runs(first: Run, second: Run) -> RunComparison:
+    """Match the components of two runs.
+
+    Raises:
+        ValueError: they are of different numbers of examples.
+
+    Example:
+        >>> compare_runs(np.eye(3), np.eye(3)[:, [2, 0]]).pairs.tolist()
+        [[0, 1], [2, 0]]
+    """
+    similarities = coefficient_similarities(_coefficients(first), _coefficients(second))
+    rows, columns = scipy.optimize.linear_sum_assignment(similarities, maximize=True)
+    return RunComparison(similarities, np.stack([rows, columns], axis=1))
+
+
+def coefficient_similarities(
+    first: Float[np.ndarray, "n1 r1"], second: Float[np.ndarray, "n2 r2"]
+) -> Float[np.ndarray, "r1 r2"]:
+    """Cosine similarity of every pair of columns, 0 for a column of zeros: a dead component is like nothing."""
+    if len(first) != len(second):
+        raise ValueError(
+            f"coefficients of {len(first)} and of {len(second)} examples cannot be compared; fit both runs to the same "
+            "examples"
+        )
+    return _unit_columns(first).T @ _unit_columns(second)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Splits:
+    """Which components of a larger run each component of a smaller one became.
+
+    Attributes:
+        parents: (r₂,), the component of the smaller run that each of the larger is most similar to; −1 if like none.
+        similarities: (r₁, r₂).
+    """
+
+    parents: Int[np.ndarray, "r2"]
+    similarities: Float[np.ndarray, "r1 r2"]
+
+    def of(self, component: int) -> Int[np.ndarray, "s"]:
+        """The splits of a component of the smaller run, the most similar first."""
+        found = np.flatnonzero(self.parents == component)
+        return found[np.argsort(-self.similarities[component, found], kind="stable")]
+
+    @property
+    def counts(self) -> Int[np.ndarray, "r1"]:
+        """How many splits each component of the smaller run has."""
+        return np.bincount(self.parents[self.parents >= 0], minlength=len(self.similarities))
+
+    def __repr__(self) -> str:
+        counts = self.counts
+        return (
+            f"Splits of {len(counts)} components: {np.mean(counts > 0):.1%} have one or more, {counts.mean():.2f} each"
+        )
+
+
+def find_splits(smaller: Run, larger: Run) -> Splits:
+    """Assign every component of the larger run to the one of the smaller run that it is most similar to (section 3.3).
+
+    Raises:
+        ValueError: they are of different numbers of examples, or the larger run is the smaller one.
+    """
+    similarities = coefficient_similarities(_coefficients(smaller), _coefficients(larger))
+    if similarities.shape[0] > similarities.shape[1]:
+        raise ValueError(
+            f"the smaller run has {similarities.shape[0]} components, the larger {similarities.shape[1]}; swap them"
+        )
+    alike = similarities.max(axis=0) > 0
+    return Splits(np.where(alike, similarities.argmax(axis=0), -1), similarities)
+
+
+def similarity_to_final(steps: Sequence[Float[np.ndarray, "n r"]]) -> Float[np.ndarray, "steps r"]:
+    """Cosine similarity of each component's coefficients with its last ones, step by step (figure 5)."""
+    final = _unit_columns(steps[-1])
+    return np.stack([np.sum(_unit_columns(step) * final, axis=0) for step in steps])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stability:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        mean_max: (s, s), mean maximum cosine of run i's components against run j's.
+        matched: (s, r), for each run and component, the mean similarity to its one-to-one partners in the other runs.
+    """
+
+    mean_max: Float[np.ndarray, "s s"]
+    matched: Float[np.ndarray, "s r"]
+
+    def __repr__(self) -> str:
+        off = self.mean_max[~np.eye(len(self.mean_max), dtype=bool)]
+        return (
+            f"Stability over {len(self.mean_max)} runs: mean maximum cosine {off.mean():.3f} "
+            f"({off.min():.3f} to {off.max():.3f}), matched one to one {self.matched.mean():.3f}"
+        )
+
+
+def stability(runs: Sequence[Run]) -> Stability:
+    """Compare every two of several runs with the same number of components.
+
+    Raises:
+        ValueError: fewer than two runs, or different numbers of components or examples.
+    """
+    coefficients = [_coefficients(run) for run in runs]
+    shapes = {c.shape for c in coefficients}
+    if len(runs) < 2 or len(shapes) > 1:
+        raise ValueError(f"expected two or more runs of one shape (n, r), got {len(runs)} with shapes {sorted(shapes)}")
+    mean_max, matched = np.eye(len(runs)), np.zeros((len(runs), coefficients[0].shape[1]))
+    for i, first in enumerate(coefficients):
+        for j, second in enumerate(coefficients):
+            if i != j:
+                comparison = compare_runs(first, second)
+                mean_max[i, j] = comparison.forward.mean()
+                matched[i] += comparison.matched / (len(runs) - 1)  # pairs are sorted by the first run's component
+    return Stability(mean_max, matched)
+
+
+def _coefficients(run: Run) -> Float[np.ndarray, "n r"]:
+    return np.asarray(run if isinstance(run, np.ndarray) else run.coefficients, np.float64)
+
+
+def _unit_columns(coefficients: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "n r"]:
+    coefficients = np.asarray(coefficients, np.float64)
+    norms = np.linalg.norm(coefficients, axis=0)
+    return coefficients / np.where(norms > 0, norms, 1.0)

@@ -1,0 +1,141 @@
+"""Baselines on planted features: clusters, concept vectors, gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import npeff_jax as npeff
+from npeff_jax.evaluation import activations, cluster, gradient_features, logit_gradients, tcav
+from npeff_jax.evaluation._tcav import concept_vector, welch
+from tests.planted_model import BLOCKS, FEATURES, logits_fn, make_examples, make_model
+
+pytestmark = pytest.mark.fast
+
+
+def hidden(params, example):
+    return {"gated": jnp.outer(example["gate"], example["x"]), "gate": example["gate"]}
+
+
+def head(params, activation):
+    weights = jnp.stack([params[f"block{b}"] for b in range(BLOCKS)])
+    return jnp.einsum("bf,bfc->c", activation.reshape(BLOCKS, FEATURES), weights)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return npeff.Model(logits_fn, make_model().params, intermediates_fn=hidden)
+
+
+@pytest.mark.parametrize("batch_size", [7, 100])
+def test_activations_are_the_intermediates(model, batch_size):
+    examples, _ = make_examples(20, leak=0.1)
+    found = activations(model, examples, "gated", batch_size=batch_size)
+    expected = examples["gate"][:, :, None] * examples["x"][:, None, :]
+    np.testing.assert_allclose(found, expected.reshape(20, -1), rtol=1e-6)
+
+
+def test_activations_say_what_is_missing(model):
+    examples, _ = make_examples(4)
+    with pytest.raises(ValueError, match="exposes no intermediates"):
+        activations(make_model(), examples, "gated")
+    with pytest.raises(ValueError, match=r"no intermediate is named 'pooled'; this model has \['gate', 'gated'\]"):
+        activations(model, examples, "pooled")
+
+
+def test_logit_gradients_of_a_linear_head(model):
+    examples, _ = make_examples(5)
+    values = activations(model, examples, "gated")
+    found = logit_gradients(model, values, head, batch_size=2)
+    weights = np.concatenate([np.asarray(model.params[f"block{b}"]) for b in range(BLOCKS)])
+    np.testing.assert_allclose(found, np.broadcast_to(weights.T, (5, 3, 12)), rtol=1e-6)
+
+
+def test_clusters_of_planted_blobs():
+    rng = np.random.default_rng(0)
+    centres, block = 10 * np.eye(4), np.arange(80) % 4
+    features = centres[block] + rng.normal(size=(80, 4))
+    clusters = cluster(features, 4)
+    comparison = npeff.compare_runs(clusters.membership, np.eye(4)[block])
+    np.testing.assert_allclose(comparison.matched, 1.0)
+    for k in range(4):
+        members = np.flatnonzero(clusters.assignment == k)
+        by_hand = members[np.argsort(np.linalg.norm(features[members] - features[members].mean(0), axis=1))]
+        np.testing.assert_array_equal(npeff.top_examples(clusters.coefficients, k, 5), by_hand[:5])
+    np.testing.assert_array_equal(cluster(features, 4).assignment, clusters.assignment)
+    with pytest.raises(ValueError, match="n_clusters=81"):
+        cluster(features, 81)
+
+
+def test_gradient_features_keep_inner_products_and_find_sub_networks(model):
+    examples, block = make_examples(60)
+
+    def log_p(params, example):
+        return jnp.max(jax.nn.log_softmax(logits_fn(params, example)))
+
+    exact = []
+    for i in range(60):
+        gradient = jax.grad(log_p)(model.params, jax.tree.map(lambda leaf, i=i: leaf[i], examples))
+        vector = np.asarray(model.space.ravel(gradient))
+        exact.append(vector / np.linalg.norm(vector))
+    exact = np.stack(exact)
+    # The sketch is unbiased: over many projections its inner products average to the exact ones.
+    sketches = [gradient_features(model, examples, n_features=64, seed=seed) for seed in range(40)]
+    averaged = np.mean([s @ s.T for s in sketches], axis=0)
+    np.testing.assert_allclose(averaged, exact @ exact.T, atol=6 / np.sqrt(64 * 40))
+    np.testing.assert_allclose(
+        gradient_features(model, examples, n_features=64, batch_size=7), sketches[0], rtol=1e-4, atol=1e-6
+    )
+    # Gradients of different sub-networks share no parameter: clusters hardly mix them.
+    assignment = cluster(gradient_features(model, examples, n_features=4096), 12).assignment
+    assert sum(np.bincount(block[assignment == k]).max() for k in range(12)) >= 55
+
+
+@pytest.mark.parametrize("shape", [(30, 6), (5, 40)])  # primal and dual
+def test_concept_vector_is_ridge_regression(shape):
+    rng = np.random.default_rng(0)
+    concept, counterpart = rng.normal(size=(2, *shape)) + np.array([[[0.5]], [[0.0]]])
+    x = np.concatenate([concept, counterpart])
+    y = np.concatenate([np.ones(shape[0]), -np.ones(shape[0])])
+    x = x - x.mean(0)
+    stacked = np.concatenate([x, np.eye(shape[1])])
+    expected = np.linalg.lstsq(stacked, np.concatenate([y, np.zeros(shape[1])]), rcond=None)[0]
+    np.testing.assert_allclose(concept_vector(concept, counterpart), expected, rtol=1e-8, atol=1e-12)
+
+
+def test_tcav_finds_the_planted_relation_and_no_other():
+    """A logit that reads one feature: examples high in it are related to the class, random ones are not."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(600, 8))
+    gradients = rng.normal(size=(600, 2, 8))
+    gradients[:, 0, 3] += 4.0  # the first logit rises along feature 3
+    predictions = (values[:, 3] < 0).astype(int)
+    related = np.argsort(-values[:, 3])[:50]
+    opposed = np.argsort(values[:, 3])[:50]
+    unrelated = [rng.choice(600, 50, replace=False) for _ in range(20)]
+    found = tcav(values, gradients, predictions, [related, opposed, *unrelated])
+    assert found.scores.shape == (22, 2, 20)
+    assert found.scores[0, 0].mean() > 0.9
+    assert found.scores[1, 0].mean() < 0.1
+    assert found.p_values[0, 0] < 1e-3
+    assert found.p_values[1, 0] < 1e-3
+    assert found.significant()[:2].all()
+    assert found.scores[2:, 0].mean() == pytest.approx(0.5, abs=0.2)
+    assert np.median(found.p_values[2:].min(axis=1)) > 10 * found.p_values[:2, 0].max()
+
+
+def test_tcav_refuses_what_it_cannot_test():
+    values, gradients, predictions = np.zeros((10, 2)), np.zeros((10, 2, 2)), np.zeros(10, int)
+    with pytest.raises(ValueError, match="concepts is empty"):
+        tcav(values, gradients, predictions, [])
+    with pytest.raises(ValueError, match="number of examples of a concept=6 is out of range"):
+        tcav(values, gradients, predictions, [np.arange(6)])
+
+
+def test_welch_is_scipys():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=12), rng.normal(1, 2, size=20)
+    np.testing.assert_allclose(welch(first, second), stats.ttest_ind(first, second, equal_var=False).pvalue)
+    assert welch(np.ones(4), np.ones(5)) == 1.0
+    assert welch(np.ones(4), np.zeros(5)) == 0.0
