@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
+from npeff_jax._html import facts_html, table_html
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Selectivity:
@@ -108,6 +110,18 @@ class Selectivity:
             f"other components {_overall(self.null_kl_ratio):.3g}, under random directions "
             f"{_overall(self.random_kl_ratio):.3g}; ceiling with the top examples left in {self.ceiling:.3g}"
         )
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("median KL ratio", float(np.nanmedian(self.kl_ratio))),
+            ("of other components' perturbations (null)", _overall(self.null_kl_ratio)),
+            ("of PEF norms", float(np.nanmedian(self.pef_norm_ratio))),
+        ]
+        order = np.argsort(-np.nan_to_num(self.kl_ratio), kind="stable")
+        columns = (self.components, self.sign, self.kl_ratio, self.null_kl_ratio, self.pef_norm_ratio)
+        heads = ("component", "sign", "KL ratio", "null", "PEF norms")
+        rows = [[column[i] for column in columns] for i in order]
+        return facts_html(f"Selectivity of {len(self.components)} components", facts, table_html(heads, rows))
 
     def __str__(self) -> str:
         heads = ["component", "sign", "KL ratio", "PEF norms", "others", "random", "exceeded", "eq. 5 rank corr."]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from npeff_jax._html import facts_html, spark_html
 from npeff_jax._types import RowArray
 from npeff_jax.pefs import Kind, Schema
 
@@ -78,6 +79,19 @@ class Decomposition:
         vector = np.zeros(self.schema.layout.size, np.float32)
         vector[self.parameter_indices] = self.pseudo_fishers[component]
         return vector
+
+    def _repr_html_(self) -> str:
+        facts: list[tuple[str, Any]] = [
+            ("components", f"{self.n_components}, {self.n_frozen} frozen" if self.n_frozen else self.n_components),
+            ("examples", len(self.coefficients)),
+            ("parameters used", f"{len(self.parameter_indices):,} of {self.schema.layout.size:,}"),
+            ("coefficients that are zero", f"{np.mean(self.coefficients == 0):.0%}"),
+            ("stopped", self.stopped),
+        ]
+        if self.history.loss.size:
+            facts.insert(1, ("loss / ‖F‖²", float(self.history.loss[-1])))
+        name = "LRM-NPEFF" if self.kind is Kind.LOW_RANK else "D-NPEFF"
+        return facts_html(f"Decomposition ({name})", facts, spark_html(self.history.loss, "loss over the iterations"))
 
     @property
     def dead(self) -> list[int]:

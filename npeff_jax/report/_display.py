@@ -123,16 +123,14 @@ def _sheet(images: Images, rows: Sequence[int], side: int) -> tuple[Sheet, bytes
         thumbnail = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
         thumbnail = thumbnail.resize(size, Image.Resampling.LANCZOS) if size != (width, height) else thumbnail
         sheet.paste(thumbnail, (place % columns * size[0], place // columns * size[1]))
-    kind, encoded = _encode(sheet if pixels.shape[-1] == 3 else sheet.convert("L"))
+    kind, encoded = _encode(sheet if pixels.shape[-1] == 3 else sheet.convert("L"), max(size))
     url = f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
     return Sheet(url, columns, size[0], size[1], count), encoded
 
 
-def _encode(sheet: Any) -> tuple[str, bytes]:
-    """PNG for drawings and small images, which it keeps exactly; JPEG where that is a quarter of the size."""
-    exact, lossy = io.BytesIO(), io.BytesIO()
-    sheet.save(exact, "PNG", optimize=True)
-    if exact.tell() < 300_000:
-        return "png", exact.getvalue()
-    sheet.save(lossy, "JPEG", quality=82)
-    return ("jpeg", lossy.getvalue()) if lossy.tell() * 4 < exact.tell() else ("png", exact.getvalue())
+def _encode(sheet: Any, side: int) -> tuple[str, bytes]:
+    """PNG for small images, which it keeps exactly, and for few; JPEG for photographs, where it is a tenth of that."""
+    encoded = io.BytesIO()
+    exact = side < 48 or sheet.width * sheet.height < 200_000
+    sheet.save(encoded, "PNG", optimize=True) if exact else sheet.save(encoded, "JPEG", quality=82)
+    return "png" if exact else "jpeg", encoded.getvalue()

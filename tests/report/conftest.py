@@ -100,3 +100,8 @@ def results() -> Made:
 @pytest.fixture
 def make():
     return made
+
+
+@pytest.fixture
+def hostile():
+    return HOSTILE
