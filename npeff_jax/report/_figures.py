@@ -170,16 +170,17 @@ def energy_figure(decomposition: Decomposition, components: Sequence[int] | None
     places = places_of(decomposition.schema.layout)
     energy = anatomy(decomposition).energy
     panels = [places.table(energy.mean(0))] if components is None else [places.table(energy[j]) for j in components]
+    names = ["mean over components"] if components is None else [f"component {j}" for j in components]
     figure, axes = _axes(
         1.6 + 2.6 * len(panels), 1.0 + 0.26 * len(places.layers) + 0.2 * len(places.kinds), 1, len(panels)
     )
-    for one, name, table in zip(axes, components or ["mean"], panels):
+    for one, name, table in zip(axes, names, panels):
         left: Float[np.ndarray, layers] = np.zeros(len(places.layers))
         for kind, share in zip(places.kinds, table.T):
             one.barh(places.layers, share, left=left, label=kind, color=KIND_COLORS[kind])
             left = left + share
         one.invert_yaxis()
-        one.set_title(name if isinstance(name, str) else f"component {name}", fontsize=9)
+        one.set_title(name, fontsize=9)
         one.set(xlabel="share of energy")
         one.label_outer()
     figure.legend(*one.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
