@@ -25,3 +25,5 @@ from npeff_jax.evaluation._selectivity import selectivity as selectivity
 from npeff_jax.evaluation._selectivity_table import Selectivity as Selectivity
 from npeff_jax.evaluation._tcav import Tcav as Tcav
 from npeff_jax.evaluation._tcav import tcav as tcav
+from npeff_jax.evaluation._tracing import PerturbationTrace as PerturbationTrace
+from npeff_jax.evaluation._tracing import Tracer as Tracer

@@ -19,6 +19,7 @@ from npeff_jax.report._tables import latex_table as latex_table
 from npeff_jax.report._tables import top_table as top_table
 from npeff_jax.report._tables import write_coefficients as write_coefficients
 from npeff_jax.report._tables import write_table as write_table
+from npeff_jax.report._traces import trace_components as trace_components
 from npeff_jax.report._write import report_data as report_data
 from npeff_jax.report._write import write_html as write_html
 from npeff_jax.report._write import write_report as write_report

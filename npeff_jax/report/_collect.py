@@ -33,7 +33,6 @@ class Extras:
         stability: (r,) or (runs, r), |cosine| with the matched component of other runs.
         notes: r strings.
         traces: for each component its traces.
-        segment_names: unused where ``display`` names its segments.
     """
 
     selectivity: Any = None

@@ -172,16 +172,19 @@ class Trace:
         example: position in the examples shown from.
         stages: names of the intermediate values, in the order of the computation.
         positions: tokens, or numbers of positions.
-        change: for each stage and position, the relative change of the intermediate value.
+        change: for each stage and position, the relative change of the intermediate value, per unit of length.
         layers: the layers whose parameters were moved.
-        logits: for each of these layers, what it alone changes of each logit; they add up to the whole.
+        classes: the classes most probable for the example.
+        logits: for each layer and each of these classes, what the layer's parameters alone change of its logit, per
+            unit of length; over layers they add up to the whole.
     """
 
     example: int
     stages: tuple[str, ...]
     positions: tuple[str, ...]
-    change: tuple[tuple[float | None, ...], ...]
+    change: tuple[tuple[float, ...], ...]
     layers: tuple[str, ...]
+    classes: tuple[int, ...]
     logits: tuple[tuple[float, ...], ...]
 
 

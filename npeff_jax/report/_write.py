@@ -47,7 +47,7 @@ def write_report(
         class_names: names of the C classes, before those of ``model``.
         stability: (r,) or (runs, r), |cosine| of each component with its match in other runs.
         notes: a line for each component, such as the concept its top examples share.
-        traces: for each component the traces of some of its top examples.
+        traces: for each component the traces of some of its top examples, from `report.trace_components`.
         shown: how many examples a card shows.
 
     Returns:

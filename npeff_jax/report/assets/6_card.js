@@ -54,6 +54,8 @@ function card(c) {
       figure("How fast it fades", lineChart({ label: "Coefficients by rank, held out and decomposed", logX: true, yMax: 1, xLabel: "rank, fraction of the examples", yLabel: "coefficient, of the largest", xFormat: (v) => `${number(100 * v)} %`,
         series: [{ class: "other", points: data.decay_at.map((x, i) => [x, c.decomposed_decay[i]]) }, { points: data.decay_at.map((x, i) => [x, c.decay[i]]) }] }),
         [h("span", { class: "key" }, data.examples.source), data.examples.source === "decomposed" ? null : [" ", h("span", { class: "key dashed" }, "decomposed"), " Where the two agree, the component is no accident of the examples it was found in."]]),
+      c.traces.map((trace) => figure(`How it reaches the output: example ${trace.example}`, traceFigure(trace),
+        "A small move of the parameters along the component (its sign is arbitrary): where the values inside the model change, relative to their size, and which layers push the logits. To first order.", true)),
       c.neighbours.length > 0 && h("figure", {}, h("h3", {}, "Similar components"), h("ul", { class: "neighbours" }, c.neighbours.map(([k, v]) =>
         h("li", {}, h("a", { href: `#c${k}` }, `${k}`, h("span", {}, headline(data.components[k]))), h("span", { class: "value" }, v.toFixed(2))))),
         h("figcaption", {}, "|cosine| of what they move in the parameters: 0 nothing in common, 1 the same.")),
