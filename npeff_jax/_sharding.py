@@ -68,3 +68,16 @@ def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
     """
     missing = size - array.shape[0]
     return array if missing == 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """An array on the host, whole, also where other processes hold parts of it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    replicated = NamedSharding(array.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
+    return np.asarray(jax.jit(lambda x: x, out_shardings=replicated)(array))
+
+
+def replicate(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """An array on every device of ``mesh``."""
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec()))

@@ -1,5 +1,6 @@
 """PEFs to decomposition: the alternating solvers of LRM-NPEFF and D-NPEFF, coefficient fitting and expansion."""
 
+from npeff_jax.factorization._checkpoints import Checkpoints as Checkpoints
 from npeff_jax.factorization._decompose import decompose as decompose
 from npeff_jax.factorization._decomposition import Decomposition as Decomposition
 from npeff_jax.factorization._decomposition import History as History
@@ -10,8 +11,13 @@ from npeff_jax.factorization._fit import fit_coefficients as fit_coefficients
 from npeff_jax.factorization._loop import Iterate as Iterate
 from npeff_jax.factorization._settings import HALS as HALS
 from npeff_jax.factorization._settings import DampedALS as DampedALS
+from npeff_jax.factorization._settings import Dense as Dense
+from npeff_jax.factorization._settings import Kernel as Kernel
 from npeff_jax.factorization._settings import Multiplicative as Multiplicative
 from npeff_jax.factorization._settings import Paper as Paper
 from npeff_jax.factorization._settings import Products as Products
+from npeff_jax.factorization._settings import Sparse as Sparse
 from npeff_jax.factorization._settings import Start as Start
 from npeff_jax.factorization._settings import Stopping as Stopping
+from npeff_jax.factorization.rows import ModelRows as ModelRows
+from npeff_jax.factorization.rows import model_rows as model_rows

@@ -3,50 +3,67 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from npeff_jax._progress import Progress
-from npeff_jax._sharding import factorization_mesh
+from npeff_jax._sharding import fetch, replicate
 from npeff_jax.factorization import _diagonal, _lrm, _paper
+from npeff_jax.factorization._checkpoints import Checkpoints, CheckpointStore
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._finish import finish
+from npeff_jax.factorization._fit import fit_coefficients
 from npeff_jax.factorization._loop import Algorithm, Callback, Problem, iterate
-from npeff_jax.factorization._settings import HALS, DampedALS, Multiplicative, Paper, Products, Solver, Start, Stopping
-from npeff_jax.factorization._stack import Stack, stack
+from npeff_jax.factorization._settings import (
+    HALS,
+    DampedALS,
+    Multiplicative,
+    Paper,
+    Products,
+    RowChoice,
+    Solver,
+    Start,
+    Stopping,
+)
+from npeff_jax.factorization._source import Source, source_of_model, source_of_pefs
+from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization._start import start_coefficients, start_vectors
-from npeff_jax.factorization.rows import DenseRows
-from npeff_jax.pefs import Kind, Pefs, Schema
+from npeff_jax.factorization.rows import ModelRows, SketchedRows, Vectors
+from npeff_jax.pefs import Kind, Pefs
 
 
 def decompose(
-    pefs: Pefs,
+    pefs: Pefs | ModelRows,
     n_components: int,
     *,
     seed: int = 0,
     solver: Solver | None = None,
     stopping: Stopping | None = None,
     start: Start | None = None,
+    rows: RowChoice | None = None,
     products: Products = Products.FLOAT32,
     min_count: int = 1,
     mesh: Mesh | None = None,
+    checkpoints: Checkpoints | None = None,
     callback: Callback | None = None,
     progress: Progress = True,
 ) -> Decomposition:
     """Decompose PEFs into shared components: F_i ≈ Σ_j W_ij H_j (eq. 4), LRM-NPEFF or D-NPEFF as the PEFs are.
 
     Args:
-        pefs: what `compute_pefs` gave.
+        pefs: what `compute_pefs` gave, or `model_rows` to work on the exact Fishers of a model.
         n_components: r.
         seed: of the start.
         solver: `DampedALS` for low-rank PEFs and `HALS` for diagonal ones by default; `Paper` and `Multiplicative` are
             the paper's own.
         stopping: when to end.
         start: a given W or G.
+        rows: how the rows are held; by default what is estimated to be fastest. ``settings["row_space"]`` says why.
         products: precision of the large products.
         min_count: parameters with fewer non-zeros over all rows are pruned; the energy lost is in ``settings``.
         mesh: the devices to use, JAX's default device without one.
+        checkpoints: where to save on the way, and to resume from.
         callback: called every ``stopping.window`` steps with an `Iterate`; True ends the iterations.
         progress: True for a bar, False for none, a text stream for JSON lines.
 
@@ -54,81 +71,117 @@ def decompose(
         Unit-norm pseudo-Fishers, coefficients that carry the scale, and how it went. Losses are fractions of ‖F‖².
 
     Raises:
-        ValueError: more components than rows, no examples, values that are not finite, a solver of the other flavour.
+        ValueError: more components than rows, no examples, values that are not finite, a solver of the other
+            flavour, or a row space that does not fit.
     """
-    solver = default_solver(pefs.schema.kind) if solver is None else solver
-    check_solver(solver, pefs.schema.kind)
-    stacked = stack(pefs, min_count=min_count)
-    check_n_components(n_components, stacked)
-    rows = DenseRows.of(stacked.A, factorization_mesh(mesh), products)
-    start = start or Start()
-    n = stacked.n_examples
-    nonnegative = pefs.schema.kind is Kind.DIAGONAL
-    if start.pseudo_fishers is None:
-        G = start_vectors(rows, n_components, seed, nonnegative=nonnegative)
+    kind = Kind.LOW_RANK if isinstance(pefs, ModelRows) else pefs.schema.kind
+    solver = default_solver(kind) if solver is None else solver
+    check_solver(solver, kind)
+    start, stopping = start or Start(), stopping or Stopping()
+    if isinstance(pefs, ModelRows):
+        check_n_components(n_components, pefs.n_examples * pefs.rows_per_example, pefs.n_examples)
+        source = source_of_model(pefs, mesh, progress)
     else:
-        G = rows.coordinates(np.asarray(start.pseudo_fishers, np.float32)[:, stacked.parameter_indices])
-    if start.coefficients is None:
-        W = jnp.asarray(start_coefficients(n, n_components, seed, solver))
-    else:
-        W = jnp.asarray(start.coefficients, jnp.float32)
-    settings = {
-        "n_components": n_components,
-        "seed": seed,
-        "solver": describe(solver),
-        "products": products.value,
-        "min_count": min_count,
-        "lost_energy": stacked.lost_energy,
-        "row_space": "dense",
-    }
-    problem = Problem(rows, jnp.asarray(stacked.owner), stacked.squared_norm)
-    return solve(
-        pefs.schema,
+        stacked = stack(pefs, min_count=min_count)
+        check_n_components(n_components, stacked.A.shape[0], stacked.n_examples)
+        source = source_of_pefs(pefs.schema, stacked, n_components, mesh, rows, products)
+    W, G = starting_point(source, n_components, seed, solver, start)
+    settings = {"seed": seed, "solver": describe(solver), "min_count": min_count, "start": start.given} | source.notes
+    found = solve(
+        source,
         algorithm_of(solver),
-        problem,
         W,
         G,
-        stopping or Stopping(),
-        stacked.parameter_indices,
+        stopping,
         settings,
         callback=callback,
         progress=progress,
+        checkpoints=checkpoints,
+    )
+    if isinstance(source.rows, SketchedRows) and isinstance(pefs, Pefs):
+        return on_exact_products(found, pefs)
+    return found
+
+
+def on_exact_products(found: Decomposition, pefs: Pefs) -> Decomposition:
+    """What a sketch found, with coefficients fitted on exact products, and the exact loss beside the sketched one."""
+    fit = fit_coefficients(found, pefs)
+    norm = found.settings["squared_norm"]
+    finished = finish(fit.coefficients, found.pseudo_fishers[:], found.kind, norm)
+    losses = {"sketched_loss": float(found.history.loss[-1]), "loss": fit.loss}
+    remarks = {"dead": finished.dead, "duplicates": finished.duplicates}
+    return dataclasses.replace(
+        found,
+        coefficients=finished.W,
+        pseudo_fishers=finished.G,
+        settings=found.settings | losses | remarks,
     )
 
 
+def starting_point(source: Source, r: int, seed: int, solver: Solver, start: Start) -> tuple[jax.Array, Vectors]:
+    """W and G as given, or drawn.
+
+    Raises:
+        ValueError: a given W or G of another shape, or negative where it must not be.
+    """
+    n, kind, rows = source.n_examples, source.schema.kind, source.rows
+    if start.coefficients is None:
+        W = start_coefficients(n, r, seed, solver)
+    else:
+        W = np.asarray(start.coefficients, np.float32)
+        if W.shape != (n, r) or not (W >= 0).all():
+            raise ValueError(f"start.coefficients has shape {W.shape}; expected ({n}, {r}), non-negative")
+    if start.pseudo_fishers is None:
+        return replicate(W, rows.mesh), start_vectors(rows, r, seed, nonnegative=kind is Kind.DIAGONAL)
+    given = np.asarray(start.pseudo_fishers, np.float32)
+    m = source.schema.layout.size
+    if given.shape != (r, m) or (kind is Kind.DIAGONAL and not (given >= 0).all()):
+        sign = ", non-negative" if kind is Kind.DIAGONAL else ""
+        raise ValueError(f"start.pseudo_fishers has shape {given.shape}; expected ({r}, {m}){sign}")
+    return replicate(W, rows.mesh), rows.coordinates(given[:, source.parameter_indices])
+
+
 def solve(
-    schema: Schema,
+    source: Source,
     algorithm: Algorithm,
-    problem: Problem,
-    W: Any,
-    G: Any,
+    W: jax.Array,
+    G: Vectors,
     stopping: Stopping,
-    parameter_indices: np.ndarray,
     settings: dict[str, Any],
     *,
-    callback: Callback | None,
-    progress: Progress,
+    n_frozen: int = 0,
+    callback: Callback | None = None,
+    progress: Progress = True,
+    checkpoints: Checkpoints | None = None,
 ) -> Decomposition:
     """Iterate, then put the result into its final form."""
-    outcome = iterate(algorithm, problem, W, G, stopping, progress=progress, callback=callback)
-    vectors = problem.rows.expand(outcome.G)
-    finished = finish(np.asarray(outcome.W), vectors, schema.kind, problem.squared_norm, problem.n_frozen)
-    settings |= {
-        "stopping": dataclasses.asdict(stopping),
-        "dead": finished.dead,
-        "duplicates": finished.duplicates,
-        "squared_norm": problem.squared_norm,
-    }
+    schema, norm = source.schema, source.squared_norm
+    settings = {"n_components": W.shape[1], "n_frozen": n_frozen} | settings
+    store = CheckpointStore(checkpoints, _identity(source, settings, stopping)) if checkpoints else None
+    problem = Problem(source.rows, replicate(source.owner, source.rows.mesh), norm, n_frozen)
+    outcome = iterate(algorithm, problem, W, G, stopping, progress=progress, callback=callback, store=store)
+    if store:
+        store.close()
+    finished = finish(fetch(outcome.W), source.rows.expand(outcome.G), schema.kind, norm, n_frozen)
+    remarks = {"dead": finished.dead, "duplicates": finished.duplicates}
     return Decomposition(
         schema=schema,
         coefficients=finished.W,
         pseudo_fishers=finished.G,
-        parameter_indices=parameter_indices,
+        parameter_indices=source.parameter_indices,
         history=outcome.history,
         stopped=outcome.stopped,
-        settings=settings,
-        n_frozen=problem.n_frozen,
+        settings=settings | {"stopping": dataclasses.asdict(stopping), "squared_norm": norm} | remarks,
+        n_frozen=n_frozen,
     )
+
+
+def _identity(source: Source, settings: dict[str, Any], stopping: Stopping) -> dict[str, Any]:
+    """What two runs must share for one to go on where the other stopped; devices and limits may differ."""
+    schema = source.schema
+    same = {name: value for name, value in settings.items() if name != "row_space"}
+    same |= {"row_space": type(source.rows).__name__, "window": stopping.window}
+    return same | {"kind": schema.kind.value, "model": schema.model, "examples": schema.examples}
 
 
 def default_solver(kind: Kind) -> Solver:
@@ -155,12 +208,12 @@ def check_solver(solver: Solver, kind: Kind) -> None:
         raise ValueError(f"solver={type(solver).__name__} does not decompose {kind.value} PEFs; choose {names}")
 
 
-def check_n_components(n_components: int, stacked: Stack) -> None:
+def check_n_components(n_components: int, n_rows: int, n_examples: int) -> None:
     """Raise unless 1 <= r <= N."""
-    if not 1 <= n_components <= stacked.A.shape[0]:
+    if not 1 <= n_components <= n_rows:
         raise ValueError(
-            f"n_components={n_components} is not from 1 to the {stacked.A.shape[0]} rows of A "
-            f"({stacked.n_examples} examples); choose fewer components or compute more PEFs"
+            f"n_components={n_components} is not from 1 to the {n_rows} rows of A ({n_examples} examples); "
+            "choose fewer components or compute more PEFs"
         )
 
 

@@ -7,15 +7,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from npeff_jax._progress import Progress
-from npeff_jax._sharding import factorization_mesh
+from npeff_jax._sharding import replicate
+from npeff_jax.factorization._checkpoints import Checkpoints
 from npeff_jax.factorization._decompose import algorithm_of, check_solver, default_solver, describe, solve
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._fit import check_same_origin, fit_coefficients
-from npeff_jax.factorization._loop import Callback, Problem
-from npeff_jax.factorization._settings import Solver, Stopping
+from npeff_jax.factorization._loop import Callback
+from npeff_jax.factorization._settings import Products, RowChoice, Solver, Stopping
+from npeff_jax.factorization._source import source_of_pefs
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization._start import start_vectors
-from npeff_jax.factorization.rows import DenseRows
 from npeff_jax.pefs import Kind, Pefs
 
 
@@ -27,7 +28,9 @@ def expand(
     seed: int = 0,
     solver: Solver | None = None,
     stopping: Stopping | None = None,
+    rows: RowChoice | None = None,
     mesh: Mesh | None = None,
+    checkpoints: Checkpoints | None = None,
     callback: Callback | None = None,
     progress: Progress = True,
 ) -> Decomposition:
@@ -40,7 +43,9 @@ def expand(
         seed: of the new components' start. W starts from a fit of the frozen ones.
         solver: as for `decompose`.
         stopping: as for `decompose`.
+        rows: as for `decompose`. The kernel is that of [A; G_frozen].
         mesh: as for `decompose`.
+        checkpoints: as for `decompose`.
         callback: as for `decompose`.
         progress: as for `decompose`.
 
@@ -64,25 +69,23 @@ def expand(
     n_frozen = decomposition.n_components
     frozen = np.zeros((n_frozen, len(columns)), np.float32)
     frozen[:, np.searchsorted(columns, decomposition.parameter_indices)] = decomposition.pseudo_fishers[:]
-    rows = DenseRows.of(stacked.A, factorization_mesh(mesh))
-    new = start_vectors(rows, n_new, seed, nonnegative=decomposition.kind is Kind.DIAGONAL)
-    G = jnp.concatenate([rows.coordinates(frozen), new])
+    source = source_of_pefs(pefs.schema, stacked, n_frozen + n_new, mesh, rows, Products.FLOAT32, frozen)
+    new = start_vectors(source.rows, n_new, seed, nonnegative=decomposition.kind is Kind.DIAGONAL)
+    G = jnp.concatenate([source.rows.coordinates(frozen), new])
     fitted = fit_coefficients(decomposition, pefs).coefficients
-    W = jnp.asarray(np.pad(fitted, ((0, 0), (0, n_new))))
-    settings = {"n_components": n_frozen + n_new, "n_frozen": n_frozen, "seed": seed, "solver": describe(solver)}
-    problem = Problem(rows, jnp.asarray(stacked.owner), stacked.squared_norm, n_frozen)
+    W = replicate(np.pad(fitted, ((0, 0), (0, n_new))), source.rows.mesh)
     found = solve(
-        pefs.schema,
+        source,
         algorithm_of(solver),
-        problem,
         W,
         G,
         stopping or Stopping(),
-        columns,
-        settings,
+        {"seed": seed, "solver": describe(solver)} | source.notes,
+        n_frozen=n_frozen,
         callback=callback,
         progress=progress,
+        checkpoints=checkpoints,
     )
-    # Through the solver and back the frozen vectors are the same numbers; here they are the same by construction.
+    # Some row spaces hold the frozen vectors as products; the result has the very numbers.
     vectors = np.concatenate([frozen, np.asarray(found.pseudo_fishers)[n_frozen:]])
     return dataclasses.replace(found, pseudo_fishers=vectors)

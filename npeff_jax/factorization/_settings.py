@@ -29,7 +29,7 @@ class DampedALS:
         stiefel: keep the pseudo-Fishers orthonormal.
     """
 
-    damping: float = 1e-3
+    damping: float = 1e-2
     sweeps: int = 1
     warm_up: int = 0
     orthogonality: float = 0.0
@@ -103,3 +103,34 @@ class Start:
 
     coefficients: Any = None
     pseudo_fishers: Any = None
+
+    @property
+    def given(self) -> list[str]:
+        """What is given, for the record."""
+        return [name for name in ("coefficients", "pseudo_fishers") if getattr(self, name) is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """A as one dense array, columns sharded. Fastest where it fits and is not mostly zeros."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse:
+    """A in compressed blocks, parameters sharded over the mesh. Work and memory go with the non-zeros."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """The N×N Gram matrix of the rows: iterations do not depend on m'. For low-rank PEFs.
+
+    Attributes:
+        sketch: approximate it by a random sketch of so many columns, N sketch numbers instead of N². The error is
+            measured and reported; coefficients and loss of the result are exact.
+    """
+
+    sketch: int | None = None
+
+
+RowChoice = Dense | Sparse | Kernel
+"""How the rows are held. `decompose` picks by size where none is given."""

@@ -10,7 +10,7 @@ import scipy.sparse
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from npeff_jax._sharding import SHARDS, round_up, sharded
+from npeff_jax._sharding import SHARDS, fetch, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization._settings import Products
 from npeff_jax.factorization.rows._protocol import Inner, Vectors
@@ -51,8 +51,8 @@ class DenseRows:
             check_vma=False,
         )
         def on_shard(A: jax.Array, G: jax.Array, D: jax.Array) -> tuple:
-            AD = _matmul(A, D.astype(A.dtype).T)
-            return jax.lax.psum((AD, _matmul(G, D.T), _matmul(D, D.T)), SHARDS)
+            AD = matmul(A, D.astype(A.dtype).T)
+            return jax.lax.psum((AD, matmul(G, D.T), matmul(D, D.T)), SHARDS)
 
         return on_shard(self.A, G, D)
 
@@ -65,19 +65,25 @@ class DenseRows:
             check_vma=False,
         )
         def on_shard(A: jax.Array, M: jax.Array) -> jax.Array:
-            return _matmul(M.T.astype(A.dtype), A)
+            return matmul(M.T.astype(A.dtype), A)
 
         return on_shard(self.A, M)
 
     def expand(self, vectors: Vectors) -> np.ndarray:
-        return np.asarray(vectors)[:, : self.width]
+        return fetch(vectors)[:, : self.width]
 
     def coordinates(self, vectors: np.ndarray) -> Vectors:
         padded = np.zeros((vectors.shape[0], self.A.shape[1]), np.float32)
         padded[:, : self.width] = vectors
         return jax.device_put(padded, sharded(self.mesh, None, SHARDS))
 
+    def to_host(self, vectors: Vectors) -> np.ndarray:
+        return self.expand(vectors)
 
-def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    def from_host(self, saved: np.ndarray) -> Vectors:
+        return self.coordinates(saved)
+
+
+def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
     """Full precision for what it is given, sums in float32 (an accelerator's default would round float32 inputs)."""
     return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

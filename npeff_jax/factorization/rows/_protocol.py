@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from npeff_jax._types import RowProducts
@@ -24,6 +25,10 @@ class RowSpace(Protocol):
     """A pytree: it is an argument of the jitted steps, never a constant in them."""
 
     @property
+    def mesh(self) -> Mesh:
+        """The devices it lives on, in a row (`SHARDS`)."""
+
+    @property
     def n_rows(self) -> int:
         """N, the rows of all examples together."""
 
@@ -34,7 +39,7 @@ class RowSpace(Protocol):
         """Mᵀ A, in coordinates."""
 
     def expand(self, vectors: Vectors) -> np.ndarray:
-        """Coordinates to (r, m') on the host."""
+        """Coordinates to (r, m') on the host: the result."""
 
     def coordinates(self, vectors: np.ndarray) -> Vectors:
         """The way back, where there is one.
@@ -42,3 +47,9 @@ class RowSpace(Protocol):
         Raises:
             ValueError: the space cannot represent given vectors.
         """
+
+    def to_host(self, vectors: Vectors) -> np.ndarray:
+        """Coordinates without padding or order that depend on the devices: what a checkpoint holds."""
+
+    def from_host(self, saved: np.ndarray) -> Vectors:
+        """The way back from `to_host`."""

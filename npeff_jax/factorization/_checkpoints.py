@@ -1,0 +1,90 @@
+"""Solver checkpoints with Orbax: the one file that knows it.
+
+W, the vectors in a form that does not depend on the devices, and the history. Carried products are computed anew, so a
+resumed run repeats what an uninterrupted one does.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+KEPT = 2
+"""Checkpoints kept: the last one, and one before in case it cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Where and how often a decomposition is saved on its way; a later run with the same settings resumes there.
+
+    Attributes:
+        directory: of this decomposition alone.
+        every: windows of ``Stopping.window`` steps between checkpoints.
+    """
+
+    directory: str | os.PathLike
+    every: int = 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Saved:
+    """A point on the way.
+
+    Attributes:
+        W: coefficients.
+        G: vectors as `RowSpace.to_host` gives them.
+        losses: one a step.
+        seconds: one a step.
+    """
+
+    W: Float[np.ndarray, "n r"]
+    G: Float[np.ndarray, "r size"]
+    losses: Float[np.ndarray, "steps"]
+    seconds: Float[np.ndarray, "steps"]
+
+
+class CheckpointStore:
+    """Checkpoints of one decomposition, with what must agree for a run to be resumed from them."""
+
+    def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any]):
+        from orbax.checkpoint import v1 as ocp
+
+        self.every, self._settings = checkpoints.every, settings
+        self._ocp = ocp
+        self._checkpointer = ocp.training.Checkpointer(
+            pathlib.Path(checkpoints.directory).absolute(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(KEPT),
+            cleanup_tmp_directories=True,
+        )
+
+    def load(self) -> Saved | None:
+        """The latest point, if there is one.
+
+        Raises:
+            ValueError: it is of other settings; says which.
+        """
+        latest = self._checkpointer.latest
+        if latest is None:
+            return None
+        found = self._checkpointer.metadata(latest.step).custom_metadata or {}
+        differing = sorted(name for name in self._settings if found.get(name) != self._settings[name])
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"the checkpoints in {self._checkpointer.directory} are of another run: {', '.join(differing)} differ "
+                f"({name} was {found.get(name)!r}, now {self._settings[name]!r}); use another directory or the same "
+                "settings"
+            )
+        return Saved(**{name: np.asarray(value) for name, value in self._checkpointer.load_pytree(latest.step).items()})
+
+    def save(self, saved: Saved) -> None:
+        """Write a point; returns when it is committed."""
+        tree = {f.name: np.asarray(getattr(saved, f.name)) for f in dataclasses.fields(saved)}
+        self._checkpointer.save_pytree(len(saved.losses), tree, custom_metadata=self._settings, overwrite=True)
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self._checkpointer.close()

@@ -1,0 +1,172 @@
+"""The model itself as a row space: the exact kernel by backward passes, nothing sparsified, nothing stored.
+
+The rows of example i are L_iᵀ J_i (section 2.1). Their Gram matrix Q is accumulated block by block; afterwards
+G = U A is one backward pass a component and batch, of Σ_i ⟨cotangent_i, logits_i⟩ with the cotangents held constant.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from npeff_jax._checks import count_examples, slice_examples
+from npeff_jax._progress import Progress, progress_bar
+from npeff_jax._sharding import SHARDS, pad_rows, round_up, sharded
+from npeff_jax._types import Examples
+from npeff_jax.factorization.rows._kernel import KernelRows, Recover
+from npeff_jax.models import Model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelRows:
+    """What `decompose` takes instead of PEFs to work on the exact Fishers of a model, without sparsification.
+
+    Attributes:
+        model: the model.
+        examples: its n examples.
+        batch_size: examples a backward pass.
+        block_bytes: memory for dense rows. All n (C−1) m of them at once need one pass over the examples; with less,
+            they are computed again for every block.
+        precision: of the matrix products behind the gradients.
+    """
+
+    model: Model
+    examples: Examples
+    batch_size: int = 32
+    block_bytes: int = 1 << 30
+    precision: str = "highest"
+
+    @property
+    def n_examples(self) -> int:
+        """The number of examples."""
+        return count_examples(self.examples)
+
+    @functools.cached_property
+    def n_classes(self) -> int:
+        """C."""
+        return self.model.n_classes(jax.tree.map(lambda leaf: leaf[0], slice_examples(self.examples, slice(0, 1))))
+
+    @functools.cached_property
+    def rows_per_example(self) -> int:
+        """The rank of the output family's Fisher, C−1 for classes."""
+        logits = jax.ShapeDtypeStruct((self.n_classes,), jnp.float32)
+        return jax.eval_shape(self.model.output.factor, logits).shape[0]
+
+
+def model_rows(model: Model, examples: Examples, **options: Any) -> ModelRows:
+    """The rows of a model, to decompose without computing and storing PEFs first.
+
+    Args:
+        model: the model.
+        examples: a pytree with a leading axis, or a sized source.
+        **options: further fields of `ModelRows`.
+
+    Raises:
+        ValueError: no examples, or logits that are not one vector.
+    """
+    rows = ModelRows(model, examples, **options)
+    if rows.n_examples == 0:
+        raise ValueError("there are no examples; pass at least one")
+    _ = rows.n_classes
+    return rows
+
+
+def kernel_of_model(source: ModelRows, mesh: Mesh, progress: Progress) -> tuple[KernelRows, np.ndarray]:
+    """The exact kernel of normalised rows, and the Frobenius norm of each example's Fisher.
+
+    Args:
+        source: model and examples.
+        mesh: one axis, `SHARDS`.
+        progress: as for `decompose`.
+    """
+    passes = _Passes(source, mesh)
+    n, c = source.n_examples, source.rows_per_example
+    per_block = max(source.block_bytes // (4 * c * source.model.space.size) // passes.size, 1) * passes.size
+    N = n * c
+    Q = np.zeros((round_up(N, mesh.size),) * 2, np.float32)
+    with progress_bar(progress, "kernel", n * -(-n // per_block), "example") as advance:
+        for outer in range(0, n, per_block):
+            held = [passes.rows(first) for first in range(outer, min(outer + per_block, n), passes.size)]
+            for inner in range(outer, n, passes.size):  # Q is symmetric: what stands before is done
+                # within the block the rows are at hand; beyond it they are computed again
+                at = (inner - outer) // passes.size
+                here = held[at] if at < len(held) else passes.rows(inner)
+                for k, block in enumerate(held):
+                    first = outer + k * passes.size
+                    part = np.asarray(_gram(block, here)).reshape(passes.size * c, -1)
+                    rows, columns = slice(first * c, N), slice(inner * c, N)
+                    target = Q[rows, columns][: part.shape[0], : part.shape[1]]
+                    target[:] = part[: target.shape[0], : target.shape[1]]
+                    Q[columns, rows][: part.shape[1], : part.shape[0]] = target.T
+            advance(min(per_block, n - outer))
+    grams = np.stack([Q[i * c : (i + 1) * c, i * c : (i + 1) * c] for i in range(n)]).astype(np.float64)
+    norms = np.sqrt((grams**2).sum(axis=(1, 2)))
+    scale = np.zeros(len(Q), np.float32)
+    scale[:N] = np.repeat(np.where(norms > 0, norms, 1) ** -0.5, c)
+    Q *= scale
+    Q *= scale[:, None]
+    recover = Recover(lambda U: passes.pull(U * scale[:N]), np.zeros((0, source.model.space.size), np.float32))
+    return KernelRows(jax.device_put(Q, sharded(mesh, SHARDS, None)), mesh, N, recover), norms
+
+
+@jax.jit
+def _gram(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> jax.Array:
+    """Inner products of the rows of two batches, leaf by leaf."""
+    pairs = zip(left, right, strict=True)
+    grams = [jnp.einsum("acp,bdp->acbd", x, y, precision=jax.lax.Precision.HIGHEST) for x, y in pairs]
+    return sum(grams[1:], grams[0])
+
+
+class _Passes:
+    """Compiled passes over a batch of a model's examples, one shard of the batch a device."""
+
+    def __init__(self, source: ModelRows, mesh: Mesh):
+        model, self.source = source.model, source
+        self.size = round_up(min(source.batch_size, source.n_examples), mesh.size)
+        self.split = sharded(mesh, SHARDS)
+
+        def rows_of_one(params: Any, example: Any) -> tuple[jax.Array, ...]:
+            logits, pull = jax.vjp(lambda s: model.selected_logits(s, params, example), model.space.select(params))
+            (leaves,) = jax.vmap(pull)(model.output.factor(logits))
+            return tuple(leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in leaves)
+
+        def pull_batch(params: Any, examples: Any, U: jax.Array) -> jax.Array:
+            def logits_of(selected: tuple) -> jax.Array:
+                return jax.vmap(lambda example: model.selected_logits(selected, params, example))(examples)
+
+            logits, pull = jax.vjp(logits_of, model.space.select(params))
+            cotangents = jnp.einsum("rbk,bkc->rbc", U, jax.vmap(model.output.factor)(logits))
+            (leaves,) = jax.vmap(pull)(jax.lax.stop_gradient(cotangents).astype(logits.dtype))
+            flat = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+            return jax.lax.psum(flat.astype(jnp.float32), SHARDS)
+
+        # The one form that gives right per-example gradients for every architecture (no automatic partitioning).
+        mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+        self._rows = jax.jit(mapped(jax.vmap(rows_of_one, (None, 0)), in_specs=(P(), P(SHARDS)), out_specs=P(SHARDS)))
+        self._pull = jax.jit(mapped(pull_batch, in_specs=(P(), P(SHARDS), P(None, SHARDS)), out_specs=P()))
+
+    def rows(self, first: int) -> tuple[jax.Array, ...]:
+        """Rows of a batch, (b, c, leaf size) for each explained leaf."""
+        with jax.default_matmul_precision(self.source.precision):
+            return self._rows(self.source.model.params, self._batch(first))
+
+    def pull(self, U: np.ndarray) -> np.ndarray:
+        """U A: (r, N) to (r, m)."""
+        n, c = self.source.n_examples, self.source.rows_per_example
+        total = np.zeros((U.shape[0], self.source.model.space.size), np.float64)
+        for first in range(0, n, self.size):
+            weights = np.zeros((U.shape[0], self.size, c), np.float32)  # zero for the padding of the last batch
+            part = U[:, first * c : (first + self.size) * c].reshape(U.shape[0], -1, c)
+            weights[:, : part.shape[1]] = part
+            with jax.default_matmul_precision(self.source.precision):
+                total += np.asarray(self._pull(self.source.model.params, self._batch(first), weights))
+        return total.astype(np.float32)
+
+    def _batch(self, first: int) -> Any:
+        batch = slice_examples(self.source.examples, slice(first, min(first + self.size, self.source.n_examples)))
+        return jax.tree.map(lambda leaf: jax.device_put(pad_rows(leaf, self.size), self.split), batch)

@@ -1,0 +1,149 @@
+"""Sparse rows, sharded over parameters: what a step reduces over devices is N×r and r×r, whatever m' is."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jax.experimental.sparse import BCSR
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from npeff_jax._sharding import SHARDS, fetch, sharded
+from npeff_jax._types import RowProducts
+from npeff_jax.factorization.rows._deal import deal
+from npeff_jax.factorization.rows._dense import matmul
+from npeff_jax.factorization.rows._protocol import Inner, Vectors
+
+BLOCK_ENTRIES = 1 << 20
+"""Entries of r vectors that a block of columns spans, 4 MB. A product gathers from there at random: when it outgrows
+the cache, a CPU falls from 18 to 3 GF/s."""
+
+Csr = tuple[jax.Array, jax.Array, jax.Array]
+"""Values, indices and row pointers of all blocks, each with the blocks along its first axis."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["by_row", "by_column"], meta_fields=["mesh", "N", "columns"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class SparseRows:
+    """A (N, m') in blocks of columns, each once by row and once by column: products gather, and never scatter.
+
+    Attributes:
+        by_row: blocks of A.
+        by_column: blocks of Aᵀ.
+        mesh: one axis, `SHARDS`, over the blocks.
+        N: rows.
+        columns: which column of A stands at each coordinate.
+    """
+
+    by_row: Csr
+    by_column: Csr
+    mesh: Mesh
+    N: int
+    columns: "Columns"
+
+    @classmethod
+    def of(cls, A: scipy.sparse.csr_array, mesh: Mesh, n_vectors: int = 64) -> "SparseRows":
+        """Deal the columns of A to shards and blocks.
+
+        Args:
+            A: the rows.
+            mesh: one axis.
+            n_vectors: r, which sets the size of a block.
+        """
+        N, m = A.shape
+        n_blocks = mesh.size * max(1, round(m * n_vectors / mesh.size / BLOCK_ENTRIES))
+        dealt = deal(np.bincount(A.indices, minlength=m), n_blocks)
+        width = len(dealt) // n_blocks
+        place = np.empty(m, np.int64)
+        place[dealt[dealt >= 0]] = np.flatnonzero(dealt >= 0)
+        column = place[A.indices]
+        row = np.repeat(np.arange(N), np.diff(A.indptr))
+        block, inside = column // width, column % width
+        spec = sharded(mesh, SHARDS)
+        by_row = _compress(block, row, inside, A.data, n_blocks, N)
+        by_column = _compress(block, inside, row, A.data, n_blocks, width)
+        put = functools.partial(jax.device_put, device=spec)
+        return cls(tuple(map(put, by_row)), tuple(map(put, by_column)), mesh, N, Columns(dealt, m))
+
+    @property
+    def n_rows(self) -> int:
+        return self.N
+
+    def inner(self, G: Vectors, D: Vectors) -> Inner:
+        @functools.partial(
+            jax.shard_map,
+            mesh=self.mesh,
+            in_specs=(P(SHARDS), P(None, SHARDS), P(None, SHARDS)),
+            out_specs=P(),
+            check_vma=False,
+        )
+        def on_shard(A: Csr, G: jax.Array, D: jax.Array) -> tuple:
+            blocks = D.T.reshape(A[0].shape[0], -1, D.shape[0])
+            AD = jnp.zeros((self.N, D.shape[0]))
+            AD, _ = jax.lax.scan(lambda AD, x: (AD + _product(x[0], x[1], self.N), None), AD, (A, blocks))
+            return jax.lax.psum((AD, matmul(G, D.T), matmul(D, D.T)), SHARDS)
+
+        return on_shard(self.by_row, G, D)
+
+    def pull(self, M: RowProducts) -> Vectors:
+        @functools.partial(
+            jax.shard_map, mesh=self.mesh, in_specs=(P(SHARDS), P()), out_specs=P(None, SHARDS), check_vma=False
+        )
+        def on_shard(At: Csr, M: jax.Array) -> jax.Array:
+            blocks = jax.lax.map(lambda block: _product(block, M, At[2].shape[1] - 1), At)
+            return blocks.reshape(-1, M.shape[1]).T
+
+        return on_shard(self.by_column, M)
+
+    def expand(self, vectors: Vectors) -> np.ndarray:
+        dealt = self.columns.dealt
+        out = np.empty((vectors.shape[0], self.columns.width), np.float32)
+        out[:, dealt[dealt >= 0]] = fetch(vectors)[:, dealt >= 0]
+        return out
+
+    def coordinates(self, vectors: np.ndarray) -> Vectors:
+        dealt = self.columns.dealt
+        placed = np.where(dealt >= 0, vectors[:, dealt], 0).astype(np.float32)
+        return jax.device_put(placed, sharded(self.mesh, None, SHARDS))
+
+    def to_host(self, vectors: Vectors) -> np.ndarray:
+        return self.expand(vectors)
+
+    def from_host(self, saved: np.ndarray) -> Vectors:
+        return self.coordinates(saved)
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """The permutation of a deal. All of one width are equal to a compiled step, which never looks at them."""
+
+    dealt: np.ndarray = dataclasses.field(compare=False)
+    width: int
+
+
+def _product(block: Csr, x: jax.Array, n_rows: int) -> jax.Array:
+    """One block times a dense matrix. Inside ``jit`` on a CPU, a compiled kernel (outside, ten times slower)."""
+    return BCSR(block, shape=(n_rows, x.shape[0])) @ x
+
+
+def _compress(
+    block: np.ndarray, row: np.ndarray, column: np.ndarray, values: np.ndarray, n_blocks: int, n_rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocks in compressed row form, padded to equal length with zeros that belong to the last row."""
+    order = np.lexsort((column, row, block))
+    counts = np.bincount(block * n_rows + row, minlength=n_blocks * n_rows).reshape(n_blocks, n_rows)
+    length = int(counts.sum(axis=1).max(initial=0))
+    pointers = np.zeros((n_blocks, n_rows + 1), np.int32)
+    np.cumsum(counts, axis=1, out=pointers[:, 1:])
+    first = np.concatenate([[0], np.cumsum(pointers[:, -1])[:-1]])
+    sorted_block = block[order]
+    place = np.arange(len(order)) - first[sorted_block]
+    data, indices = np.zeros((n_blocks, length), np.float32), np.zeros((n_blocks, length), np.int32)
+    data[sorted_block, place], indices[sorted_block, place] = values[order], column[order]
+    pointers[:, -1] = length
+    return data, indices, pointers

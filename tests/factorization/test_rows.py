@@ -1,0 +1,206 @@
+"""Row spaces against dense float64 products, against each other along a run, and on one device against eight."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+from problems import best_cosines, oracle_loss, planted, planted_diagonal
+
+import npeff_jax as npeff
+from npeff_jax._sharding import factorization_mesh, replicate
+from npeff_jax.factorization import _lrm
+from npeff_jax.factorization._stack import stack
+from npeff_jax.factorization.rows import DenseRows, KernelRows, SketchedRows, SparseRows
+from npeff_jax.factorization.rows._deal import deal
+from npeff_jax.factorization.rows._gram import gram
+
+SPACES = [DenseRows, SparseRows, KernelRows]
+CHOICES = [npeff.Dense(), npeff.Sparse(), npeff.Kernel()]
+
+
+def meshes():
+    assert len(jax.devices()) == 8, "these tests need eight devices"
+    return [factorization_mesh(None), factorization_mesh(npeff.make_mesh())]
+
+
+def matrix(N=37, m=101, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(N, m)) * (rng.random((N, m)) < rng.random(m) ** 2)
+
+
+@pytest.mark.parametrize("devices", [0, 1])
+@pytest.mark.parametrize("space", SPACES)
+def test_the_three_questions(space, devices):
+    A, mesh = matrix(), meshes()[devices]
+    rows = space.of(scipy.sparse.csr_array(A.astype(np.float32)), mesh)
+    M, V = np.random.default_rng(1).normal(size=(2, 37, 3)).astype(np.float32)
+    G, D = M.T @ A, V.T @ A  # in the span of the rows, which the kernel stands for
+    g, d = rows.pull(replicate(M, mesh)), rows.pull(replicate(V, mesh))
+    np.testing.assert_allclose(rows.expand(g), G, rtol=1e-4, atol=1e-4)
+    for got, expected in zip(rows.inner(g, d), (A @ D.T, G @ D.T, D @ D.T), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(rows.expand(rows.from_host(rows.to_host(g))), G, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("space", [DenseRows, SparseRows])
+def test_coordinates_and_back(space):
+    rows = space.of(scipy.sparse.csr_array(matrix().astype(np.float32)), meshes()[1])
+    V = np.random.default_rng(2).normal(size=(3, 101)).astype(np.float32)
+    np.testing.assert_array_equal(rows.expand(rows.coordinates(V)), V)
+
+
+def test_gram_takes_both_ways_to_the_same_kernel(monkeypatch):
+    A = matrix(N=30, m=400)
+    for fill in (0.0, 1.0):
+        monkeypatch.setattr("npeff_jax.factorization.rows._gram.DENSE", fill)
+        monkeypatch.setattr("npeff_jax.factorization.rows._gram.TILE_BYTES", 4 * 32 * 64)  # several blocks
+        Q = np.asarray(gram(scipy.sparse.csr_array(A.astype(np.float32)), meshes()[1]))
+        np.testing.assert_allclose(Q[:30, :30], A @ A.T, rtol=1e-4, atol=1e-4)
+        assert not Q[30:].any()
+
+
+@pytest.mark.parametrize("n_blocks", [1, 3, 8])
+def test_columns_are_dealt_evenly(n_blocks):
+    """Zipf-like counts: every shard has the same number of columns, and non-zeros within 1%."""
+    counts = np.minimum(20_000, 3e7 / np.arange(1, 200_001)).astype(int)
+    dealt = deal(np.random.default_rng(0).permutation(counts), n_blocks)
+    assert sorted(dealt[dealt >= 0]) == list(range(len(counts)))
+    shuffled = np.random.default_rng(0).permutation(counts)
+    load = np.where(dealt >= 0, shuffled[dealt], 0).reshape(n_blocks, -1).sum(axis=1)
+    assert load.max() <= 1.01 * load.min()
+
+
+@pytest.mark.parametrize("make", [planted, planted_diagonal])
+def test_every_row_space_and_device_count_has_the_same_losses(make):
+    problem = make(noise=0.5) if make is planted else make()
+    runs = {}
+    for choice in CHOICES[: 3 if make is planted else 2]:
+        for mesh in (None, npeff.make_mesh()):
+            found = npeff.decompose(
+                problem.pefs, 4, rows=choice, mesh=mesh, progress=False, stopping=npeff.Stopping(max_steps=50)
+            )
+            assert type(choice).__name__ in found.settings["row_space"]
+            runs[type(choice).__name__, mesh is None] = found
+    reference = runs["Dense", True]
+    for (name, alone), found in runs.items():
+        np.testing.assert_allclose(
+            found.history.loss, reference.history.loss, rtol=1e-5 if alone else 1e-4, err_msg=name
+        )
+        cosines = best_cosines(found.pseudo_fishers[:], reference.pseudo_fishers[:])
+        assert cosines.min() > 0.9999, name
+
+
+def compiled_step(space, mesh):
+    stacked = stack(planted(m=96).pefs)
+    rows = space.of(stacked.A, mesh)
+    W, G = replicate(np.ones((60, 5), np.float32), mesh), rows.pull(replicate(np.ones((180, 5), np.float32), mesh))
+    owner = replicate(stacked.owner, mesh)
+    leaves, tree = jax.tree.flatten(rows)
+
+    @jax.jit
+    def step(leaves, owner, W, G):
+        rows = tree.unflatten(leaves)
+        return _lrm.step(rows, owner, _lrm.init(rows, owner, W, G), npeff.DampedALS(), jnp.float32(60.0))
+
+    return step.lower(leaves, owner, W, G).compile().as_text()
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_collectives_carry_nothing_of_the_size_of_the_parameters(space):
+    """Read from the compiled program: only N×r and r×r products cross devices."""
+    text = compiled_step(space, meshes()[1])
+    pattern = r"= (.*?) (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    shapes = [s for line in re.findall(pattern, text) for s in re.findall(r"f32\[([\d,]*)\]", line)]
+    assert shapes, "nothing crosses devices: this is not a sharded program"
+    sizes = {tuple(int(d) for d in shape.split(",")) for shape in shapes}
+    n_rows = 184 if space is KernelRows else 180  # the kernel pads its rows to a multiple of the devices
+    assert sizes <= {(180, 5), (n_rows, 5), (5, 5), (23, 5)}, sizes
+
+
+def test_sketched_kernel_reports_its_error_and_the_exact_loss():
+    problem = planted(m=200, r=4, noise=0.3)
+    exact = npeff.decompose(problem.pefs, 4, progress=False)
+    errors = []
+    for size in (64, 1024):
+        found = npeff.decompose(problem.pefs, 4, rows=npeff.Kernel(sketch=size), progress=False)
+        G = np.stack([found.pseudo_fisher(j) for j in range(4)])
+        loss = oracle_loss(problem.fishers, found.coefficients, G)
+        assert found.settings["loss"] == pytest.approx(loss, rel=1e-3)
+        errors.append(found.settings["sketch_error"])
+    assert errors[1] < 0.5 * errors[0]
+    assert loss < exact.history.loss[-1] * 1.1
+    A = stack(problem.pefs).A
+    S = SketchedRows.of(A, meshes()[0], 1024)
+    Q = (A @ A.T).toarray()
+    assert S.error == pytest.approx(
+        np.linalg.norm(np.asarray(S.S) @ np.asarray(S.S).T - Q) / np.linalg.norm(Q), rel=1e-3
+    )
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(3, (3, 3))(x))
+        return nn.Dense(4)(x.mean((-3, -2)))
+
+
+@pytest.mark.parametrize("devices", [0, 1])
+def test_the_model_itself_as_rows(devices):
+    """Exact Fishers by an unvmapped loop, in float64, against the kernel by blocks of backward passes."""
+    x = np.random.default_rng(0).normal(size=(13, 5, 5, 1)).astype(np.float32) * 3
+    net = Net()
+    model = npeff.Model(lambda p, x: net.apply(p, x[None])[0], net.init(jax.random.key(0), x[:1]))
+    tight = 4 * 3 * model.space.size * 8  # two blocks of rows
+    mesh = (None, npeff.make_mesh())[devices]
+    rows = npeff.model_rows(model, x, batch_size=4, block_bytes=tight)
+    found = npeff.decompose(rows, 5, mesh=mesh, progress=False, stopping=npeff.Stopping(max_steps=50))
+    fishers = []
+    for example in x:
+        logits = model.logits_fn(model.params, example)
+        p = np.asarray(jax.nn.softmax(logits), np.float64)
+        jacobian = jax.jacobian(lambda q, e=example: model.logits_fn(q, e))(model.params)
+        J = np.concatenate([np.asarray(leaf).reshape(4, -1) for leaf in jax.tree.leaves(jacobian)], 1)
+        F = J.T.astype(np.float64) @ (np.diag(p) - np.outer(p, p)) @ J
+        fishers.append(F / np.linalg.norm(F))
+    G = np.stack([found.pseudo_fisher(j) for j in range(5)])
+    loss = oracle_loss(np.stack(fishers), found.coefficients, G)
+    assert found.history.loss[-1] == pytest.approx(loss, rel=1e-3)
+    assert found.history.loss[-1] < 0.2
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_expansion_is_the_same_in_every_row_space(choice):
+    problem = planted(noise=0.5)
+    found = npeff.decompose(problem.pefs.subset(np.arange(30)), 2, progress=False)
+    stopping = npeff.Stopping(max_steps=50, tolerance=0.0)
+    wider = npeff.expand(found, problem.pefs, 3, rows=choice, stopping=stopping, mesh=npeff.make_mesh(), progress=False)
+    for j in range(2):
+        np.testing.assert_array_equal(wider.pseudo_fisher(j), found.pseudo_fisher(j))
+    G = np.stack([wider.pseudo_fisher(j) for j in range(5)])
+    loss = oracle_loss(problem.fishers, wider.coefficients, G)
+    assert wider.history.loss[-1] == pytest.approx(loss, rel=1e-4)
+    reference = npeff.expand(found, problem.pefs, 3, rows=npeff.Dense(), stopping=stopping, progress=False)
+    # the kernel of [A; G_frozen] spans what the dense start may use: the same minimum
+    np.testing.assert_allclose(wider.history.loss, reference.history.loss, rtol=1e-4)
+
+
+def test_a_kernel_that_does_not_fit(monkeypatch):
+    monkeypatch.setattr("npeff_jax.factorization._choose.memory_limit", lambda devices: 1e5)
+    problem = planted(m=30, n=80)
+    with pytest.raises(ValueError, match=r"Kernel\(\) needs .* for 240 rows, but 100 kB are there; Dense\(\)"):
+        npeff.decompose(problem.pefs, 3, rows=npeff.Kernel(), progress=False)
+
+
+def test_nothing_fits(monkeypatch):
+    monkeypatch.setattr("npeff_jax.factorization._choose.memory_limit", lambda devices: 1e3)
+    with pytest.raises(ValueError, match=r"no row space fits 1 kB .*use more devices"):
+        npeff.decompose(planted().pefs, 3, progress=False)
+
+
+def test_kernel_is_for_low_rank():
+    with pytest.raises(ValueError, match="is for low-rank PEFs"):
+        npeff.decompose(planted_diagonal().pefs, 3, rows=npeff.Kernel(), progress=False)
