@@ -14,7 +14,7 @@ from npeff_jax.pefs import Pefs
 from npeff_jax.report import _data as data
 from npeff_jax.report._anatomy import anatomy, layout_by_similarity
 from npeff_jax.report._display import Display, Images, Texts, sheets_of
-from npeff_jax.report._examples import Shown, mix_of, near_misses_of, random_of, top_of
+from npeff_jax.report._examples import Shown, mix_of, near_misses_of, pair_mix_of, random_of, top_of
 from npeff_jax.report._places import Places, places_of
 
 _DECAY_POINTS = 40
@@ -57,7 +57,7 @@ class Shelf:
 def collect(
     decomposition: Decomposition,
     heldout: Pefs | None,
-    coefficients: Float[np.ndarray, "n r"] | None,
+    fit: Any,
     display: Display | None,
     model: Model | None,
     title: str,
@@ -66,7 +66,7 @@ def collect(
     extras: Extras,
 ) -> data.ReportData:
     """Everything that a report shows. Arguments as in `write_report`, checked there."""
-    shelf = _shelf(decomposition, heldout, coefficients, model)
+    shelf = _shelf(decomposition, heldout, None if fit is None else np.asarray(fit.coefficients), model)
     n, r = shelf.coefficients.shape
     bones = anatomy(decomposition)
     places = places_of(decomposition.schema.layout)
@@ -85,7 +85,7 @@ def collect(
         title=title,
         run=_run(decomposition),
         class_names=_class_names(class_names, model, decomposition.schema.n_classes),
-        examples=_examples(shelf, register, display),
+        examples=_examples(shelf, register, display, getattr(fit, "loss", None)),
         coefficients=_histogram(np.log10(positive)) or data.Histogram((0.0, 1.0), (0,)),
         zero_coefficients=float(np.mean(shelf.coefficients == 0)),
         decay_at=tuple(float(rank) for rank in decay_at / n),
@@ -164,6 +164,7 @@ def _component(
         n_mix=len(most),
         predicted_mix=mix_of(shelf.predicted[most]) if with_predictions and len(most) else (),
         label_mix=mix_of(shelf.labels[most]) if shelf.labels is not None and len(most) else None,
+        pair_mix=pair_mix_of(shelf.probabilities[most]),
         decay=_decay(column, decay_at / n),
         decomposed_decay=_decay(np.asarray(decomposition.coefficients[:, j], float), decay_at / n),
         places=_rows(places.table(bones.energy[j])),
@@ -218,7 +219,7 @@ def _run(decomposition: Decomposition) -> data.Run:
     )
 
 
-def _examples(shelf: Shelf, register: _Register, display: Display | None) -> data.Examples:
+def _examples(shelf: Shelf, register: _Register, display: Display | None, loss: float | None) -> data.Examples:
     positions = list(register.place)
     n_classes = shelf.probabilities.shape[1]
     count = len(shelf.coefficients)
@@ -246,6 +247,7 @@ def _examples(shelf: Shelf, register: _Register, display: Display | None) -> dat
         predicted_rate=rate(shelf.predicted) if n_classes else (),
         label_rate=rate(labels) if labels is not None and labels.min(initial=0) >= 0 else None,
         accuracy=float(np.mean(labels == shelf.predicted)) if labels is not None else None,
+        explained=None if loss is None else 1.0 - loss,
         kept_energy=None if pefs is None else _histogram(pefs.kept_energy, 0.0, 1.0),
         fisher_error=None if pefs is None else _histogram(pefs.fisher_error, 0.0, 1.0),
     )

@@ -116,6 +116,7 @@ class Examples:
         predicted_rate: for each class, the fraction of all examples it is predicted for.
         label_rate: for each class, the fraction of all examples it labels; None without labels.
         accuracy: fraction predicted as labelled; None without labels.
+        explained: fraction of their PEFs' squared norm that the components reproduce, if they were fitted.
         kept_energy: fractions of the PEFs' trace that their kept entries hold.
         fisher_error: relative Frobenius errors of the sparsified PEFs.
     """
@@ -128,6 +129,7 @@ class Examples:
     predicted_rate: tuple[float, ...]
     label_rate: tuple[float, ...] | None
     accuracy: float | None
+    explained: float | None
     kept_energy: Histogram | None
     fisher_error: Histogram | None
 
@@ -203,6 +205,8 @@ class Component:
         n_mix: how many top examples the two mixes below are over.
         predicted_mix: (class, fraction) of the top examples it is predicted for, largest first.
         label_mix: (class, fraction) of the top examples it labels; None without labels.
+        pair_mix: (class, class, fraction) of the top examples whose two likeliest classes these are, largest first, at
+            most three; what a prediction's Fisher is mostly about. Empty for two classes.
         decay: at each of ``ReportData.decay_at``, the coefficient as a fraction of the largest, of the examples shown.
         decomposed_decay: likewise of the examples that were decomposed.
         places: its energy's share in each layer and kind; sums to 1.
@@ -224,6 +228,7 @@ class Component:
     n_mix: int
     predicted_mix: tuple[tuple[int, float], ...]
     label_mix: tuple[tuple[int, float], ...] | None
+    pair_mix: tuple[tuple[int, int, float], ...]
     decay: tuple[float, ...]
     decomposed_decay: tuple[float, ...]
     places: tuple[tuple[float, ...], ...]

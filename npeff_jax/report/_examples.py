@@ -63,3 +63,13 @@ def mix_of(classes: Int[np.ndarray, "t"]) -> tuple[tuple[int, float], ...]:
     found, counts = np.unique(classes, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return tuple((int(found[i]), float(counts[i] / counts.sum())) for i in order)
+
+
+def pair_mix_of(probabilities: Float[np.ndarray, "t C"]) -> tuple[tuple[int, int, float], ...]:
+    """(class, class, fraction), largest first, of the pairs of the two likeliest classes."""
+    if probabilities.shape[1] < 3 or not len(probabilities):
+        return ()
+    pairs = np.sort(np.argsort(-probabilities, axis=1, kind="stable")[:, :2], axis=1)
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:3]
+    return tuple((int(found[i, 0]), int(found[i, 1]), float(counts[i] / counts.sum())) for i in order)

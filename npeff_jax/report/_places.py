@@ -104,9 +104,9 @@ def _words(part: str) -> list[str]:
 
 
 def _depth(layer: str) -> tuple:
-    """A sort key: embeddings and stems first, heads last, numbers as numbers."""
-    kind = kind_of(layer + "/w")
-    outside = {"embedding": 0, "head": 3}.get(kind, 1 if re.search(r"\d", layer) else 2)
-    if layer.lower().startswith(("stem", "conv1", "conv_init")):
-        outside = 0
-    return outside, [int(word) if word.isdigit() else 0 for word in re.findall(r"\d+", layer)], layer
+    """A sort key: embeddings first, then convolutions, counted layers, dense ones, heads; numbers as numbers."""
+    counted = re.match(r"(layer|block|stage)s? \d", layer)
+    order = {"embedding": 0, "convolution": 1, "norm": 1, "dense": 3, "head": 4}
+    rank = 2 if counted else order.get(kind_of(layer + "/w"), 2)
+    rank = 0 if layer.lower().startswith(("stem", "conv_init", "patch")) else rank
+    return rank, [int(number) for number in re.findall(r"\d+", layer)], layer

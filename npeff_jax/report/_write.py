@@ -124,7 +124,7 @@ def report_data(
         )
     title = title if title is not None else f"{r} components of {n:,} examples"
     extras = Extras(selectivity, stability, notes, traces)
-    return collect(decomposition, heldout, coefficients, display, model, title, class_names, shown or Shown(), extras)
+    return collect(decomposition, heldout, fit, display, model, title, class_names, shown or Shown(), extras)
 
 
 def _check_examples(decomposition: Decomposition, heldout: Pefs | None, coefficients: np.ndarray | None) -> None:

@@ -20,6 +20,7 @@ HOSTILE = [
 @dataclasses.dataclass
 class Fit:
     coefficients: np.ndarray
+    loss: float = 0.1
 
 
 @dataclasses.dataclass

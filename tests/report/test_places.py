@@ -42,6 +42,12 @@ def test_layers_stand_in_the_order_of_the_computation():
     assert places.kinds == ("embedding", "attention", "head")
 
 
+def test_linens_automatic_names_stand_in_order_too():
+    names = ["Conv_0/kernel", "Dense_0/kernel", "Conv_1/kernel"]
+    places = places_of(ParameterLayout(tuple(Parameter(name, (3,), 3 * i) for i, name in enumerate(names))))
+    assert places.layers == ("Conv_0", "Conv_1", "Dense_0")
+
+
 def test_tables_sum_what_falls_into_a_cell():
     names = ["layer_0/attention/query/w", "layer_0/attention/key/w", "layer_0/mlp/up/w"]
     places = places_of(ParameterLayout(tuple(Parameter(name, (2,), 2 * i) for i, name in enumerate(names))))

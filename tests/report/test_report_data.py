@@ -60,6 +60,16 @@ def test_mix_and_base_rate(results):
     )
 
 
+def test_pairs_are_the_two_likeliest_classes(make):
+    results = make(classes=5, heldout=100)
+    data = of(results, shown=report.Shown(mix=16))
+    most = np.argsort(-results.fit.coefficients[:, 0], kind="stable")[: data.components[0].n_mix]
+    pairs = [tuple(sorted(np.argsort(-row)[:2].tolist())) for row in results.heldout.logits[most]]
+    for a, b, fraction in data.components[0].pair_mix:
+        assert fraction == pairs.count((a, b)) / len(pairs)
+    assert data.components[0].pair_mix[0][2] == max(pairs.count(pair) for pair in pairs) / len(pairs)
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_energy_is_the_trace(make, kind):
     """Each array's share of the trace of H_j, against the dense matrix."""

@@ -19,7 +19,7 @@ const s = (tag, attributes, ...children) =>
 
 // Numbers as a person reads them.
 const percent = (v) => v === null ? "–" : v > 0 && v < 0.0095 ? "<1 %" : `${Math.round(100 * v)} %`;
-const times = (v) => v === null || v === undefined ? "–" : `${v >= 100 ? Math.round(v) : v >= 10 ? v.toFixed(1) : v.toFixed(2)}×`;
+const times = (v) => v === null || v === undefined ? "–" : `${v >= 100 ? Math.round(v) : v >= 10 ? v.toFixed(1) : v >= 0.005 || v === 0 ? v.toFixed(2) : "<0.01"}×`;
 const number = (v) => v === null || v === undefined ? "–" : Math.abs(v) >= 1000 ? Math.round(v).toLocaleString("en")
   : v === 0 ? "0" : Math.abs(v) < 1e-4 ? v.toExponential(0) : String(Number(v.toPrecision(3)));
 const className = (c) => data.class_names[c] === undefined ? String(c) : data.class_names[c];

@@ -35,7 +35,7 @@ function axes(x, y, box, xLabel, yLabel, xFormat = number, yFormat = number) {
 }
 
 function lineChart({ series, xLabel, yLabel, label, logX, logY, yMax, xFormat, yFormat }) {
-  const box = { left: 46, right: 372, top: 24, bottom: 168 };
+  const box = { left: 46, right: 360, top: 24, bottom: 168 };
   const xs = series.flatMap((line) => line.points.map((p) => p[0])), ys = series.flatMap((line) => line.points.map((p) => p[1]));
   const yLow = logY ? Math.min(...ys.filter((v) => v > 0)) : 0;
   const x = scale(Math.min(...xs), Math.max(...xs), box.left, box.right, logX);
@@ -46,7 +46,7 @@ function lineChart({ series, xLabel, yLabel, label, logX, logY, yMax, xFormat, y
 }
 
 function histogram({ edges, counts, xLabel, yLabel, label, xFormat, marks = [] }) {
-  const box = { left: 46, right: 372, top: 24, bottom: 168 };
+  const box = { left: 46, right: 360, top: 24, bottom: 168 };
   const x = scale(edges[0], edges[edges.length - 1], box.left, box.right), y = scale(0, Math.max(...counts, 1), box.bottom, box.top);
   return frame(380, 206, label, axes(x, y, box, xLabel, yLabel, xFormat),
     counts.map((count, i) => s("rect", { class: "bar", x: x.at(edges[i]) + 0.5, width: Math.max(0.5, x.at(edges[i + 1]) - x.at(edges[i]) - 1),
@@ -57,7 +57,7 @@ function histogram({ edges, counts, xLabel, yLabel, label, xFormat, marks = [] }
 // Several sets of ratios on one logarithmic axis, a row each: every component a tick, the median a disc.
 function ratioRows({ rows, label, ceiling, xLabel = "ratio, logarithmic (1 = no difference)" }) {
   const values = rows.flatMap((row) => row.values).filter((v) => v > 0);
-  const low = Math.min(0.8, ...values), high = Math.max(2, ...values) * 1.1;
+  const low = Math.min(0.8, ...values) / 1.15, high = Math.max(2, ...values) * 1.1;
   const box = { left: 118, right: 368, top: 8, bottom: 12 + 34 * rows.length };
   const x = scale(low, high, box.left, box.right, true);
   return frame(380, box.bottom + 38, label, axes(x, null, box, xLabel),
@@ -79,7 +79,7 @@ function map(select) {
   const size = 380, at = (v) => 22 + v * (size - 44), largest = Math.max(...data.components.map((c) => c.share));
   const links = data.components.flatMap((c) => c.neighbours.filter(([k, v]) => v >= 0.35 && k > c.index || v >= 0.35 && !data.components[k].neighbours.some((n) => n[0] === c.index))
     .map(([k, v]) => s("line", { class: "link", x1: at(data.map[c.index][0]), y1: at(data.map[c.index][1]),
-      x2: at(data.map[k][0]), y2: at(data.map[k][1]), "stroke-opacity": v })));
+      x2: at(data.map[k][0]), y2: at(data.map[k][1]), "stroke-opacity": v ** 2 })));
   return frame(size, size, "Map of the components: similar ones lie close together. The same is in each card's list of similar components.", links, data.components.map((c) => {
     const main = c.predicted_mix.length ? c.predicted_mix[0][0] : 0;
     const r = 5 + 12 * Math.sqrt(c.share / largest), [x, y] = data.map[c.index].map(at);

@@ -18,6 +18,7 @@ function overview() {
       h("div", { class: "facts" },
         fact(run.n_components.toLocaleString("en"), run.flavour === "low_rank" ? "components (LRM-NPEFF)" : "components (D-NPEFF)"),
         fact(loss === undefined ? "–" : percent(1 - loss), "of the squared norm explained"),
+        examples.explained !== null && fact(percent(examples.explained), "of the held-out examples'"),
         fact(examples.count.toLocaleString("en"), `${examples.source} examples shown from`),
         examples.accuracy !== null && fact(percent(examples.accuracy), "of them predicted as labelled"),
         causal.length > 0 && fact(times(median(pick("kl_ratio"))), `median KL ratio (null ${times(median(pick("null_kl_ratio")))})`))),
@@ -30,6 +31,8 @@ function overview() {
       "A tick a component, the disc their median. KL ratio: how much more a component's own perturbation changes its top examples than others. Null: the same for other components' "
         + "perturbations. PEF norms: how much more these examples react to anything. Trust components whose KL ratio stands well right of both."),
       figure("Where the components live", placesTable(data.places.mean, null), "Mean share of the components' energy in each layer and kind of parameter.", data.places.layers.length > 12 || data.places.kinds.length > 4),
+      data.components.some((c) => c.stability !== null) && figure("Found again in other runs", histogram({ ...bins(data.components.map((c) => c.stability).filter((v) => v !== null), 0, 1, 20),
+        label: "Histogram of the components' stability", xLabel: "|cosine| with the match in other runs", yLabel: "components" }), "1: the same component came out of another start; near 0: it did not, and may be an accident."),
       run.losses.length > 1 && figure("Loss", lineChart({ label: `The loss fell from ${number(run.losses[0])} to ${number(loss)}`, logY: run.losses[0] / loss > 5,
         series: [{ points: run.steps.map((step, i) => [step, run.losses[i]]) }], xLabel: "iteration", yLabel: "unexplained fraction of ‖F‖²" }), run.stopped),
       figure("Coefficients", histogram({ ...data.coefficients, label: "Histogram of the coefficients", xLabel: "coefficient (logarithmic)", yLabel: "pairs of example and component",
@@ -39,6 +42,11 @@ function overview() {
     h("details", { class: "settings" }, h("summary", {}, "Settings"), h("dl", {}, Object.entries({ model: run.model, ...run.pefs, ...run.settings, "package": run.code_version })
       .flatMap(([key, value]) => [h("dt", {}, key), h("dd", {}, typeof value === "object" ? JSON.stringify(value) : String(value))]))),
   ];
+}
+function bins(values, low, high, count) {
+  const edges = Array.from({ length: count + 1 }, (_, i) => low + (high - low) * i / count), counts = new Array(count).fill(0);
+  for (const v of values) counts[Math.min(count - 1, Math.max(0, Math.floor((v - low) / (high - low) * count)))]++;
+  return { edges, counts };
 }
 function median(values) {
   const sorted = [...values].sort((a, b) => a - b);
