@@ -4,6 +4,7 @@ import itertools
 import pathlib
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -45,6 +46,15 @@ def opened(browser):
 
 def texts(browser, selector):
     return browser.execute_script(f"return [...document.querySelectorAll('{selector}')].map((e) => e.textContent)")
+
+
+def eventually(browser, selector, expected):
+    """Keys change the address, and the page follows a moment later."""
+    for _ in range(100):
+        if texts(browser, selector) == expected:
+            return
+        time.sleep(0.05)
+    assert texts(browser, selector) == expected
 
 
 def listed(browser):
@@ -90,16 +100,17 @@ def test_keys_open_cards_and_search_finds(opened, images_page):
     body = page.find_element("tag name", "body")
     order = listed(page)
     body.send_keys("j")
+    eventually(page, ".card h2", [f"Component {order[0]}"])
     body.send_keys("j")
-    assert texts(page, ".card h2") == [f"Component {order[1]}"]
+    eventually(page, ".card h2", [f"Component {order[1]}"])
     body.send_keys("k")
-    assert texts(page, ".card h2") == [f"Component {order[0]}"]
+    eventually(page, ".card h2", [f"Component {order[0]}"])
     body.send_keys("/")
     page.switch_to.active_element.send_keys("conv")  # where a component lives is searched too
     assert 0 <= len(listed(page)) < 7
     page.switch_to.active_element.send_keys("\ue003" * 4 + "component 4\ue007")  # backspaces, then Enter
     assert listed(page) == [4]
-    assert texts(page, ".card h2") == ["Component 4"]
+    eventually(page, ".card h2", ["Component 4"])
     assert quiet(page)
 
 
