@@ -46,7 +46,7 @@ def cluster(features: Float[np.ndarray, "n d"], n_clusters: int = 128, *, seed: 
     Raises:
         ValueError: more clusters than examples.
 
-    Example:
+    Examples:
         >>> clusters = cluster(activations(model, examples, "pooled"))  # doctest: +SKIP
         >>> compare_runs(clusters.membership, decomposition)  # doctest: +SKIP
     """

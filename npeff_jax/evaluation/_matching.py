@@ -54,7 +54,7 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
     Raises:
         ValueError: they are of different numbers of examples.
 
-    Example:
+    Examples:
         >>> compare_runs(np.eye(3), np.eye(3)[:, [2, 0]]).pairs.tolist()
         [[0, 1], [2, 0]]
     """

@@ -88,7 +88,7 @@ def selectivity(
         ValueError: model, decomposition, PEFs, examples and fit do not belong together; no random example is left
             beside the top ones; a direction vanishes.
 
-    Example:
+    Examples:
         >>> table = selectivity(model, decomposition, heldout, examples, fit=fit)  # doctest: +SKIP
         >>> print(table)  # doctest: +SKIP
     """

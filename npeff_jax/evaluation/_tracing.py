@@ -39,7 +39,7 @@ class PerturbationTrace:
 class Tracer:
     """Traces perturbations of one model; compiled once for all directions and for all examples of one shape.
 
-    Example:
+    Examples:
         >>> trace = Tracer(model)(component_direction(model, decomposition, 3), tokens[0])
         >>> trace.logits.sum(0)  # what the whole perturbation does to the logits, per unit of length
     """

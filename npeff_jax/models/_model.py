@@ -28,7 +28,7 @@ class Model:
             tracing.
         label_names: optionally, the names of the C classes.
 
-    Example:
+    Examples:
         >>> model = Model(lambda params, x: x @ params["w"], {"w": jnp.ones((4, 3))})
         >>> model.space.size
         12

@@ -44,7 +44,7 @@ def from_tracr(
         embedding and after every block, ``layer_0/attn``, ``layer_0/mlp`` and so on, and last ``output``, the (D,)
         vector that is read.
 
-    Example:
+    Examples:
         >>> from tracr.compiler.compiling import compile_rasp_to_model
         >>> from tracr.rasp import rasp
         >>> same = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)

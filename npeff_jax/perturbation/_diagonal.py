@@ -123,7 +123,7 @@ def diagonal_edit(
         UnreachableKLError: no (δ, λ) reaches the range.
         ValueError: the decomposition is of another model, or of low-rank PEFs.
 
-    Example:
+    Examples:
         >>> f = dataset_fisher(model, examples)  # doctest: +SKIP
         >>> edit = diagonal_edit(model, decomposition, 0, examples[top], fisher=f)  # doctest: +SKIP
         >>> moved = perturb(model, edit.change)  # doctest: +SKIP

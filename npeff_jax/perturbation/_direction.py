@@ -37,7 +37,7 @@ def component_direction(
         ValueError: the decomposition is of another model or of diagonal PEFs, or nothing of g_j remains.
         IndexError: there is no such component.
 
-    Example:
+    Examples:
         >>> direction = component_direction(model, decomposition, 0, reject_below=0.35)  # doctest: +SKIP
         >>> moved = perturb(model, direction, 0.1)  # doctest: +SKIP
     """
