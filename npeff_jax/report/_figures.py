@@ -1,5 +1,7 @@
 """Figures for papers and notebooks. Each function returns a matplotlib figure and changes no global state."""
 
+import functools
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,14 +32,27 @@ KIND_COLORS = {
 
 
 def _axes(width: float = 5.0, height: float = 3.2, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Any]]:
-    # Figure, not pyplot: nothing is registered anywhere, so nothing has to be closed.
-    from matplotlib.figure import Figure as NewFigure
-
-    figure = NewFigure(figsize=(width, height), layout="constrained")
+    figure = _figure_class()(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+@functools.cache
+def _figure_class() -> Any:
+    """Figures outside pyplot, so that nothing is registered and nothing has to be closed; notebooks show them all the
+    same.
+    """
+    from matplotlib.figure import Figure as PlainFigure
+
+    class ShownFigure(PlainFigure):
+        def _repr_png_(self) -> bytes:
+            picture = io.BytesIO()
+            self.savefig(picture, format="png", dpi=120)
+            return picture.getvalue()
+
+    return ShownFigure
 
 
 def loss_figure(histories: History | Mapping[str, History], against_seconds: bool = False) -> Figure:

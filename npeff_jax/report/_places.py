@@ -15,14 +15,15 @@ from npeff_jax._parameters import ParameterLayout
 # In this order, the first that matches: a layer norm inside an attention block is a norm, and an attention's output
 # dense layer is attention.
 _KINDS = (
-    ("embedding", r"embed|embedding|embeddings|wte|wpe|patch|cls|pos|token"),
     ("norm", r"norm|layernorm|batchnorm|groupnorm|rmsnorm|ln|ln\d+|bn|bn\d+|normalization"),
+    ("embedding", r"embed|embedding|embeddings|wte|wpe|patch|cls|pos|token"),
     ("attention", r"attn|attention|self|query|key|value|qkv|q|k|v|[qkvo]proj|[qkvo]lin|multihead\w*"),
     ("feed-forward", r"mlp|ffn|ff|feedforward|intermediate|fc|fc\d+|[wc]?fc|ffwd|lin\d"),
     ("head", r"head|heads|classifier|logits|score|unembed|preclassifier|pooler|lmhead"),
     ("convolution", r"conv|conv\d+|convolution|downsample|shortcut|stem"),
     ("dense", r"dense|linear|output|proj|projection"),
 )
+_COLUMNS = ("embedding", "convolution", "attention", "feed-forward", "dense", "norm", "head", "other")
 _BLOCK = re.compile(r"(?:layers?|blocks?|h|stages?|encoderblock|resblock|resnetblock)$")
 
 
@@ -54,7 +55,7 @@ def places_of(layout: ParameterLayout) -> Places:
     found = [(layer_of(p.name), kind_of(p.name)) for p in layout.parameters]
     layers = sorted({layer for layer, _ in found}, key=_depth)
     present = {kind for _, kind in found}
-    kinds = [kind for kind, _ in _KINDS if kind in present] + (["other"] if "other" in present else [])
+    kinds = [kind for kind in _COLUMNS if kind in present]
     cells = tuple((layers.index(layer), kinds.index(kind)) for layer, kind in found)
     places = Places(tuple(layers), tuple(kinds), cells, np.zeros((len(layers), len(kinds))))
     return dataclasses.replace(places, sizes=places.table(np.array([p.size for p in layout.parameters], float)))
@@ -63,18 +64,29 @@ def places_of(layout: ParameterLayout) -> Places:
 def kind_of(name: str) -> str:
     """The kind of a parameter: attention, feed-forward, embedding, norm, head, convolution, dense or other."""
     modules = name.split("/")[:-1] or [name]  # the leaf's own name (kernel, w, q) says nothing of the module's kind
-    for part in reversed([*modules]):
+    for part in reversed(modules):
         words = _words(part)
-        for kind, pattern in _KINDS:
-            if kind == "dense":
-                continue
+        for kind, pattern in _KINDS[:-1]:
             if any(re.fullmatch(pattern, word) for word in words):
                 return kind
-    return "dense" if any(re.fullmatch(_KINDS[-1][1], word) for word in _words("/".join(modules))) else "other"
+    if any(re.fullmatch(_KINDS[-1][1], word) for word in _words("/".join(modules))):
+        return "feed-forward" if _counted(name) else "dense"  # a block's dense layers outside of its attention
+    return "other"
 
 
 def layer_of(name: str) -> str:
     """The layer of a parameter: ``layer 3`` where its path counts layers, else the module it stands in."""
+    counted = _counted(name)
+    if counted:
+        return ", ".join(counted[:2])
+    parts = name.split("/")
+    named = [part for part in parts[:-1] if part.lower() not in ("params", "bert", "model", "transformer", "encoder")]
+    outermost = named[0] if named else parts[0]
+    embeds = outermost.lower().startswith("embed") or kind_of(outermost + "/w") == "embedding"
+    return "embeddings" if embeds else outermost
+
+
+def _counted(name: str) -> list[str]:
     parts = name.split("/")
     counted: list[str] = []
     for place, part in enumerate(parts[:-1]):
@@ -86,10 +98,7 @@ def layer_of(name: str) -> str:
             counted.append(f"block {part}")  # stages of a ResNet: layer1/0
         elif joined and _BLOCK.search(joined[1].lower().replace("_", "")):
             counted.append(f"{_singular(joined[1].lower().split('_')[-1])} {joined[2]}")
-    if counted:
-        return ", ".join(counted[:2])
-    named = [part for part in parts[:-1] if part.lower() not in ("params", "bert", "model", "transformer", "encoder")]
-    return named[0] if named else parts[0]
+    return counted
 
 
 def _singular(word: str) -> str:
@@ -106,7 +115,10 @@ def _words(part: str) -> list[str]:
 def _depth(layer: str) -> tuple:
     """A sort key: embeddings first, then convolutions, counted layers, dense ones, heads; numbers as numbers."""
     counted = re.match(r"(layer|block|stage)s? \d", layer)
-    order = {"embedding": 0, "convolution": 1, "norm": 1, "dense": 3, "head": 4}
+    order = {"embedding": 0, "convolution": 1, "norm": 1, "dense": 3, "head": 5}
     rank = 2 if counted else order.get(kind_of(layer + "/w"), 2)
-    rank = 0 if layer.lower().startswith(("stem", "conv_init", "patch")) else rank
+    if layer == "pooler":
+        rank = 4
+    if layer.lower().startswith(("stem", "conv_init", "patch")):
+        rank = 0
     return rank, [int(number) for number in re.findall(r"\d+", layer)], layer

@@ -21,10 +21,17 @@ NAMES = [
     ("classifier/kernel", "classifier", "head"),
     ("h_5/mlp/c_fc/kernel", "layer 5", "feed-forward"),
     ("h_5/attn/c_attn/kernel", "layer 5", "attention"),
-    ("wte/embedding", "wte", "embedding"),
+    ("wte/embedding", "embeddings", "embedding"),
     ("transformer/layer_0/attn/query/w", "layer 0", "attention"),
     ("transformer/layer_12/mlp/linear_1/w", "layer 12", "feed-forward"),
-    ("token_embed/embeddings", "token_embed", "embedding"),
+    ("token_embed/embeddings", "embeddings", "embedding"),
+    ("word_embeddings/embedding", "embeddings", "embedding"),
+    ("embeddings_norm/scale", "embeddings", "norm"),
+    ("layer_0/attention_norm/bias", "layer 0", "norm"),
+    ("layer_0/attention/output/kernel", "layer 0", "attention"),
+    ("layer_0/output/kernel", "layer 0", "feed-forward"),
+    ("bert/encoder/layer/2/output/dense/kernel", "layer 2", "feed-forward"),
+    ("pooler/kernel", "pooler", "head"),
     ("layers_4/self_attn/q_proj/kernel", "layer 4", "attention"),
 ]
 
@@ -35,10 +42,10 @@ def test_layer_and_kind(name, layer, kind):
 
 
 def test_layers_stand_in_the_order_of_the_computation():
-    names = ["classifier/kernel", "embeddings/word/embedding"]
+    names = ["classifier/kernel", "pooler/kernel", "embeddings/word/embedding"]
     names += [f"encoder/layer_{i}/attention/query/kernel" for i in (10, 2, 0)]
     places = places_of(ParameterLayout(tuple(Parameter(name, (3,), 3 * i) for i, name in enumerate(names))))
-    assert places.layers == ("embeddings", "layer 0", "layer 2", "layer 10", "classifier")
+    assert places.layers == ("embeddings", "layer 0", "layer 2", "layer 10", "pooler", "classifier")
     assert places.kinds == ("embedding", "attention", "head")
 
 
