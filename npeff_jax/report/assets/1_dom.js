@@ -25,6 +25,11 @@ const number = (v) => v === null || v === undefined ? "–" : Math.abs(v) >= 100
 const className = (c) => data.class_names[c] === undefined ? String(c) : data.class_names[c];
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
+function median(values) {
+  const sorted = [...values].sort((a, b) => a - b), middle = (sorted.length - 1) / 2;
+  return sorted.length ? (sorted[Math.floor(middle)] + sorted[Math.ceil(middle)]) / 2 : null;
+}
+
 const sheets = data.examples.image_sheets.map((sheet) => {
   const picture = new Image();
   picture.src = sheet.url;

@@ -65,12 +65,12 @@ function ratioRows({ rows, label, ceiling, xLabel = "ratio, logarithmic (1 = no 
     ceiling && ceiling <= high && s("line", { class: "mark", x1: x.at(ceiling), x2: x.at(ceiling), y1: box.top, y2: box.bottom }),
     rows.map((row, i) => {
       const centre = 25 + 34 * i, sorted = row.values.filter((v) => v > 0).sort((a, b) => a - b);
-      const median = sorted[Math.floor(sorted.length / 2)];
+      const middle = median(sorted);
       return s("g", { class: row.class }, s("text", { x: box.left - 10, y: centre + 4, "text-anchor": "end" }, row.name),
         sorted.length > 1 && sorted.map((v) => s("line", { class: "tick", x1: x.at(v), x2: x.at(v), y1: centre - 9, y2: centre + 9 })),
-        sorted.length === 1 && s("line", { class: "stem", x1: x.at(1), x2: x.at(median), y1: centre, y2: centre }),
-        median && s("circle", { cx: x.at(median), cy: centre, r: 5.5 }),
-        median && s("text", { x: x.at(median), y: centre - 11, "text-anchor": "middle", class: "value" }, times(median)));
+        sorted.length === 1 && s("line", { class: "stem", x1: x.at(1), x2: x.at(middle), y1: centre, y2: centre }),
+        middle && s("circle", { cx: x.at(middle), cy: centre, r: 5.5 }),
+        middle && s("text", { x: x.at(middle), y: centre - 11, "text-anchor": "middle", class: "value" }, times(middle)));
     }));
 }
 

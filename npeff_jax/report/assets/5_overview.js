@@ -48,10 +48,6 @@ function bins(values, low, high, count) {
   for (const v of values) counts[Math.min(count - 1, Math.max(0, Math.floor((v - low) / (high - low) * count)))]++;
   return { edges, counts };
 }
-function median(values) {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted.length ? sorted[Math.floor(sorted.length / 2)] : null;
-}
 // Layers by kinds, each cell shaded by its share; beside it the layer's whole share, a tick where the mean component has it.
 function placesTable(shares, mean) {
   const totals = shares.map((row) => row.reduce((a, b) => a + b, 0)), largest = Math.max(...shares.flat(), 1e-9);
