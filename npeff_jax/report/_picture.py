@@ -120,7 +120,7 @@ def _ratios(report: ReportData, x: Length, y: Length) -> list[str]:
     def at(value: float) -> float:
         return x + 96 + (math.log10(value) - low) / (high - low) * 256
 
-    parts = [f'<line class="rule" x1="{at(1):.1f}" x2="{at(1):.1f}" y1="{y + 36}" y2="{y + 126}"/>']
+    parts = [f'<line class="rule" x1="{at(1.0):.1f}" x2="{at(1.0):.1f}" y1="{y + 36}" y2="{y + 126}"/>']
     for place, (name, kind, ratios) in enumerate(found):
         centre = y + 54 + 28 * place
         parts.append(_text(x + 84, centre + 4, name, "small muted", end=True))
