@@ -1,14 +1,15 @@
 """Progress of long work: a bar for people, JSON lines for machines."""
 
+import io
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
-Progress = bool | IO[str]
+Progress = bool | io.TextIOBase
 """True: a bar, on terminals and in notebooks. False: nothing. A text stream: one JSON object a line."""
 
 

@@ -78,6 +78,13 @@ def fetch(array: jax.Array) -> np.ndarray:
     return np.asarray(jax.jit(lambda x: x, out_shardings=replicated)(array))
 
 
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array of the host on the devices. Every process holds the whole and places its own part."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def replicate(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """An array on every device of ``mesh``."""
-    return jax.device_put(array, NamedSharding(mesh, PartitionSpec()))
+    return place(np.asarray(array), NamedSharding(mesh, PartitionSpec()))

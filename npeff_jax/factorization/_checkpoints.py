@@ -78,12 +78,12 @@ class CheckpointStore:
                 f"({name} was {found.get(name)!r}, now {self._settings[name]!r}); use another directory or the same "
                 "settings"
             )
-        return Saved(**{name: np.asarray(value) for name, value in self._checkpointer.load_pytree(latest.step).items()})
+        return Saved(**{name: np.asarray(value) for name, value in self._checkpointer.load(latest.step).items()})
 
     def save(self, saved: Saved) -> None:
         """Write a point; returns when it is committed."""
         tree = {f.name: np.asarray(getattr(saved, f.name)) for f in dataclasses.fields(saved)}
-        self._checkpointer.save_pytree(len(saved.losses), tree, custom_metadata=self._settings, overwrite=True)
+        self._checkpointer.save(len(saved.losses), tree, custom_metadata=self._settings, overwrite=True)
 
     def close(self) -> None:
         """Let go of the directory."""

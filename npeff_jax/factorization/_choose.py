@@ -85,10 +85,11 @@ def choose(
 
 def memory_limit(devices: list[jax.Device]) -> float:
     """Bytes that may be used on all devices together: half of what there is, since results and copies need room."""
-    stats = devices[0].memory_stats()
+    stats = next(d for d in devices if d.process_index == jax.process_index()).memory_stats()
     if stats and "bytes_limit" in stats:
         return 0.5 * stats["bytes_limit"] * len(devices)
-    return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    hosts = len({device.process_index for device in devices})
+    return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * hosts
 
 
 def name_of(choice: RowChoice) -> str:

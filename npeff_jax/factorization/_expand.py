@@ -58,6 +58,8 @@ def expand(
     check_same_origin(decomposition, pefs)
     solver = default_solver(decomposition.kind) if solver is None else solver
     check_solver(solver, decomposition.kind)
+    if getattr(solver, "stiefel", False):
+        raise ValueError("stiefel=True cannot hold with frozen components, which need not be orthonormal; drop it")
     own = stack(pefs)
     columns = np.union1d(decomposition.parameter_indices, own.parameter_indices)
     stacked = stack(pefs, parameter_indices=columns)

@@ -22,6 +22,7 @@ from npeff_jax.factorization._nonnegative import hals_sweep
 from npeff_jax.factorization._objective import line_coefficients, loss_terms, sum_over_rows
 from npeff_jax.factorization._quartic import minimize_quartic
 from npeff_jax.factorization._settings import DampedALS
+from npeff_jax.factorization._tangent import Line, project, retract
 from npeff_jax.factorization.rows import RowSpace, Vectors
 
 
@@ -60,29 +61,46 @@ def step(
             W = hals_sweep(W, numerator, GG * GG)
 
     # ρ Σ_{j≠k} (g_j·g_k)² is a quadratic term like that of the loss, with ρ in the place of (WᵀW)_jk.
-    WW = W.T @ W + solver.orthogonality * squared_norm * (1 - jnp.eye(W.shape[1]))
+    WW = W.T @ W
+    penalty = solver.orthogonality * squared_norm * (1 - jnp.eye(W.shape[1]))
+    definite = (WW * GG)[n_frozen:, n_frozen:]
+    WW = WW + penalty
     owner_W = W if W.shape[0] == AG.shape[0] else W[owner]
     M = owner_W * AG
     B = (WW * GG)[n_frozen:]
     R = B @ G - rows.pull(M[:, n_frozen:])
-    damped = damp(B[:, n_frozen:], solver.damping)
+    if solver.orthogonality:  # the penalty is of unit vectors: shrinking them must not lower it
+        R = R - (jnp.sum(B * GG[n_frozen:], 1) - jnp.sum(M * AG, 0)[n_frozen:])[:, None] * G[n_frozen:]
+        # Its part of B is indefinite; row sums bound its eigenvalues.
+        definite = definite + 2 * jnp.diag(jnp.sum(penalty * jnp.abs(GG), axis=1)[n_frozen:])
+    damped = damp(definite, solver.damping)
     D = -inverse(damped) @ R
-    AD, GD, DD = rows.inner(G, D)
+    line = Line(D, *rows.inner(G, D))
+    if solver.orthogonality or solver.stiefel:
+        S = line.GD[n_frozen:]
+        S = (S + S.T) / 2 if solver.stiefel else jnp.diag(jnp.diagonal(S))
+        line = project(line, S, G, AG, GG, n_frozen)
+        slope = 4 * (jnp.sum(B.T * line.GD) - jnp.sum(M[:, n_frozen:] * line.AD))
+    else:
+        # ⟨R, D⟩ = −⟨damped D, D⟩: a sum without cancellation, so the slope keeps its digits near a minimum.
+        slope = -4 * jnp.sum(damped * line.DD)
 
     # D is zero for frozen components: the line's coefficients need its products with everything.
     pad = (n_frozen, 0)
-    AD, GD = jnp.pad(AD, ((0, 0), pad)), jnp.pad(GD, ((0, 0), pad))
-    # ⟨R, D⟩ = −⟨damped D, D⟩: a sum without cancellation, so the slope keeps its digits near a minimum.
-    slope = -4 * jnp.sum(damped * DD)
-    DD = jnp.pad(DD, (pad, pad))
+    AD, GD = jnp.pad(line.AD, ((0, 0), pad)), jnp.pad(line.GD, ((0, 0), pad))
+    DD = jnp.pad(line.DD, (pad, pad))
     t = minimize_quartic(line_coefficients(WW, AD, GG, GD, DD, owner_W, slope))
-    AG, GG = AG + t * AD, GG + t * (GD + GD.T) + t * t * DD
+    if solver.stiefel:
+        G, AG = retract(owner, W, G, AG, GG, line, t)
+        GG = jnp.eye(W.shape[1])
+    else:
+        G = G.at[n_frozen:].add(t * line.D)
+        AG, GG = AG + t * AD, GG + t * (GD + GD.T) + t * t * DD
 
     # Unit vectors, the scale in W: changes no product W_ij g_j g_jᵀ.
     norm = jnp.sqrt(jnp.diagonal(GG))
     norm = jnp.where((norm > 0) & (jnp.arange(norm.size) >= n_frozen), norm, 1.0)
-    G = G.at[n_frozen:].add(t * D) / norm[:, None]
-    AG, GG, W = AG / norm, GG / jnp.outer(norm, norm), W * norm**2
+    G, AG, GG, W = G / norm[:, None], AG / norm, GG / jnp.outer(norm, norm), W * norm**2
     numerator = sum_over_rows(AG * AG, owner, W.shape[0])
     return State(W, G, AG, GG, numerator, loss_terms(W, numerator, GG * GG))
 
@@ -97,5 +115,9 @@ def damp(B: ComponentGram, damping: float) -> ComponentGram:
 
 
 def inverse(B: ComponentGram) -> ComponentGram:
-    """B⁻¹, symmetric: multiplying by it stays local to a shard of R, which a triangular solve would gather."""
-    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(B), True), jnp.eye(B.shape[0]))
+    """B⁻¹, symmetric: multiplying by it stays local to a shard of R, which a triangular solve would gather.
+
+    Should rounding ever make B indefinite, the diagonal alone still gives a descent direction.
+    """
+    found = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(B), True), jnp.eye(B.shape[0]))
+    return jnp.where(jnp.isfinite(found).all(), found, jnp.diag(1 / jnp.diagonal(B)))

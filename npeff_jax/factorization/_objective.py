@@ -35,7 +35,8 @@ def loss_terms(W: Coefficients, numerator: Float[Array, "n r"], quadratic: Compo
 def relative_loss(terms: np.ndarray, squared_norm: float) -> np.ndarray:
     """‖F − Σ W H‖² / ‖F‖² from `loss_terms`, in float64: near a good fit the three terms cancel."""
     terms = np.asarray(terms, np.float64)
-    return (squared_norm - 2 * terms[..., 0, :].sum(-1) + terms[..., 1, :].sum(-1)) / squared_norm
+    with np.errstate(invalid="ignore"):  # the loop looks at what is not finite
+        return np.asarray((squared_norm - 2 * terms[..., 0, :].sum(-1) + terms[..., 1, :].sum(-1)) / squared_norm)
 
 
 def line_coefficients(

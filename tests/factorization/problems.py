@@ -49,10 +49,10 @@ def planted(
     return Planted(pefs_of_rows(rows), vectors, coefficients, np.einsum("icj,ick->ijk", rows, rows))
 
 
-def planted_diagonal(seed: int = 0, n: int = 60, m: int = 40, r: int = 5) -> Planted:
+def planted_diagonal(seed: int = 0, n: int = 60, m: int = 40, r: int = 5, shared: float = 0.0) -> Planted:
     """Diagonal PEFs that are sums of known non-negative vectors."""
     rng = np.random.default_rng(seed)
-    vectors = rng.gamma(1.0, size=(r, m)) * (rng.random((r, m)) < 0.4)
+    vectors = (rng.gamma(1.0, size=(r, m)) + shared * rng.random(m)) * (rng.random((r, m)) < 0.4)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     coefficients = rng.gamma(1.0, size=(n, r)) * (rng.random((n, r)) < 0.5) + 1e-3
     norms = np.linalg.norm(coefficients @ vectors, axis=1, keepdims=True)
@@ -81,7 +81,8 @@ def pefs_of_rows(rows: np.ndarray, kind: Kind = Kind.LOW_RANK, model: str = "a m
 
 def best_cosines(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """|cosine| of every true vector with the found one that an optimal matching gives it."""
-    cosines = np.abs(found @ truth.T) / np.linalg.norm(found, axis=1)[:, None] / np.linalg.norm(truth, axis=1)
+    norms = np.maximum(np.linalg.norm(found, axis=1), 1e-30)  # a dead component matches nothing
+    cosines = np.abs(found @ truth.T) / norms[:, None] / np.linalg.norm(truth, axis=1)
     i, j = scipy.optimize.linear_sum_assignment(-cosines)
     return cosines[i, j]
 

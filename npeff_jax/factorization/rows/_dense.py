@@ -10,7 +10,7 @@ import scipy.sparse
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from npeff_jax._sharding import SHARDS, fetch, round_up, sharded
+from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization._settings import Products
 from npeff_jax.factorization.rows._protocol import Inner, Vectors
@@ -36,7 +36,7 @@ class DenseRows:
         N, width = A.shape
         dense = np.zeros((N, round_up(width, mesh.size)), np.float32)
         dense[:, :width] = A.toarray()
-        return cls(jax.device_put(jnp.asarray(dense, products.value), sharded(mesh, None, SHARDS)), mesh, width)
+        return cls(place(dense.astype(jnp.dtype(products.value)), sharded(mesh, None, SHARDS)), mesh, width)
 
     @property
     def n_rows(self) -> int:
@@ -75,7 +75,7 @@ class DenseRows:
     def coordinates(self, vectors: np.ndarray) -> Vectors:
         padded = np.zeros((vectors.shape[0], self.A.shape[1]), np.float32)
         padded[:, : self.width] = vectors
-        return jax.device_put(padded, sharded(self.mesh, None, SHARDS))
+        return place(padded, sharded(self.mesh, None, SHARDS))
 
     def to_host(self, vectors: Vectors) -> np.ndarray:
         return self.expand(vectors)

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax.experimental.sparse import BCSR
@@ -11,7 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from npeff_jax._sharding import SHARDS, round_up, sharded
+from npeff_jax._sharding import SHARDS, place, round_up, sharded
 from npeff_jax.factorization.rows._dense import matmul
 
 TILE_BYTES = 1 << 28
@@ -29,14 +28,14 @@ def gram(A: scipy.sparse.csr_array, mesh: Mesh) -> Float[Array, "N_padded N_padd
     size = round_up(A.shape[0], mesh.size)
     A = A.tocsc()[:, np.argsort(-np.diff(A.tocsc().indptr), kind="stable")]
     width = min(A.shape[1], max(64, TILE_BYTES // (4 * size)))
-    Q = jax.device_put(jnp.zeros((size, size)), sharded(mesh, SHARDS, None))
+    Q = place(np.zeros((size, size), np.float32), sharded(mesh, SHARDS, None))
     for first in range(0, A.shape[1], width):
         tile = A[:, first : first + width].tocsr()
         dense = np.zeros((size, width), np.float32)  # the last block padded: one compilation
         dense[: tile.shape[0], : tile.shape[1]] = tile.toarray()
-        rows = jax.device_put(dense, sharded(mesh, SHARDS, None))
+        rows = place(dense, sharded(mesh, SHARDS, None))
         if tile.nnz > DENSE * tile.shape[0] * tile.shape[1] or jax.default_backend() != "cpu":
-            Q = _add_dense(Q, rows, jax.device_put(dense, sharded(mesh)), mesh=mesh)
+            Q = _add_dense(Q, rows, place(dense, sharded(mesh)), mesh=mesh)
         else:
             Q = _add_sparse(Q, rows, _padded(tile, size), mesh=mesh)
     return Q

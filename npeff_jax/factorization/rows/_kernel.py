@@ -16,7 +16,7 @@ import scipy.sparse
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from npeff_jax._sharding import SHARDS, fetch, sharded
+from npeff_jax._sharding import SHARDS, fetch, place, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.rows._dense import matmul
 from npeff_jax.factorization.rows._gram import gram
@@ -107,11 +107,11 @@ class KernelRows:
             )
         unit = np.zeros((len(vectors), self.Q.shape[0]), np.float32)
         unit[np.arange(len(vectors)), self.N + np.arange(len(vectors))] = 1.0
-        return jax.device_put(unit, sharded(self.mesh))
+        return place(unit, sharded(self.mesh))
 
     def to_host(self, vectors: Vectors) -> np.ndarray:
         return fetch(vectors)[:, : self.N + len(self.recover.frozen)]
 
     def from_host(self, saved: np.ndarray) -> Vectors:
         padded = np.pad(saved, ((0, 0), (0, self.Q.shape[0] - saved.shape[1])))
-        return jax.device_put(padded, sharded(self.mesh))
+        return place(padded, sharded(self.mesh))

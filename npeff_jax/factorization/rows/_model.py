@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from npeff_jax._checks import count_examples, slice_examples
 from npeff_jax._progress import Progress, progress_bar
-from npeff_jax._sharding import SHARDS, pad_rows, round_up, sharded
+from npeff_jax._sharding import SHARDS, pad_rows, place, round_up, sharded
 from npeff_jax._types import Examples
 from npeff_jax.factorization.rows._kernel import KernelRows, Recover
 from npeff_jax.models import Model
@@ -111,7 +111,7 @@ def kernel_of_model(source: ModelRows, mesh: Mesh, progress: Progress) -> tuple[
     Q *= scale
     Q *= scale[:, None]
     recover = Recover(lambda U: passes.pull(U * scale[:N]), np.zeros((0, source.model.space.size), np.float32))
-    return KernelRows(jax.device_put(Q, sharded(mesh, SHARDS, None)), mesh, N, recover), norms
+    return KernelRows(place(Q, sharded(mesh, SHARDS, None)), mesh, N, recover), norms
 
 
 @jax.jit
@@ -169,4 +169,4 @@ class _Passes:
 
     def _batch(self, first: int) -> Any:
         batch = slice_examples(self.source.examples, slice(first, min(first + self.size, self.source.n_examples)))
-        return jax.tree.map(lambda leaf: jax.device_put(pad_rows(leaf, self.size), self.split), batch)
+        return jax.tree.map(lambda leaf: place(pad_rows(leaf, self.size), self.split), batch)

@@ -13,7 +13,7 @@ import scipy.sparse
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from npeff_jax._sharding import SHARDS, fetch, round_up, sharded
+from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.rows._dense import matmul
 from npeff_jax.factorization.rows._kernel import Recover
@@ -58,7 +58,7 @@ class SketchedRows:
         some = rng.choice(N, min(N, SAMPLE), replace=False)
         exact = np.asarray((A[some] @ A.T).todense())
         error = float(np.linalg.norm(S[some] @ S.T - exact) / max(float(np.linalg.norm(exact)), 1e-30))
-        return cls(jax.device_put(S, sharded(mesh, None, SHARDS)), mesh, N, Recover.of(A), error)
+        return cls(place(S, sharded(mesh, None, SHARDS)), mesh, N, Recover.of(A), error)
 
     @property
     def n_rows(self) -> int:
@@ -89,4 +89,4 @@ class SketchedRows:
         return fetch(vectors)
 
     def from_host(self, saved: np.ndarray) -> Vectors:
-        return jax.device_put(saved, sharded(self.mesh))
+        return place(saved, sharded(self.mesh))

@@ -11,7 +11,7 @@ from jax.experimental.sparse import BCSR
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from npeff_jax._sharding import SHARDS, fetch, sharded
+from npeff_jax._sharding import SHARDS, fetch, place, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.rows._deal import deal
 from npeff_jax.factorization.rows._dense import matmul
@@ -21,7 +21,7 @@ BLOCK_ENTRIES = 1 << 20
 """Entries of r vectors that a block of columns spans, 4 MB. A product gathers from there at random: when it outgrows
 the cache, a CPU falls from 18 to 3 GF/s."""
 
-Csr = tuple[jax.Array, jax.Array, jax.Array]
+Csr = tuple[jax.Array, ...]
 """Values, indices and row pointers of all blocks, each with the blocks along its first axis."""
 
 
@@ -59,15 +59,15 @@ class SparseRows:
         n_blocks = mesh.size * max(1, round(m * n_vectors / mesh.size / BLOCK_ENTRIES))
         dealt = deal(np.bincount(A.indices, minlength=m), n_blocks)
         width = len(dealt) // n_blocks
-        place = np.empty(m, np.int64)
-        place[dealt[dealt >= 0]] = np.flatnonzero(dealt >= 0)
-        column = place[A.indices]
+        position = np.empty(m, np.int64)
+        position[dealt[dealt >= 0]] = np.flatnonzero(dealt >= 0)
+        column = position[A.indices]
         row = np.repeat(np.arange(N), np.diff(A.indptr))
         block, inside = column // width, column % width
         spec = sharded(mesh, SHARDS)
         by_row = _compress(block, row, inside, A.data, n_blocks, N)
         by_column = _compress(block, inside, row, A.data, n_blocks, width)
-        put = functools.partial(jax.device_put, device=spec)
+        put = functools.partial(place, sharding=spec)
         return cls(tuple(map(put, by_row)), tuple(map(put, by_column)), mesh, N, Columns(dealt, m))
 
     @property
@@ -109,7 +109,7 @@ class SparseRows:
     def coordinates(self, vectors: np.ndarray) -> Vectors:
         dealt = self.columns.dealt
         placed = np.where(dealt >= 0, vectors[:, dealt], 0).astype(np.float32)
-        return jax.device_put(placed, sharded(self.mesh, None, SHARDS))
+        return place(placed, sharded(self.mesh, None, SHARDS))
 
     def to_host(self, vectors: Vectors) -> np.ndarray:
         return self.expand(vectors)
@@ -142,8 +142,8 @@ def _compress(
     np.cumsum(counts, axis=1, out=pointers[:, 1:])
     first = np.concatenate([[0], np.cumsum(pointers[:, -1])[:-1]])
     sorted_block = block[order]
-    place = np.arange(len(order)) - first[sorted_block]
+    slot = np.arange(len(order)) - first[sorted_block]
     data, indices = np.zeros((n_blocks, length), np.float32), np.zeros((n_blocks, length), np.int32)
-    data[sorted_block, place], indices[sorted_block, place] = values[order], column[order]
+    data[sorted_block, slot], indices[sorted_block, slot] = values[order], column[order]
     pointers[:, -1] = length
     return data, indices, pointers
