@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax.experimental.sparse import BCSR
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from npeff_jax._sharding import SHARDS, fetch, place, sharded
@@ -21,7 +21,7 @@ BLOCK_ENTRIES = 1 << 20
 """Entries of r vectors that a block of columns spans, 4 MB. A product gathers from there at random: when it outgrows
 the cache, a CPU falls from 18 to 3 GF/s."""
 
-Csr = tuple[jax.Array, ...]
+Csr = tuple[jax.Array, jax.Array, jax.Array]
 """Values, indices and row pointers of all blocks, each with the blocks along its first axis."""
 
 
@@ -67,8 +67,7 @@ class SparseRows:
         spec = sharded(mesh, SHARDS)
         by_row = _compress(block, row, inside, A.data, n_blocks, N)
         by_column = _compress(block, inside, row, A.data, n_blocks, width)
-        put = functools.partial(place, sharding=spec)
-        return cls(tuple(map(put, by_row)), tuple(map(put, by_column)), mesh, N, Columns(dealt, m))
+        return cls(_place(by_row, spec), _place(by_column, spec), mesh, N, Columns(dealt, m))
 
     @property
     def n_rows(self) -> int:
@@ -124,6 +123,11 @@ class Columns:
 
     dealt: np.ndarray = dataclasses.field(compare=False)
     width: int
+
+
+def _place(blocks: tuple[np.ndarray, np.ndarray, np.ndarray], spec: NamedSharding) -> Csr:
+    values, indices, pointers = blocks
+    return place(values, spec), place(indices, spec), place(pointers, spec)
 
 
 def _product(block: Csr, x: jax.Array, n_rows: int) -> jax.Array:
