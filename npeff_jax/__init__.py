@@ -44,8 +44,13 @@ from npeff_jax.pefs import Kind as Kind
 from npeff_jax.pefs import LowRank as LowRank
 from npeff_jax.pefs import Normalization as Normalization
 from npeff_jax.pefs import Pefs as Pefs
+from npeff_jax.pefs import Plan as Plan
 from npeff_jax.pefs import Rows as Rows
 from npeff_jax.pefs import Sampled as Sampled
+from npeff_jax.pefs import compute_pefs as compute_pefs
+from npeff_jax.pefs import load_pefs as load_pefs
+from npeff_jax.pefs import pef_rows as pef_rows
+from npeff_jax.pefs import plan as plan
 from npeff_jax.perturbation import DiagonalPerturbation as DiagonalPerturbation
 from npeff_jax.perturbation import component_direction as component_direction
 from npeff_jax.perturbation import dataset_fisher as dataset_fisher

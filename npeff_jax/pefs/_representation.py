@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from typing import Any
 
 
 class Rows(enum.Enum):
@@ -32,15 +33,30 @@ class LowRank:
 
     Attributes:
         rows: which rows.
-        min_probability: classes with a smaller probability are dropped (the paper's ε, 3e-3 on ImageNet).
-        max_rows: at most so many rows an example, the best ones.
+        min_probability: classes with a smaller probability are dropped (the paper's ε, 3e-3 on ImageNet). At most 1/ε
+            classes are left, so no more gradients are computed than that.
+        max_rows: at most so many rows an example: the largest principal rows, or the most probable classes.
         min_trace: as few principal rows as hold this fraction of the Fisher's trace.
+
+    Raises:
+        ValueError: a value out of range, or choices that exclude each other.
     """
 
     rows: Rows = Rows.PRINCIPAL
     min_probability: float = 0.0
     max_rows: int | None = None
     min_trace: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_probability(self.min_probability)
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows={self.max_rows} must be at least 1, or None for every row")
+        if self.min_trace is not None and not 0 < self.min_trace <= 1:
+            raise ValueError(f"min_trace={self.min_trace} is a fraction of the trace; expected 0 < min_trace <= 1")
+        if self.min_trace is not None and self.rows is not Rows.PRINCIPAL:
+            raise ValueError(f"min_trace needs rows ordered by size: use Rows.PRINCIPAL, not {self.rows}")
+        if self.rows is Rows.FACTOR and (self.min_probability > 0 or self.max_rows is not None):
+            raise ValueError("Rows.FACTOR mixes all classes in each row; to drop some, use Rows.PRINCIPAL or CLASSES")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +68,9 @@ class Diagonal:
     """
 
     min_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_probability(self.min_probability)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,5 +88,26 @@ class Sampled:
     n_samples: int = 16
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.n_samples < 1:
+            raise ValueError(f"n_samples={self.n_samples} must be at least 1")
+
 
 Representation = LowRank | Diagonal | Sampled
+
+
+def describe(choice: Any) -> dict[str, Any]:
+    """A frozen choice as JSON: its fields, and its name under ``"name"``."""
+    fields = {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice)}
+    return {"name": type(choice).__name__} | {name: _plain(value) for name, value in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return describe(value)
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _check_probability(value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"min_probability={value} is out of range; expected 0 <= min_probability < 1")

@@ -1,0 +1,109 @@
+"""A batch of examples on the devices: the per-example Fisher mapped, sharded, compiled once, and brought to the host.
+
+The form of the mapping is the one that gives right gradients for every architecture: `shard_map` over the examples'
+axis, with the check of varying axes off (with it, gradients of replicated parameters are summed over devices), and
+not automatic partitioning (which corrupts kernel gradients of convolutions).
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from npeff_jax._sharding import EXAMPLES, pad_rows, round_up, sharded
+from npeff_jax._types import Examples
+from npeff_jax.models import Model
+from npeff_jax.pefs._representation import Representation
+from npeff_jax.pefs._rows import ExampleRows, example_rows
+
+
+class HostRows(NamedTuple):
+    """`ExampleRows` of one example as NumPy, each leaf as (c, size)."""
+
+    leaves: tuple[np.ndarray, ...]
+    gram: np.ndarray
+    leaf_norms: np.ndarray
+    scale: np.ndarray
+    trace: np.ndarray
+    n_rows: np.ndarray
+    logits: np.ndarray
+    lost_mass: np.ndarray
+    lost_trace: np.ndarray
+
+
+def seed_of(representation: Representation) -> int:
+    """The seed behind each example's key."""
+    return getattr(representation, "seed", 0)
+
+
+class BatchRows:
+    """``example_rows`` of a batch at a time, padded to one size so that it is compiled once."""
+
+    def __init__(self, model: Model, representation: Representation, mesh: Mesh, batch_size: int, precision: str):
+        """For batches of ``batch_size`` rounded up to the devices along the examples' axis of ``mesh``."""
+        self.mesh, self.precision = mesh, precision
+        self.batch_size = round_up(batch_size, mesh.shape[EXAMPLES])
+        self._params = _place(model.params, mesh)
+        self._seed = seed_of(representation)
+
+        def of_one(params: Any, seed: jax.Array, example: Any, index: jax.Array) -> ExampleRows:
+            key = jax.random.fold_in(jax.random.key(seed), index)
+            return example_rows(model, representation, model.space.select(params), params, example, key)
+
+        mapped = jax.shard_map(
+            jax.vmap(of_one, (None, None, 0, 0)),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(EXAMPLES), PartitionSpec(EXAMPLES)),
+            out_specs=PartitionSpec(EXAMPLES),
+            axis_names={EXAMPLES},
+            check_vma=False,
+        )
+        self._compiled = jax.jit(mapped)
+
+    def __call__(self, examples: Examples, start: int) -> ExampleRows:
+        """The rows of ``examples``, the first of which is number ``start``, on the devices, padded."""
+        split = sharded(self.mesh, EXAMPLES)
+        size = self.batch_size
+        batch = jax.tree.map(lambda leaf: jax.device_put(pad_rows(leaf, size), split), examples)
+        index = jax.device_put(np.arange(start, start + size, dtype=np.int32), split)
+        with jax.default_matmul_precision(self.precision):
+            return self._compiled(self._params, jnp.uint32(self._seed), batch, index)
+
+
+def on_host(batch: ExampleRows, size: int) -> Iterator[HostRows]:
+    """The first ``size`` examples of a batch as NumPy, without a copy where the devices share the host's memory."""
+    leaves = [_parts(leaf) for leaf in batch.leaves]
+    rest = [np.asarray(field) for field in batch[1:]]
+    for i in range(size):
+        own = tuple(_pick(parts, i) for parts in leaves)
+        yield HostRows(own, *(field[i] for field in rest))
+
+
+def _parts(array: jax.Array) -> list[np.ndarray]:
+    """An array split by device along its first axis, in order."""
+    shape = array.sharding.shard_shape(array.shape)
+    if shape[1:] != array.shape[1:]:  # also split over another axis of the mesh: put it together
+        return [np.asarray(array)]
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return [np.asarray(shards[start]) for start in sorted(shards)]
+
+
+def _pick(parts: list[np.ndarray], i: int) -> np.ndarray:
+    size = parts[0].shape[0]
+    leaf = parts[i // size][i % size]
+    return leaf.reshape(leaf.shape[0], -1)
+
+
+def _place(params: Any, mesh: Mesh) -> Any:
+    """Parameters on every device of the mesh, except those that the caller has sharded over it."""
+
+    def place(leaf: Any) -> Any:
+        own = getattr(leaf, "sharding", None)
+        if isinstance(own, NamedSharding) and own.device_set == set(mesh.devices.flat) and not own.is_fully_replicated:
+            return leaf
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
+
+    return jax.tree.map(place, params)

@@ -1,0 +1,144 @@
+"""One example's Fisher as rows: vectors on the logits pulled back through the model, and rotated (section 2.1).
+
+F = Σ_j p_j ∇log p_j ∇log p_jᵀ = Jᵀ S J with J the (C, m) Jacobian of the logits and S = L Lᵀ, so the rows of Lᵀ J are a
+factor of F. Everything here is pure and of one example; the driver maps it over batches and devices.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from npeff_jax._parameters import Mask
+from npeff_jax._types import Example, LogitsFn, PyTree
+from npeff_jax.models import Categorical, Model, Output
+from npeff_jax.pefs._cotangents import cotangents
+from npeff_jax.pefs._representation import Diagonal, LowRank, Representation, Rows
+
+Leaves = tuple[Float[Array, "c ..."], ...]
+"""Rows as they come from the gradient: for each explained leaf, its part of all c rows."""
+
+
+class ExampleRows(NamedTuple):
+    """A Fisher before anything is dropped: F = scale² Σ_j a_j a_jᵀ, or, diagonal, f = scale² a_1.
+
+    Attributes:
+        leaves: the rows a_1..a_c, in parts, one an explained leaf.
+        gram: their inner products.
+        leaf_norms: squared norm of each leaf's part: not finite where a gradient is not.
+        scale: what the rows were divided by, so that no product of them underflows.
+        trace: of F, divided by scale².
+        n_rows: how many rows, from the first, represent the example.
+        logits: of the example.
+        lost_mass: probability of the classes that have no row.
+        lost_trace: estimated trace lost with them, as a fraction of the whole.
+    """
+
+    leaves: Leaves
+    gram: Float[Array, "c c"]
+    leaf_norms: Float[Array, "leaves"]
+    scale: Float[Array, ""]
+    trace: Float[Array, ""]
+    n_rows: Int[Array, ""]
+    logits: Float[Array, "C"]
+    lost_mass: Float[Array, ""]
+    lost_trace: Float[Array, ""]
+
+
+def pef_rows(
+    logits_fn: LogitsFn,
+    params: PyTree,
+    example: Example,
+    representation: Representation | None = None,
+    *,
+    mask: Mask = None,
+    output: Output | None = None,
+    key: jax.Array | None = None,
+) -> ExampleRows:
+    """One example's Fisher, exact and dense. Pure: can be jitted, mapped and differentiated.
+
+    Args:
+        logits_fn: ``(params, example) -> (C,)``.
+        params: the parameters.
+        example: without a batch axis.
+        representation: `LowRank` (the default), `Diagonal` or `Sampled`.
+        mask: which parameters to explain.
+        output: what the logits mean; a softmax by default.
+        key: for `Sampled` and for the probe of the lost trace.
+
+    Returns:
+        The rows and what is known of the whole Fisher. ``jnp.concatenate([leaf.reshape(c, -1) ...], 1) * scale`` is the
+        (c, m) factor, in the order of `Model.space`.
+    """
+    model = Model(logits_fn, params, mask=mask, output=output or Categorical())
+    key = jax.random.key(0) if key is None else key
+    return example_rows(model, representation or LowRank(), model.space.select(params), params, example, key)
+
+
+def example_rows(
+    model: Model,
+    representation: Representation,
+    selected: tuple[jax.Array, ...],
+    params: PyTree,
+    example: Example,
+    key: jax.Array,
+) -> ExampleRows:
+    """`pef_rows` with the parameters as arguments, so that they are never compiled in as constants."""
+    logits, pull = jax.vjp(lambda leaves: model.selected_logits(leaves, params, example), selected)
+    back = cotangents(model.output, representation, logits, key)
+    leaves = pulled(pull, back.rows, logits.dtype)
+    lost = jnp.zeros(())
+    if back.probe is not None:
+        lost = jnp.sum(jnp.stack([jnp.sum(leaf**2) for leaf in pulled(pull, back.probe[None], logits.dtype)]))
+    scale, n_rows = back.scale, back.n_rows
+    if isinstance(representation, Diagonal):
+        leaves = tuple(jnp.sum(leaf**2, axis=0, keepdims=True) for leaf in leaves)
+        gram, leaf_norms = gram_of(leaves)
+        trace, n_rows = jnp.sum(jnp.stack([jnp.sum(leaf) for leaf in leaves])), jnp.asarray(1)
+    else:
+        gram, leaf_norms = gram_of(leaves)
+        trace = jnp.trace(gram)
+        if isinstance(representation, LowRank) and representation.rows is Rows.PRINCIPAL:
+            leaves, gram = principal(leaves, gram)
+            rank = jax.eval_shape(model.output.factor, logits).shape[0]
+            n_rows = _principal_rank(representation, gram, jnp.minimum(n_rows, rank))
+    lost_trace = lost / jnp.where(lost > 0, lost + trace, 1.0)
+    return ExampleRows(leaves, gram, leaf_norms, scale, trace, n_rows, logits, back.lost_mass, lost_trace)
+
+
+def pulled(pull: Callable[..., Any], rows: Float[Array, "c C"], dtype: Any) -> Leaves:
+    """Vectors on the logits to rows over the parameters, in float32 whatever the model computes in."""
+    (leaves,) = jax.vmap(pull)(rows.astype(dtype))
+    return tuple(leaf.astype(jnp.float32) for leaf in leaves)
+
+
+def gram_of(leaves: Leaves) -> tuple[Float[Array, "c c"], Float[Array, "leaves"]]:
+    """Inner products of the rows, and each leaf's share of their squared norms."""
+    grams = [jnp.tensordot(leaf.reshape(leaf.shape[0], -1), leaf.reshape(leaf.shape[0], -1), (1, 1)) for leaf in leaves]
+    return sum(grams[1:], grams[0]), jnp.stack([jnp.trace(gram) for gram in grams])
+
+
+def principal(leaves: Leaves, gram: Float[Array, "c c"]) -> tuple[Leaves, Float[Array, "c c"]]:
+    """The rows rotated so that they are orthogonal, the largest first.
+
+    The rotation is orthogonal to rounding whatever the condition of the Gram matrix, so F is kept exactly.
+    """
+    unit = jnp.trace(gram)
+    _, vectors = jnp.linalg.eigh(gram / jnp.where(unit > 0, unit, 1.0))
+    vectors = vectors[:, ::-1]
+    largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), axis=0)[None], axis=0)
+    rotation = (vectors * jnp.where(largest < 0, -1.0, 1.0)).T  # a sign that no detail of the eigensolver decides
+    return tuple(jnp.tensordot(rotation, leaf, 1) for leaf in leaves), rotation @ gram @ rotation.T
+
+
+def _principal_rank(representation: LowRank, gram: jax.Array, n_rows: jax.Array) -> jax.Array:
+    """How many principal rows are wanted: by count, and by the share of the trace that they hold."""
+    if representation.max_rows is not None:
+        n_rows = jnp.minimum(n_rows, representation.max_rows)
+    if representation.min_trace is not None:
+        held = jnp.cumsum(jnp.diagonal(gram))
+        needed = 1 + jnp.sum(held < representation.min_trace * held[-1])
+        n_rows = jnp.minimum(n_rows, needed)
+    return n_rows
