@@ -6,7 +6,7 @@ not automatic partitioning (which corrupts kernel gradients of convolutions).
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,7 @@ from npeff_jax._sharding import EXAMPLES, pad_rows, round_up, sharded
 from npeff_jax._types import Examples
 from npeff_jax.models import Model
 from npeff_jax.pefs._representation import Representation
-from npeff_jax.pefs._rows import ExampleRows, example_rows
-
-
-class HostRows(NamedTuple):
-    """`ExampleRows` of one example as NumPy, each leaf as (c, size)."""
-
-    leaves: tuple[np.ndarray, ...]
-    gram: np.ndarray
-    leaf_norms: np.ndarray
-    scale: np.ndarray
-    trace: np.ndarray
-    n_rows: np.ndarray
-    logits: np.ndarray
-    lost_mass: np.ndarray
-    lost_trace: np.ndarray
+from npeff_jax.pefs._rows import ExampleRows, HostRows, example_rows
 
 
 def seed_of(representation: Representation) -> int:

@@ -13,7 +13,7 @@ from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._sharding import EXAMPLES, default_mesh
 from npeff_jax._types import Examples
 from npeff_jax.models import Model
-from npeff_jax.pefs._batch import BatchRows, HostRows, on_host
+from npeff_jax.pefs._batch import BatchRows, on_host
 from npeff_jax.pefs._cotangents import n_cotangents
 from npeff_jax.pefs._digest import examples_digest
 from npeff_jax.pefs._fidelity import fidelity
@@ -21,6 +21,7 @@ from npeff_jax.pefs._files import PefFiles, load_pefs
 from npeff_jax.pefs._memory import choose_batch_size
 from npeff_jax.pefs._pefs import Pefs
 from npeff_jax.pefs._representation import Diagonal, LowRank, Normalization, Representation, describe
+from npeff_jax.pefs._rows import HostRows, principal
 from npeff_jax.pefs._schema import Kind, Schema
 from npeff_jax.pefs._selection import Selector
 
@@ -89,7 +90,10 @@ def compute_pefs(
             for start in range(done, n, fishers.batch_size):
                 stop = min(start + fishers.batch_size, n)
                 batch = on_host(fishers(slice_examples(examples, slice(start, stop)), start), stop - start)
-                work = [threads.submit(sparsify, one, schema, select, start + i) for i, one in enumerate(batch)]
+                work = [
+                    threads.submit(sparsify, one, representation, schema, select, start + i)
+                    for i, one in enumerate(batch)
+                ]
                 found = {name: np.zeros((stop - start, *a.shape[1:]), a.dtype) for name, a in blank.items()}
                 for i, sparse in enumerate(work):
                     _put(found, i, sparse.result())
@@ -158,15 +162,18 @@ def _put(arrays: dict[str, Any], i: int, found: dict[str, Any]) -> None:
             arrays[name][i] = value
 
 
-def sparsify(one: HostRows, schema: Schema, select: Selector, number: int) -> dict[str, Any]:
+def sparsify(
+    one: HostRows, representation: Representation, schema: Schema, select: Selector, number: int
+) -> dict[str, Any]:
     """The kept entries of one example's rows, scaled, and what is known of the whole."""
     _check_finite(one, schema, number)
+    one = principal(one._replace(gram=one.gram.astype(np.float64)), representation, np)
     normalization = Normalization(schema.normalization)
     n_rows = int(one.n_rows)
     chosen = select([leaf[:n_rows] for leaf in one.leaves], schema.keep)
     gathered = select.gather(one.leaves, chosen)
     held = fidelity(schema.kind, chosen, gathered, one.gram, n_rows, select.size)
-    whole = float(np.linalg.norm(one.gram.astype(np.float64)))
+    whole = float(np.linalg.norm(one.gram))
     norm = whole if schema.kind is Kind.LOW_RANK else whole**0.5
     unit = {Normalization.BEFORE: norm, Normalization.AFTER: held.kept_norm, Normalization.NONE: 1.0}[normalization]
     scale = float(one.scale)

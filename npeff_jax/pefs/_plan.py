@@ -141,7 +141,7 @@ def plan(
         part = jax.tree.map(lambda leaf, a=start: leaf[a : a + rows.batch_size], sample)
         for i, one in enumerate(on_host(rows(part, start), min(rows.batch_size, n_sampled - start))):
             before = time.perf_counter()
-            found.append([sparsify(one, schema, select, start + i) for schema in schemas])
+            found.append([sparsify(one, representation, schema, select, start + i) for schema in schemas])
             selecting += (time.perf_counter() - before) * (1 - 1 / len(keep))  # a run selects once, not once a choice
     each = (time.perf_counter() - started - selecting) / n_sampled
     n_rows = float(np.median([one[0]["n_rows"] for one in found]))

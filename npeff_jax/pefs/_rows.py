@@ -4,11 +4,13 @@ F = Σ_j p_j ∇log p_j ∇log p_jᵀ = Jᵀ S J with J the (C, m) Jacobian of t
 factor of F. Everything here is pure and of one example; the driver maps it over batches and devices.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from npeff_jax._parameters import Mask
@@ -21,12 +23,26 @@ Leaves = tuple[Float[Array, "c ..."], ...]
 """Rows as they come from the gradient: for each explained leaf, its part of all c rows."""
 
 
+class HostRows(NamedTuple):
+    """`ExampleRows` as NumPy, each leaf as (c, size)."""
+
+    leaves: tuple[np.ndarray, ...]
+    gram: np.ndarray
+    leaf_norms: np.ndarray
+    scale: np.ndarray
+    trace: np.ndarray
+    n_rows: np.ndarray
+    logits: np.ndarray
+    lost_mass: np.ndarray
+    lost_trace: np.ndarray
+
+
 class ExampleRows(NamedTuple):
     """A Fisher before anything is dropped: F = scale² Σ_j a_j a_jᵀ, or, diagonal, f = scale² a_1.
 
     Attributes:
-        leaves: the rows a_1..a_c, in parts, one an explained leaf.
-        gram: their inner products.
+        leaves: the rows a_1..a_c, in parts, (c, ...) each, one an explained leaf.
+        gram: (c, c), their inner products.
         leaf_norms: squared norm of each leaf's part: not finite where a gradient is not.
         scale: what the rows were divided by, so that no product of them underflows.
         trace: of F, divided by scale².
@@ -45,6 +61,9 @@ class ExampleRows(NamedTuple):
     logits: Float[Array, "C"]
     lost_mass: Float[Array, ""]
     lost_trace: Float[Array, ""]
+
+
+Rotated = TypeVar("Rotated", ExampleRows, HostRows)
 
 
 def pef_rows(
@@ -74,7 +93,9 @@ def pef_rows(
     """
     model = Model(logits_fn, params, mask=mask, output=output or Categorical())
     key = jax.random.key(0) if key is None else key
-    return example_rows(model, representation or LowRank(), model.space.select(params), params, example, key)
+    representation = representation or LowRank()
+    one = example_rows(model, representation, model.space.select(params), params, example, key)
+    return principal(one, representation)
 
 
 def example_rows(
@@ -85,30 +106,50 @@ def example_rows(
     example: Example,
     key: jax.Array,
 ) -> ExampleRows:
-    """`pef_rows` with the parameters as arguments, so that they are never compiled in as constants."""
+    """`pef_rows` before rotation, with the parameters as arguments, so that they are not compiled in as constants."""
     logits, pull = jax.vjp(lambda leaves: model.selected_logits(leaves, params, example), selected)
     back = cotangents(model.output, representation, logits, key)
     leaves = pulled(pull, back.rows, logits.dtype)
     lost = jnp.zeros(())
     if back.probe is not None:
-        lost = jnp.sum(jnp.stack([jnp.sum(leaf**2) for leaf in pulled(pull, back.probe[None], logits.dtype)]))
+        lost = jnp.trace(gram_of(pulled(pull, back.probe[None], logits.dtype))[0])
     scale, n_rows = back.scale, back.n_rows
     if isinstance(representation, Diagonal):
         leaves = tuple(jnp.sum(leaf**2, axis=0, keepdims=True) for leaf in leaves)
-        gram, leaf_norms = gram_of(leaves)
-        trace, n_rows = jnp.sum(jnp.stack([jnp.sum(leaf) for leaf in leaves])), jnp.asarray(1)
-    else:
-        gram, leaf_norms = gram_of(leaves)
-        trace = jnp.trace(gram)
-        if isinstance(representation, LowRank) and representation.rows is Rows.PRINCIPAL:
-            leaves, gram = principal(leaves, gram)
-            rank = jax.eval_shape(model.output.factor, logits).shape[0]
-            n_rows = _principal_rank(representation, gram, jnp.minimum(n_rows, rank))
+        n_rows = jnp.asarray(1)
+    gram, leaf_norms = gram_of(leaves)
+    total = functools.reduce(jnp.add, [jnp.sum(leaf) for leaf in leaves])
+    trace = total if isinstance(representation, Diagonal) else jnp.trace(gram)
+    if isinstance(representation, LowRank) and representation.rows is Rows.PRINCIPAL:
+        n_rows = jnp.minimum(n_rows, jax.eval_shape(model.output.factor, logits).shape[0])
     lost_trace = lost / jnp.where(lost > 0, lost + trace, 1.0)
     return ExampleRows(leaves, gram, leaf_norms, scale, trace, n_rows, logits, back.lost_mass, lost_trace)
 
 
-def pulled(pull: Callable[..., Any], rows: Float[Array, "c C"], dtype: Any) -> Leaves:
+def principal(one: Rotated, representation: Representation, xp: Any = jnp) -> Rotated:
+    """The rows as the representation wants them: orthogonal and the largest first, unless it says otherwise.
+
+    The rotation is orthogonal to rounding whatever the condition of the Gram matrix, so F is kept exactly.
+
+    Args:
+        one: rows that are any factor of F.
+        representation: says whether to rotate, and how many of the rotated rows to use.
+        xp: ``jax.numpy``, or ``numpy`` for rows on the host. The driver rotates on the host: XLA's batched
+            eigensolver for CPUs waits for threads of the pool that it occupies, and with several devices deadlocks.
+    """
+    if not (isinstance(representation, LowRank) and representation.rows is Rows.PRINCIPAL):
+        return one
+    unit = xp.trace(one.gram)
+    _, vectors = xp.linalg.eigh(one.gram / xp.where(unit > 0, unit, 1.0))
+    vectors = vectors[:, ::-1]
+    largest = xp.take_along_axis(vectors, xp.argmax(xp.abs(vectors), axis=0)[None], axis=0)
+    rotation = (vectors * xp.where(largest < 0, -1.0, 1.0)).T  # a sign that no detail of the eigensolver decides
+    gram = rotation @ one.gram @ rotation.T
+    leaves = tuple(xp.tensordot(rotation.astype(leaf.dtype), leaf, 1) for leaf in one.leaves)
+    return one._replace(leaves=leaves, gram=gram, n_rows=_principal_rank(representation, gram, one.n_rows, xp))
+
+
+def pulled(pull: Callable, rows: Float[Array, "c C"], dtype: Any) -> Leaves:
     """Vectors on the logits to rows over the parameters, in float32 whatever the model computes in."""
     (leaves,) = jax.vmap(pull)(rows.astype(dtype))
     return tuple(leaf.astype(jnp.float32) for leaf in leaves)
@@ -117,28 +158,14 @@ def pulled(pull: Callable[..., Any], rows: Float[Array, "c C"], dtype: Any) -> L
 def gram_of(leaves: Leaves) -> tuple[Float[Array, "c c"], Float[Array, "leaves"]]:
     """Inner products of the rows, and each leaf's share of their squared norms."""
     grams = [jnp.tensordot(leaf.reshape(leaf.shape[0], -1), leaf.reshape(leaf.shape[0], -1), (1, 1)) for leaf in leaves]
-    return sum(grams[1:], grams[0]), jnp.stack([jnp.trace(gram) for gram in grams])
+    return functools.reduce(jnp.add, grams), jnp.stack([jnp.trace(gram) for gram in grams])
 
 
-def principal(leaves: Leaves, gram: Float[Array, "c c"]) -> tuple[Leaves, Float[Array, "c c"]]:
-    """The rows rotated so that they are orthogonal, the largest first.
-
-    The rotation is orthogonal to rounding whatever the condition of the Gram matrix, so F is kept exactly.
-    """
-    unit = jnp.trace(gram)
-    _, vectors = jnp.linalg.eigh(gram / jnp.where(unit > 0, unit, 1.0))
-    vectors = vectors[:, ::-1]
-    largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), axis=0)[None], axis=0)
-    rotation = (vectors * jnp.where(largest < 0, -1.0, 1.0)).T  # a sign that no detail of the eigensolver decides
-    return tuple(jnp.tensordot(rotation, leaf, 1) for leaf in leaves), rotation @ gram @ rotation.T
-
-
-def _principal_rank(representation: LowRank, gram: jax.Array, n_rows: jax.Array) -> jax.Array:
+def _principal_rank(representation: LowRank, gram: Any, n_rows: Any, xp: Any) -> Any:
     """How many principal rows are wanted: by count, and by the share of the trace that they hold."""
     if representation.max_rows is not None:
-        n_rows = jnp.minimum(n_rows, representation.max_rows)
+        n_rows = xp.minimum(n_rows, representation.max_rows)
     if representation.min_trace is not None:
-        held = jnp.cumsum(jnp.diagonal(gram))
-        needed = 1 + jnp.sum(held < representation.min_trace * held[-1])
-        n_rows = jnp.minimum(n_rows, needed)
+        held = xp.cumsum(xp.diagonal(gram))
+        n_rows = xp.minimum(n_rows, 1 + xp.sum(held < representation.min_trace * held[-1]))
     return n_rows
