@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 DESCRIPTION = """Explain a trained network's predictions through its parameters (NPEFF).
 
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        _app().cli(prog="npeff", description=DESCRIPTION, args=[word for word in arguments if word != "--debug"])
+        _run([word for word in arguments if word != "--debug"])
     except SystemExit as done:  # tyro's, after --help or a wrong command
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
@@ -50,13 +49,19 @@ def _sentence(error: Exception) -> str:
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text or 'no message'}"
 
 
-def _app() -> Any:
+def _run(arguments: list[str]) -> None:
     import tyro
 
-    from npeff_jax.cli import _demo
+    from npeff_jax.cli import _demo, _look, _plan, _record, _stages
 
     app, demos = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
     demos.command(_demo.digits)
     demos.command(_demo.tracr)
+    app.command(_plan.plan)
+    for command in (_stages.pefs, _stages.decompose, _stages.fit, _stages.expand, _stages.perturb):
+        app.command(command)
+    for command in (_look.report, _look.export, _record.rerun):
+        app.command(command)
     app.command(demos, name="demo", help="From nothing to a report, on data that needs no download.")
-    return app
+    plain = (tyro.conf.EnumChoicesFromValues, tyro.conf.FlagCreatePairsOff)
+    app.cli(prog="npeff", description=DESCRIPTION, args=arguments, config=plain)

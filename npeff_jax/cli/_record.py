@@ -1,0 +1,172 @@
+"""A record beside every result: the command that made it, so that it can be skipped, checked, and run again."""
+
+import dataclasses
+import datetime
+import enum
+import functools
+import hashlib
+import inspect
+import json
+import os
+import platform
+import shutil
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+STAGES: dict[str, Callable[..., None]] = {}
+"""Every command that writes a result, by name: what ``npeff rerun`` can run."""
+
+
+def stage(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that writes its result to its argument ``out``.
+
+    Run again with the same arguments and inputs it does nothing; with others it refuses to touch what is there, unless
+    it is told to ``overwrite``. A record of what was run is written beside the result once that is whole.
+    """
+
+    @functools.wraps(command)
+    def run(*positional: Any, **named: Any) -> None:
+        bound = inspect.signature(command).bind(*positional, **named)
+        bound.apply_defaults()
+        arguments = bound.arguments
+        out = Path(arguments["out"])
+        record = _record(command.__name__, arguments)
+        if out.exists() and record_path(out).exists():
+            before = json.loads(record_path(out).read_text())
+            differ = _differences(before, record)
+            if not differ and not arguments.get("overwrite"):
+                print(f"{out} is there already, made by this very command")
+                return
+            if not arguments.get("overwrite"):
+                raise FileExistsError(
+                    f"{out} was made with another {', '.join(differ)}; choose another --out, or --overwrite it"
+                )
+            _remove(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        command(**arguments)
+        record["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        record_path(out).write_text(json.dumps(record, indent=1) + "\n")
+        print(f"wrote {out}")
+
+    STAGES[command.__name__] = run
+    return run
+
+
+def record_path(out: Path) -> Path:
+    """Where the record of the result ``out`` is."""
+    return out.with_name(out.name + ".record.json")
+
+
+def rerun(record: Path, out: Path | None = None, overwrite: bool = False) -> None:
+    """Run a recorded command again, where and as it was run.
+
+    Args:
+        record: a file RESULT.record.json that a command wrote beside its result.
+        out: write to another place than then; relative to the directory the command was run in.
+        overwrite: replace what is there.
+    """
+    try:
+        entry = json.loads(record.read_text())
+        command, arguments = STAGES[entry["command"]], entry["arguments"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{record} is no record of a command; expected RESULT.record.json") from None
+    hints = typing.get_type_hints(command)
+    decoded = {name: _decode(hints[name], value) for name, value in arguments.items() if name in hints}
+    decoded |= {"overwrite": overwrite} | ({"out": out} if out is not None else {})
+    os.chdir(entry["directory"])
+    command(**decoded)
+
+
+def _record(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    import jax
+
+    from npeff_jax import __version__
+
+    return {
+        "version": VERSION,
+        "command": name,
+        "arguments": {key: _encode(value) for key, value in arguments.items() if key != "overwrite"},
+        "inputs": {
+            key: _digest(value)
+            for key, value in arguments.items()
+            if isinstance(value, Path) and key != "out" and value.exists()
+        },
+        "directory": os.getcwd(),
+        "npeff_jax": __version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The arguments and inputs in which two records differ. How progress is shown and where it runs matter not."""
+    silent = {"progress", "all_devices"}
+    names = [name for name in now["arguments"] if name not in silent]
+    differ = [name for name in names if before["arguments"].get(name) != now["arguments"][name]]
+    differ += [f"content of {key}" for key in now["inputs"] if before["inputs"].get(key) != now["inputs"][key]]
+    return (["command"] if before["command"] != now["command"] else []) + differ
+
+
+def _digest(path: Path) -> str:
+    """What stands for the content of an input: its own record, else its manifest or time of change."""
+    stands = record_path(path)
+    if stands.exists():
+        return hashlib.blake2b(stands.read_bytes(), digest_size=12).hexdigest()
+    return f"changed {path.stat().st_mtime_ns}"
+
+
+def _remove(out: Path) -> None:
+    """Remove a result of ours: its record beside it says that it is one."""
+    record_path(out).unlink()
+    if out.is_dir():
+        shutil.rmtree(out)
+    else:
+        out.unlink()
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [_encode(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _decode(hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is typing.Annotated:
+        return _decode(typing.get_args(hint)[0], value)
+    if isinstance(value, list):
+        return tuple(value)
+    return hint(value) if inspect.isclass(hint) and issubclass(hint, enum.Enum | Path) else value
+
+
+def save_arrays(path: Path, result: Any) -> None:
+    """A result made of arrays, as one .npz: an array a field."""
+    beside = path.with_name(path.name + ".part.npz")
+    import numpy as np
+
+    np.savez_compressed(beside, **{f.name: getattr(result, f.name) for f in dataclasses.fields(result)})
+    beside.replace(path)
+
+
+def load_arrays(path: Path, kind: type) -> Any:
+    """What `save_arrays` wrote, as an object of ``kind`` again.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        names = {field.name for field in dataclasses.fields(kind)}
+        if set(arrays.files) != names:
+            raise ValueError(f"{path} holds {sorted(arrays.files)}; expected {kind.__name__}, {sorted(names)}")
+        return kind(**{name: arrays[name].item() if arrays[name].ndim == 0 else arrays[name] for name in names})

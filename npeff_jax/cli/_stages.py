@@ -1,0 +1,237 @@
+"""The stages from a model to components: ``npeff pefs | decompose | fit | expand | perturb``."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from npeff_jax.cli._options import Flavour, RowForm, Show, mesh_of, progress_of, representation_of, rows_of
+from npeff_jax.cli._record import load_arrays, save_arrays, stage
+from npeff_jax.cli._source import load_examples, load_model
+from npeff_jax.pefs import Normalization, Rows
+
+
+@stage
+def pefs(
+    model: str,
+    examples: str,
+    out: Path,
+    flavour: Flavour = Flavour.LOW_RANK,
+    keep: int | None = None,
+    part: str | None = None,
+    mask: tuple[str, ...] = (),
+    rows: Rows = Rows.PRINCIPAL,
+    min_probability: float = 0.0,
+    max_rows: int | None = None,
+    min_trace: float | None = None,
+    n_samples: int | None = None,
+    sample_seed: int = 0,
+    normalization: Normalization = Normalization.BEFORE,
+    batch_size: int | None = None,
+    all_devices: bool = False,
+    progress: Show = Show.BAR,
+    overwrite: bool = False,
+) -> None:
+    """Compute per-example Fishers (PEFs): how each prediction reacts to the model's parameters.
+
+    Stopped half-way it goes on where it was when run again. Next: npeff decompose.
+
+    Args:
+        model: package.module:factory or file.py:factory (a function that returns a Model), or a Hugging Face directory.
+        examples: package.module:factory (returns examples, or examples, labels and what to display), or an .npz.
+        out: directory to write the PEFs to.
+        flavour: low-rank keeps how parameters react together, diagonal is smaller and simpler, sampled is for outputs
+            too many to enumerate.
+        keep: non-zeros kept for each example; "npeff plan" says what a choice costs and loses. All by default.
+        part: start:stop, the part of the examples to use.
+        mask: globs over parameter paths to explain, such as "encoder/*"; all parameters by default.
+        rows: which rows stand for a low-rank Fisher.
+        min_probability: classes predicted with less are dropped.
+        max_rows: at most so many rows an example.
+        min_trace: as few rows as hold this fraction of the trace.
+        n_samples: labels drawn for each example, of the sampled flavour.
+        sample_seed: of these draws.
+        normalization: when each Fisher is scaled to size 1; before entries are dropped is the paper's way.
+        batch_size: examples at a time; chosen by memory if not given.
+        all_devices: use every device rather than the first.
+        progress: a bar, JSON lines, or none.
+        overwrite: replace what is there.
+    """
+    from npeff_jax import compute_pefs
+
+    found = load_examples(examples, part)
+    compute_pefs(
+        load_model(model, mask),
+        found.examples,
+        representation_of(flavour, rows, min_probability, max_rows, min_trace, n_samples, sample_seed),
+        labels=found.labels,
+        keep=keep,
+        path=out,
+        on_existing="resume",
+        normalization=normalization,
+        batch_size=batch_size,
+        mesh=mesh_of(all_devices),
+        progress=progress_of(progress),
+    )
+
+
+@stage
+def decompose(
+    pefs: Path,
+    out: Path,
+    n_components: int,
+    seed: int = 0,
+    max_steps: int = 500,
+    tolerance: float = 1e-5,
+    min_count: int = 1,
+    rows: RowForm = RowForm.AUTO,
+    all_devices: bool = False,
+    progress: Show = Show.BAR,
+    overwrite: bool = False,
+) -> None:
+    """Decompose PEFs into components that many examples share. Next: npeff fit, npeff report.
+
+    Stopped half-way it goes on from its last checkpoint when run again.
+
+    Args:
+        pefs: what "npeff pefs" wrote.
+        out: directory to write the decomposition to.
+        n_components: how many; the paper has 512 for 50,000 examples. Too many split, too few mix what they stand for.
+        seed: of the start. Decompose with several and compare before trusting single components.
+        max_steps: iterations at most.
+        tolerance: relative decrease of the loss a step below which it stops.
+        min_count: parameters that fewer rows than this touch are left out.
+        rows: form of the computation; chosen by size and memory if auto. All give the same result.
+        all_devices: use every device rather than the first.
+        progress: a bar, JSON lines, or none.
+        overwrite: replace what is there.
+    """
+    import npeff_jax
+
+    unfinished = out.with_name(out.name + ".checkpoints").resolve()
+    found = npeff_jax.decompose(
+        npeff_jax.load_pefs(pefs),
+        n_components,
+        seed=seed,
+        stopping=npeff_jax.Stopping(max_steps=max_steps, tolerance=tolerance),
+        min_count=min_count,
+        rows=rows_of(rows),
+        checkpoints=npeff_jax.factorization.Checkpoints(unfinished),
+        mesh=mesh_of(all_devices),
+        progress=progress_of(progress),
+    )
+    found.save(out)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"loss {found.history.loss[-1]:.4f} of the PEFs' squared norm; {found.stopped}")
+
+
+@stage
+def fit(decomposition: Path, pefs: Path, out: Path, tolerance: float = 1e-5, overwrite: bool = False) -> None:
+    """Fit coefficients of other examples to the components, to a stated optimality. Next: npeff perturb, npeff report.
+
+    Args:
+        decomposition: what "npeff decompose" wrote.
+        pefs: PEFs of held-out examples, from "npeff pefs" with the same model and options.
+        out: .npz file to write.
+        tolerance: of optimality, relative.
+        overwrite: replace what is there.
+    """
+    import npeff_jax
+
+    found = npeff_jax.fit_coefficients(
+        npeff_jax.load_decomposition(decomposition), npeff_jax.load_pefs(pefs), tolerance=tolerance
+    )
+    save_arrays(out, found)
+    print(f"largest optimality residual {np.max(found.kkt_residual):.2g}")
+
+
+@stage
+def expand(
+    decomposition: Path,
+    pefs: Path,
+    out: Path,
+    n_new: int,
+    only_wrong: bool = False,
+    seed: int = 0,
+    progress: Show = Show.BAR,
+    overwrite: bool = False,
+) -> None:
+    """Learn new components for other examples, the old ones frozen: what does the model do there that is new?
+
+    Args:
+        decomposition: what "npeff decompose" wrote.
+        pefs: PEFs of the examples to learn from.
+        out: directory to write the larger decomposition to.
+        n_new: components to add.
+        only_wrong: use only examples that the model predicts otherwise than labelled.
+        seed: of the new components' start.
+        progress: a bar, JSON lines, or none.
+        overwrite: replace what is there.
+    """
+    import npeff_jax
+
+    found = npeff_jax.load_pefs(pefs)
+    if only_wrong:
+        if found.labels is None:
+            raise ValueError(f"--only-wrong needs labels, and {pefs} has none; compute PEFs of labelled examples")
+        found = found.subset(np.asarray(found.logits).argmax(-1) != np.asarray(found.labels))
+    larger = npeff_jax.expand(
+        npeff_jax.load_decomposition(decomposition), found, n_new, seed=seed, progress=progress_of(progress)
+    )
+    larger.save(out)
+
+
+@stage
+def perturb(
+    decomposition: Path,
+    pefs: Path,
+    fit: Path,
+    model: str,
+    examples: str,
+    out: Path,
+    part: str | None = None,
+    mask: tuple[str, ...] = (),
+    n_top: int = 128,
+    n_random: int = 10_000,
+    norm: float = 0.1,
+    seed: int = 0,
+    all_devices: bool = False,
+    progress: Show = Show.BAR,
+    overwrite: bool = False,
+) -> None:
+    """Move the model along each component and see whose predictions change: the test of what a component claims.
+
+    Args:
+        decomposition: what "npeff decompose" wrote.
+        pefs: PEFs of the examples to test on.
+        fit: their coefficients, from "npeff fit".
+        model: as for "npeff pefs".
+        examples: the examples of these PEFs, as for "npeff pefs".
+        out: .npz file to write.
+        part: as for "npeff pefs".
+        mask: as for "npeff pefs".
+        n_top: a component's examples with the largest coefficients.
+        n_random: other examples to compare with.
+        norm: L2 norm of the change of the parameters.
+        seed: of the random examples and directions.
+        all_devices: use every device rather than the first.
+        progress: a bar, JSON lines, or none.
+        overwrite: replace what is there.
+    """
+    import npeff_jax
+
+    table = npeff_jax.selectivity(
+        load_model(model, mask),
+        npeff_jax.load_decomposition(decomposition),
+        npeff_jax.load_pefs(pefs),
+        load_examples(examples, part).examples,
+        fit=load_arrays(fit, npeff_jax.Fit),
+        n_top=n_top,
+        n_random=n_random,
+        norm=norm,
+        seed=seed,
+        mesh=mesh_of(all_devices),
+        progress=progress_of(progress),
+    )
+    save_arrays(out, table)
+    print(repr(table))
