@@ -1,8 +1,9 @@
 """Choices of the command line as enums, and what they stand for in the library."""
 
 import enum
+import io
 import sys
-from typing import Any
+from typing import Any, cast
 
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import make_mesh
@@ -42,7 +43,7 @@ def rows_of(form: RowForm) -> Any:
 
 def progress_of(show: Show) -> Progress:
     """The library's form of ``--progress``."""
-    return sys.stderr if show is Show.JSON else show is Show.BAR
+    return cast(io.TextIOBase, sys.stderr) if show is Show.JSON else show is Show.BAR
 
 
 def mesh_of(all_devices: bool) -> Any:

@@ -57,10 +57,10 @@ def pefs(
         progress: a bar, JSON lines, or none.
         overwrite: replace what is there.
     """
-    from npeff_jax import compute_pefs
+    import npeff_jax
 
     found = load_examples(examples, part)
-    compute_pefs(
+    npeff_jax.compute_pefs(
         load_model(model, mask),
         found.examples,
         representation_of(flavour, rows, min_probability, max_rows, min_trace, n_samples, sample_seed),

@@ -30,7 +30,7 @@ class Extras:
 
     Attributes:
         selectivity: with ``kl_ratio``, ``pef_norm_ratio``, ``null_kl_ratio`` and ``ceiling``.
-        stability: (r,) or (runs, r), |cosine| with the matched component of other runs.
+        stability: (r,) or (runs, r), similarity with the matched component of other runs.
         notes: r strings.
         traces: for each component its traces.
     """

@@ -213,7 +213,7 @@ class Component:
         parameters: (name, share), the parameter arrays with most of its energy.
         neighbours: (component, similarity), the most similar ones.
         causal: is it what the model uses, if that was measured.
-        stability: |cosine| with its match in other runs, the mean over runs, if given.
+        stability: similarity with its match in other runs, from 0 to 1, the mean over runs, if given.
         note: what someone or something says of it, if given.
         traces: of some of its top examples, if made.
     """

@@ -45,7 +45,8 @@ def write_report(
         model: for what its logits mean and its classes are called; a softmax over numbered classes otherwise.
         title: of the page.
         class_names: names of the C classes, before those of ``model``.
-        stability: (r,) or (runs, r), |cosine| of each component with its match in other runs.
+        stability: (r,) or (runs, r), each component's similarity with its match in other runs, from
+            `evaluation.compare_runs(decomposition, other).forward`.
         notes: a line for each component, such as the concept its top examples share.
         traces: for each component the traces of some of its top examples, from `report.trace_components`.
         shown: how many examples a card shows.

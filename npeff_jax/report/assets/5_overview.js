@@ -32,7 +32,7 @@ function overview() {
         + "perturbations. PEF norms: how much more these examples react to anything. Trust components whose KL ratio stands well right of both."),
       figure("Where the components live", placesTable(data.places.mean, null), "Mean share of the components' energy in each layer and kind of parameter.", data.places.layers.length > 12 || data.places.kinds.length > 4),
       data.components.some((c) => c.stability !== null) && figure("Found again in other runs", histogram({ ...bins(data.components.map((c) => c.stability).filter((v) => v !== null), 0, 1, 20),
-        label: "Histogram of the components' stability", xLabel: "|cosine| with the match in other runs", yLabel: "components" }), "1: the same component came out of another start; near 0: it did not, and may be an accident."),
+        label: "Histogram of the components' stability", xLabel: "similarity with the match in other runs", yLabel: "components" }), "1: the same component came out of another start; near 0: it did not, and may be an accident."),
       run.losses.length > 1 && figure("Loss", lineChart({ label: `The loss fell from ${number(run.losses[0])} to ${number(loss)}`, logY: run.losses[0] / loss > 5,
         series: [{ points: run.steps.map((step, i) => [step, run.losses[i]]) }], xLabel: "iteration", yLabel: "unexplained fraction of ‖F‖²" }), run.stopped),
       figure("Coefficients", histogram({ ...data.coefficients, label: "Histogram of the coefficients", xLabel: "coefficient (logarithmic)", yLabel: "pairs of example and component",

@@ -40,7 +40,7 @@ function card(c) {
     c.note && h("p", { class: "note" }, c.note),
     h("p", { class: "summary" }, sentences(c).join(" ")),
     h("div", { class: "facts" }, fact(percent(c.share), "of all coefficients' energy"), fact(percent(c.breadth), "of examples use it"),
-      causal && causal.kl_ratio !== null && fact(times(causal.kl_ratio), "KL ratio"), c.stability !== null && fact(c.stability.toFixed(2), "|cosine| in other runs")),
+      causal && causal.kl_ratio !== null && fact(times(causal.kl_ratio), "KL ratio"), c.stability !== null && fact(c.stability.toFixed(2), "similarity in other runs")),
     examplesSection("Top examples", `The ${data.examples.source.replace(" ", "-")} examples with most of this component, largest coefficient first. What do they share?`, c.top, largest),
     examplesSection("Near misses", "Predicted like the top examples, yet the component is all but absent: what they lack is what it stands for.", c.near_misses, largest),
     examplesSection("Random examples", "For comparison, drawn from all.", c.random, largest),

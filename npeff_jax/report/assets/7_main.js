@@ -47,7 +47,7 @@ help.append(
       ["null", "The same ratio for other components' perturbations on the same top examples. A KL ratio that does not exceed it says little about this component."],
       ["PEF norms", "The ratio of the sizes of the examples' Fishers, before they were scaled to 1: some examples react more to any change."],
       ["energy", "What a parameter adds to the trace of the component's matrix; shares add up to 100 %."],
-      ["stability", "|cosine| with the best match in other runs: 1 the same again, 0 not found again."]]
+      ["stability", "Likeness to the best match in other runs, the cosine of their coefficients: 1 the same again, 0 not found again."]]
       .flatMap(([name, text]) => [h("dt", {}, name), h("dd", {}, text)])),
   h("p", {}, "Keys: ", [["j", "k"], ["/"], ["o"], ["t"], ["?"]].map((row, i) => [row.map((key) => h("kbd", {}, key)), [" next, previous; ", " search; ", " overview; ", " light or dark; ", " this page"][i]])),
   h("form", { method: "dialog" }, h("button", { autofocus: true }, "Close")));

@@ -1,0 +1,83 @@
+"""The demos: from nothing to a report, with the figures that say how far to trust it."""
+
+from pathlib import Path
+
+import numpy as np
+
+import npeff_jax as npeff
+from npeff_jax._progress import Progress
+
+
+def digits_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
+    """Explain a small convolutional network on handwritten digits, by both flavours.
+
+    Args:
+        out: directory for PEFs, decompositions and the two reports. PEFs that are there already are used again.
+        seed: of training and decompositions.
+        progress: a bar, a stream for JSON lines, or False.
+
+    Returns:
+        The report to look at.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    digits = npeff.tasks.digits(seed=seed, progress=progress)
+    print(f"network: {digits.train_accuracy:.1%} of training images right, {digits.heldout_accuracy:.1%} of held-out")
+    written = []
+    for representation, keep, name in ((npeff.LowRank(), 2048, "report"), (npeff.Diagonal(), 1024, "report_diagonal")):
+        written.append(_explain_digits(digits, representation, keep, out, name, seed, progress))
+    print(f"look at {written[0].resolve()} (and {written[1].name} beside it)")
+    return written[0]
+
+
+def _explain_digits(
+    digits: npeff.tasks.Digits,
+    representation: npeff.LowRank | npeff.Diagonal,
+    keep: int,
+    out: Path,
+    name: str,
+    seed: int,
+    progress: Progress,
+) -> Path:
+    model, flavour = digits.model, type(representation).__name__
+    pefs, heldout = (
+        npeff.compute_pefs(
+            model,
+            images,
+            representation,
+            labels=labels,
+            keep=keep,
+            path=out / f"{flavour.lower()}_{part}",
+            on_existing="resume",
+            progress=progress,
+        )
+        for part, images, labels in (
+            ("decomposed", digits.train_images, digits.train_labels),
+            ("heldout", digits.heldout_images, digits.heldout_labels),
+        )
+    )
+    decomposition, other = (npeff.decompose(pefs, 24, seed=seed + run, progress=progress) for run in (0, 1))
+    fit = npeff.fit_coefficients(decomposition, heldout)
+    stability = npeff.evaluation.compare_runs(decomposition, other).forward
+    print(
+        f"{flavour}: {np.median(pefs.kept_energy):.1%} of the PEFs' trace kept (median); loss "
+        f"{decomposition.history.loss[-1]:.4f} of their squared norm, {fit.loss:.4f} on held-out images; median "
+        f"similarity with a run of another seed {np.median(stability):.3f}"
+    )
+    table = None
+    if decomposition.kind is npeff.Kind.LOW_RANK:
+        images = digits.heldout_images
+        table = npeff.selectivity(
+            model, decomposition, heldout, images, fit=fit, n_top=16, norm=0.1, seed=seed, progress=progress
+        )
+        print(repr(table))
+    return npeff.write_report(
+        out / f"{name}.html",
+        decomposition,
+        heldout=heldout,
+        fit=fit,
+        selectivity=table,
+        display=digits.heldout_images,
+        model=model,
+        stability=stability,
+        title=f"Digits: a small convolutional network, {'LRM' if table is not None else 'D'}-NPEFF",
+    )
