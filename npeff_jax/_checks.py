@@ -1,5 +1,6 @@
 """Errors at the boundary: what was got, what was expected, what to do. Each raises before any long work."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -68,3 +69,8 @@ def check_in_range(name: str, value: float | int, low: float | int, high: float 
     """Raise unless ``low <= value <= high``."""
     if not low <= value <= high:
         raise ValueError(f"{name}={value} is out of range; expected a value from {low} to {high}")
+
+
+def listing(names: Sequence[str], shown: int = 8) -> str:
+    """The first names, and how many more there are, for a sentence."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

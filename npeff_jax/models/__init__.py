@@ -1,5 +1,7 @@
 """What is explained: `Model`, output families, and adapters that build a model from what users have."""
 
+from npeff_jax.models._huggingface import NewHead as NewHead
+from npeff_jax.models._huggingface import from_huggingface as from_huggingface
 from npeff_jax.models._linen import from_linen as from_linen
 from npeff_jax.models._model import IntermediatesFn as IntermediatesFn
 from npeff_jax.models._model import Model as Model

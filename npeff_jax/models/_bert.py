@@ -1,0 +1,190 @@
+"""BERT for sequence classification, and the two that differ from it in a few rules: RoBERTa and DistilBERT."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from npeff_jax.models._architecture import Architecture
+from npeff_jax.models._transformer import LayerNorm, SelfAttention, activation
+from npeff_jax.models._weight_maps import Rule, layer_norm, linear
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+class EncoderLayer(nn.Module):
+    """Attention and a feed-forward network, each normalised after its residual sum."""
+
+    heads: int
+    inner_width: int
+    activation: Activation
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
+        mixed = SelfAttention(self.heads, name="attention")(x, visible)
+        x = LayerNorm(self.epsilon, name="attention_norm")(x + mixed)
+        inner = self.activation(nn.Dense(self.inner_width, name="intermediate")(x))
+        return LayerNorm(self.epsilon, name="output_norm")(x + nn.Dense(x.shape[-1], name="output")(inner))
+
+
+class Bert(nn.Module):
+    """Token ids to logits.
+
+    Attributes:
+        n_words: size of the vocabulary.
+        n_positions: rows of the table of positions.
+        n_token_types: rows of the table of token types, 0 for none.
+        padding_id: RoBERTa's rule for positions, if not None: tokens other than this one are numbered from
+            ``padding_id + 1``, and padding has the position ``padding_id``.
+        pooler_activation: of the dense layer between the first token and the classifier.
+    """
+
+    width: int
+    n_layers: int
+    heads: int
+    inner_width: int
+    n_words: int
+    n_positions: int
+    n_token_types: int
+    n_labels: int
+    activation: Activation
+    pooler_activation: Activation
+    epsilon: float
+    padding_id: int | None = None
+
+    @nn.compact
+    def __call__(self, example: Mapping[str, jax.Array]) -> jax.Array:
+        """Logits (..., C) of ``input_ids`` (..., L), with ``attention_mask`` (ones by default) and ``token_type_ids``
+        (zeros by default).
+        """
+        ids = example["input_ids"]
+        if ids.shape[-1] > self.n_positions - (0 if self.padding_id is None else self.padding_id + 1):
+            raise ValueError(f"input_ids has {ids.shape[-1]} tokens; the model has {self.n_positions} positions")
+        x = nn.Embed(self.n_words, self.width, name="word_embeddings")(ids)
+        x += nn.Embed(self.n_positions, self.width, name="position_embeddings")(self._positions(ids))
+        if self.n_token_types:
+            types = example.get("token_type_ids", jnp.zeros_like(ids))
+            x += nn.Embed(self.n_token_types, self.width, name="token_type_embeddings")(types)
+        x = LayerNorm(self.epsilon, name="embeddings_norm")(x)
+        self.sow("intermediates", "embeddings", x)
+        visible = jnp.asarray(example.get("attention_mask", jnp.ones_like(ids)), bool)[..., None, :]
+        for i in range(self.n_layers):
+            layer = EncoderLayer(self.heads, self.inner_width, self.activation, self.epsilon, name=f"layer_{i}")
+            x = layer(x, visible)
+            self.sow("intermediates", f"layer_{i:02}", x)
+        pooled = self.pooler_activation(nn.Dense(self.width, name="pooler")(x[..., 0, :]))
+        self.sow("intermediates", "pooled", pooled)
+        return nn.Dense(self.n_labels, name="classifier")(pooled)
+
+    def _positions(self, ids: jax.Array) -> jax.Array:
+        if self.padding_id is None:
+            return jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape)
+        real = jnp.asarray(ids != self.padding_id, ids.dtype)
+        return jnp.cumsum(real, axis=-1) * real + self.padding_id
+
+
+_LAYER = r"encoder\.layer\.(\d+)\."
+_BERT_ENCODER = (
+    Rule(r"embeddings\.(word|position|token_type)_embeddings\.weight", r"params/\1_embeddings/embedding"),
+    *layer_norm(r"embeddings\.LayerNorm", "embeddings_norm"),
+    *linear(_LAYER + r"attention\.self\.(query|key|value)", r"layer_\1/attention/\2"),
+    *linear(_LAYER + r"attention\.output\.dense", r"layer_\1/attention/output"),
+    *layer_norm(_LAYER + r"attention\.output\.LayerNorm", r"layer_\1/attention_norm"),
+    *linear(_LAYER + r"(intermediate|output)\.dense", r"layer_\1/\2"),
+    *layer_norm(_LAYER + r"output\.LayerNorm", r"layer_\1/output_norm"),
+)
+_POSITION_IDS = r"embeddings\.(position_ids|token_type_ids)"  # buffers that older versions saved
+
+
+def bert(config: Any) -> Architecture:
+    """BertForSequenceClassification: a tanh pooler in the model, a linear head."""
+    return Architecture(
+        module=Bert(**_sizes(config), pooler_activation=nn.tanh),
+        rules=(*_BERT_ENCODER, *linear(r"pooler\.dense", "pooler"), *linear("classifier", "classifier")),
+        example=_example(config, "input_ids", "attention_mask", "token_type_ids"),
+        ignored=(_POSITION_IDS, r"cls\..*"),
+        base_prefix="bert.",
+    )
+
+
+def roberta(config: Any) -> Architecture:
+    """RobertaForSequenceClassification: positions are counted from the padding id, a head of two layers."""
+    return Architecture(
+        module=Bert(**_sizes(config), pooler_activation=nn.tanh, padding_id=config.pad_token_id),
+        rules=(
+            *_BERT_ENCODER,
+            *linear(r"classifier\.dense", "pooler"),
+            *linear(r"classifier\.out_proj", "classifier"),
+        ),
+        example=_example(config, "input_ids", "attention_mask"),
+        ignored=(_POSITION_IDS, r"pooler\..*", r"lm_head\..*"),
+        head=r"params/(pooler|classifier)/.*",
+        base_prefix="roberta.",
+    )
+
+
+def distilbert(config: Any) -> Architecture:
+    """DistilBertForSequenceClassification: no token types, a ReLU before the classifier."""
+    block = r"transformer\.layer\.(\d+)\."
+    module = Bert(
+        width=config.dim,
+        n_layers=config.n_layers,
+        heads=config.n_heads,
+        inner_width=config.hidden_dim,
+        n_words=config.vocab_size,
+        n_positions=config.max_position_embeddings,
+        n_token_types=0,
+        n_labels=config.num_labels,
+        activation=activation(config.activation),
+        pooler_activation=nn.relu,
+        epsilon=1e-12,  # DistilBERT's own constant, in no configuration
+    )
+    rules = (
+        Rule(r"embeddings\.(word|position)_embeddings\.weight", r"params/\1_embeddings/embedding"),
+        *layer_norm(r"embeddings\.LayerNorm", "embeddings_norm"),
+        *linear(block + r"attention\.q_lin", r"layer_\1/attention/query"),
+        *linear(block + r"attention\.k_lin", r"layer_\1/attention/key"),
+        *linear(block + r"attention\.v_lin", r"layer_\1/attention/value"),
+        *linear(block + r"attention\.out_lin", r"layer_\1/attention/output"),
+        *layer_norm(block + r"sa_layer_norm", r"layer_\1/attention_norm"),
+        *linear(block + r"ffn\.lin1", r"layer_\1/intermediate"),
+        *linear(block + r"ffn\.lin2", r"layer_\1/output"),
+        *layer_norm(block + r"output_layer_norm", r"layer_\1/output_norm"),
+        *linear("pre_classifier", "pooler"),
+        *linear("classifier", "classifier"),
+    )
+    return Architecture(
+        module=module,
+        rules=rules,
+        example=_example(config, "input_ids", "attention_mask"),
+        ignored=(_POSITION_IDS, r"vocab_.*"),
+        head=r"params/(pooler|classifier)/.*",
+        base_prefix="distilbert.",
+    )
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    """The fields that BERT's and RoBERTa's configurations have under the same names."""
+    if getattr(config, "position_embedding_type", "absolute") != "absolute" or config.is_decoder:
+        raise ValueError("relative positions and decoders are not supported; pass a Model by hand")
+    return {
+        "width": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "inner_width": config.intermediate_size,
+        "n_words": config.vocab_size,
+        "n_positions": config.max_position_embeddings,
+        "n_token_types": config.type_vocab_size,
+        "n_labels": config.num_labels,
+        "activation": activation(config.hidden_act),
+        "epsilon": config.layer_norm_eps,
+    }
+
+
+def _example(config: Any, *names: str) -> dict[str, np.ndarray]:
+    length = min(4, config.max_position_embeddings)
+    return {name: np.zeros(length, np.int32) for name in names}

@@ -1,0 +1,166 @@
+"""GPT-2: the distribution of the next token at a chosen position, or over given answers."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from npeff_jax.models._architecture import Architecture
+from npeff_jax.models._transformer import LayerNorm, activation, attention
+from npeff_jax.models._weight_maps import Rule, layer_norm, transpose
+
+Answers = tuple[tuple[int, ...], ...]
+
+
+class Block(nn.Module):
+    """Causal attention and a feed-forward network, each on a normalised input, added to it."""
+
+    heads: int
+    inner_width: int
+    activation: Callable[[jax.Array], jax.Array]
+    epsilon: float
+    scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, visible: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        normed = LayerNorm(self.epsilon, name="attention_norm")(x)
+        query, key, value = jnp.split(nn.Dense(3 * width, name="query_key_value")(normed), 3, axis=-1)
+        mixed = attention(query, key, value, heads=self.heads, visible=visible, scale=self.scale)
+        x += nn.Dense(width, name="attention_output")(mixed)
+        normed = LayerNorm(self.epsilon, name="output_norm")(x)
+        inner = self.activation(nn.Dense(self.inner_width, name="intermediate")(normed))
+        return x + nn.Dense(width, name="output")(inner)
+
+
+class Gpt2(nn.Module):
+    """Token ids to the log-probabilities of what comes next.
+
+    Attributes:
+        scales: of the attention scores, one a layer.
+        tied: whether the words' embeddings are also the output layer.
+        answers: token ids of each answer; None for the whole vocabulary.
+    """
+
+    width: int
+    heads: int
+    inner_width: int
+    n_words: int
+    n_positions: int
+    activation: Callable[[jax.Array], jax.Array]
+    epsilon: float
+    scales: tuple[float, ...]
+    tied: bool
+    answers: Answers | None = None
+
+    def setup(self) -> None:
+        self.word_embeddings = nn.Embed(self.n_words, self.width)
+        self.position_embeddings = nn.Embed(self.n_positions, self.width)
+        self.layer = [Block(self.heads, self.inner_width, self.activation, self.epsilon, s) for s in self.scales]
+        self.norm = LayerNorm(self.epsilon)
+        if not self.tied:
+            self.lm_head = nn.Dense(self.n_words, use_bias=False)
+
+    def __call__(self, example: Mapping[str, jax.Array]) -> jax.Array:
+        """Log-probabilities (..., C) after the last token of ``input_ids`` (..., L) that ``attention_mask`` shows, or
+        after the token at ``position`` (...).
+        """
+        ids = example["input_ids"]
+        mask = jnp.asarray(example.get("attention_mask", jnp.ones_like(ids)), bool)
+        end = example.get("position", jnp.max(jnp.where(mask, jnp.arange(ids.shape[-1]), 0), axis=-1))
+        longest = 1 if self.answers is None else max(map(len, self.answers))
+        if longest > 1:
+            return self._answer_log_probabilities(ids, mask, end, longest)
+        log_p = self._log_probabilities(ids, mask, end[..., None])[..., 0, :]
+        return log_p if self.answers is None else log_p[..., np.array(self.answers)[:, 0]]
+
+    def _log_probabilities(self, ids: jax.Array, mask: jax.Array, places: jax.Array) -> jax.Array:
+        """(..., p, words): of the next token after each of ``places`` (..., p)."""
+        length = ids.shape[-1]
+        if length > self.n_positions:
+            raise ValueError(f"input_ids has {length} tokens, answers included; the model has {self.n_positions}")
+        x = self.word_embeddings(ids) + self.position_embeddings(jnp.arange(length))
+        self.sow("intermediates", "embeddings", x)
+        visible = mask[..., None, :] & jnp.tri(length, dtype=bool)
+        for i, layer in enumerate(self.layer):
+            x = layer(x, visible)
+            self.sow("intermediates", f"layer_{i:02}", x)
+        pooled = self.norm(jnp.take_along_axis(x, places[..., None], axis=-2))
+        self.sow("intermediates", "pooled", pooled)
+        return nn.log_softmax(self.word_embeddings.attend(pooled) if self.tied else self.lm_head(pooled))
+
+    def _answer_log_probabilities(self, ids: jax.Array, mask: jax.Array, end: jax.Array, longest: int) -> jax.Array:
+        """The sum of an answer's tokens' log-probabilities, each after the prompt and the tokens before it: one forward
+        pass an answer, with the answers as a batch axis.
+        """
+        answers = self.answers or ()
+        tokens = jnp.array([answer + (0,) * (longest - len(answer)) for answer in answers])  # (C, T)
+        real = jnp.array([[t < len(answer) for t in range(longest)] for answer in answers])
+        place = jnp.arange(ids.shape[-1] + longest - 1)
+        widen = [(0, 0)] * (ids.ndim - 1) + [(0, longest - 1)]
+        ids, mask = jnp.pad(ids, widen)[..., None, :], jnp.pad(mask, widen)[..., None, :]
+        after = place - end[..., None, None] - 1  # (..., 1, L + T − 1): 0 where an answer's first token stands
+        written = tokens[:, jnp.clip(after, 0, longest - 1)]  # (C, ..., 1, L + T − 1)
+        written = jnp.moveaxis(written[..., 0, :], 0, -2)
+        inside = after >= 0
+        log_p = self._log_probabilities(
+            jnp.where(inside, written, ids),
+            jnp.broadcast_to(jnp.where(inside, after < longest, mask), written.shape),
+            jnp.broadcast_to(end[..., None, None] + jnp.arange(longest), (*end.shape, *tokens.shape)),
+        )
+        chosen = jnp.take_along_axis(log_p, jnp.broadcast_to(tokens, log_p.shape[:-1])[..., None], axis=-1)[..., 0]
+        return jnp.sum(jnp.where(real, chosen, 0.0), axis=-1)
+
+
+def _conv1d(pattern: str, path: str) -> tuple[Rule, Rule]:
+    """GPT-2's linear layers are stored (in, out), as Flax has them."""
+    kernel = Rule(rf"{pattern}\.weight", f"params/{path}/kernel")
+    return kernel, Rule(rf"{pattern}\.bias", f"params/{path}/bias")
+
+
+_LAYER = r"h\.(\d+)\."
+_RULES = (
+    Rule(r"wte\.weight", "params/word_embeddings/embedding"),
+    Rule(r"wpe\.weight", "params/position_embeddings/embedding"),
+    *layer_norm(_LAYER + "ln_1", r"layer_\1/attention_norm"),
+    *_conv1d(_LAYER + r"attn\.c_attn", r"layer_\1/query_key_value"),
+    *_conv1d(_LAYER + r"attn\.c_proj", r"layer_\1/attention_output"),
+    *layer_norm(_LAYER + "ln_2", r"layer_\1/output_norm"),
+    *_conv1d(_LAYER + r"mlp\.c_fc", r"layer_\1/intermediate"),
+    *_conv1d(_LAYER + r"mlp\.c_proj", r"layer_\1/output"),
+    *layer_norm("ln_f", "norm"),
+)
+
+
+def gpt2(config: Any, answers: Answers | None = None) -> Architecture:
+    """GPT2LMHeadModel, its output layer tied to the words' embeddings or not."""
+    if config.add_cross_attention:
+        raise ValueError("cross-attention is not supported; pass a Model by hand")
+    scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+    by_depth = config.scale_attn_by_inverse_layer_idx
+    tied = config.tie_word_embeddings
+    module = Gpt2(
+        width=config.n_embd,
+        heads=config.n_head,
+        inner_width=config.n_inner or 4 * config.n_embd,
+        n_words=config.vocab_size,
+        n_positions=config.n_positions,
+        activation=activation(config.activation_function),
+        epsilon=config.layer_norm_epsilon,
+        scales=tuple(scale / (i + 1 if by_depth else 1) for i in range(config.n_layer)),
+        tied=tied,
+        answers=answers,
+    )
+    head = () if tied else (Rule(r"lm_head\.weight", "params/lm_head/kernel", transpose),)
+    return Architecture(
+        module=module,
+        rules=(*_RULES, *head),
+        example={"input_ids": np.zeros(4, np.int32), "attention_mask": np.ones(4, np.int32)},
+        # The causal mask, saved as a buffer by older versions, and the copy that a tied layer is saved as.
+        ignored=(r"h\.\d+\.attn\.(bias|masked_bias)", *((r"lm_head\.weight",) if tied else ())),
+        base_prefix="transformer.",
+        is_language_model=True,
+    )

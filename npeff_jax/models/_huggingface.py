@@ -1,0 +1,244 @@
+"""Hugging Face checkpoints as models: a directory, or a name on the hub, in; a `Model` out."""
+
+import dataclasses
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from npeff_jax._parameters import Mask
+from npeff_jax._types import Example, PyTree
+from npeff_jax.models._architecture import Architecture
+from npeff_jax.models._checkpoint import Tensors, read_checkpoint
+from npeff_jax.models._linen import from_linen
+from npeff_jax.models._model import Model
+from npeff_jax.models._outputs import Categorical, Gaussian, Output
+from npeff_jax.models._weight_maps import NOTHING, flatten_paths, map_weights, nest_paths
+
+
+@dataclasses.dataclass(frozen=True)
+class NewHead:
+    """A classification head to be trained, in place of the checkpoint's or where it has none.
+
+    Attributes:
+        label_names: of the C classes.
+        seed: of its random weights, normal with standard deviation 0.02, the value that BERT was initialised with.
+    """
+
+    label_names: tuple[str, ...]
+    seed: int = 0
+
+
+def from_huggingface(
+    directory_or_id: str | pathlib.Path,
+    *,
+    new_head: NewHead | None = None,
+    answers: Sequence[str | Sequence[int]] | None = None,
+    dtype: Any = jnp.float32,
+    mask: Mask = None,
+    revision: str | None = None,
+) -> Model:
+    """A model from what ``save_pretrained`` wrote: configuration and weights, in safetensors or PyTorch files, sharded
+    or whole. Pickled code is not executed, and PyTorch is not needed.
+
+    An example is a dictionary, as `huggingface_processor` makes it: ``input_ids``, ``attention_mask`` and
+    ``token_type_ids`` of shape (L,) for text, ``pixel_values`` of shape (height, width, channels) for images. Dropout
+    is off, and BatchNorm uses its stored statistics, which are constants. ``Model.intermediates_fn`` gives the value after
+    each layer or stage, and ``"pooled"``, the one before the classifier.
+
+    Args:
+        directory_or_id: a directory, or a name on the Hugging Face hub, fetched once and cached.
+        new_head: a head to be trained, for a checkpoint without one.
+        answers: for a language model, strings (or token ids) among which the next words are chosen: the C classes
+            become these, a logit being the log-probability of the whole answer after the prompt. Without it the classes
+            are the vocabulary.
+        dtype: of the parameters.
+        mask: which parameters to explain, as in `Model`.
+        revision: of a model on the hub.
+
+    Returns:
+        A model whose ``label_names`` come from the configuration.
+
+    Raises:
+        FileNotFoundError: the directory has no configuration or no weights, or the name cannot be fetched.
+        ValueError: the architecture is not supported, or the weights do not fit the configuration: missing, unknown and
+            misshapen ones are named.
+    """
+    directory = locate(directory_or_id, revision)
+    config = read_config(directory)
+    if new_head is not None:
+        config.id2label = dict(enumerate(new_head.label_names))
+    token_ids = None if answers is None else _token_ids(answers, directory)
+    architecture = _architecture(config, new_head is not None, token_ids)
+    variables = _variables(directory, architecture, dtype, new_head)
+    if architecture.is_language_model:
+        output: Output = Categorical()
+        names = None if answers is None else tuple(a if isinstance(a, str) else str(tuple(a)) for a in answers)
+    else:
+        output, names = _output(config), _label_names(config)
+    return dataclasses.replace(
+        from_linen(architecture.module, variables, mask=mask, output=output, label_names=names),
+        intermediates_fn=_intermediates(architecture.module, variables),
+    )
+
+
+def locate(directory_or_id: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
+    """The directory itself, or the cached copy of a name on the hub.
+
+    Raises:
+        FileNotFoundError: there is no such directory, and the hub did not give one of that name.
+    """
+    directory = pathlib.Path(directory_or_id)
+    if directory.is_dir():
+        return directory
+    import huggingface_hub
+
+    fetch = functools.partial(huggingface_hub.snapshot_download, str(directory_or_id), revision=revision)
+    try:
+        found = pathlib.Path(fetch(allow_patterns=["*.json", "*.txt", "model*.safetensors"]))
+        if not any(found.glob("*.safetensors")):
+            fetch(allow_patterns=["pytorch_model*.bin"])
+        return found
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{directory_or_id} is not a directory, and the Hugging Face hub did not give a model of that name "
+            f"({type(error).__name__}: {error}); without a network, pass a directory that save_pretrained wrote"
+        ) from error
+
+
+def read_config(directory: pathlib.Path) -> Any:
+    """The configuration of a checkpoint, with the defaults of its class.
+
+    Raises:
+        FileNotFoundError: there is no ``config.json``.
+        ValueError: it cannot be read.
+    """
+    if not (directory / "config.json").is_file():
+        raise FileNotFoundError(f"{directory} has no config.json; pass a directory that save_pretrained wrote")
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{directory / 'config.json'} cannot be read as a configuration: {error}") from error
+
+
+def _builders() -> dict[str, Callable[..., Architecture]]:
+    from npeff_jax.models import _bert, _gpt2, _resnet, _vit
+
+    return {
+        "BertForSequenceClassification": _bert.bert,
+        "RobertaForSequenceClassification": _bert.roberta,
+        "DistilBertForSequenceClassification": _bert.distilbert,
+        "ResNetForImageClassification": _resnet.resnet,
+        "ViTForImageClassification": _vit.vit,
+        "GPT2LMHeadModel": _gpt2.gpt2,
+    }
+
+
+_LANGUAGE_MODEL = "GPT2LMHeadModel"
+
+# What a checkpoint without a head of its own becomes when it is given a new one.
+_CLASSIFIERS = {
+    "bert": "BertForSequenceClassification",
+    "roberta": "RobertaForSequenceClassification",
+    "distilbert": "DistilBertForSequenceClassification",
+    "resnet": "ResNetForImageClassification",
+    "vit": "ViTForImageClassification",
+}
+
+
+def _architecture(config: Any, pretrained: bool, answers: tuple[tuple[int, ...], ...] | None) -> Architecture:
+    builders, names = _builders(), list(config.architectures or [])
+    if pretrained and config.model_type in _CLASSIFIERS:
+        names = [_CLASSIFIERS[config.model_type]]
+    if len(names) != 1 or names[0] not in builders:
+        headless = not pretrained and config.model_type in _CLASSIFIERS
+        raise ValueError(
+            f"the checkpoint is a {' or '.join(names) or config.model_type}; supported are {', '.join(builders)}. "
+            + ("To train a classifier on it, pass new_head=NewHead(label_names). " if headless else "")
+            + "For any other, write its forward pass as a pure function and pass Model(logits_fn, params)"
+        )
+    if answers is None:
+        return builders[names[0]](config)
+    if names[0] != _LANGUAGE_MODEL:
+        raise ValueError(f"answers were given, but the checkpoint is a {names[0]}; only {_LANGUAGE_MODEL} takes them")
+    return builders[names[0]](config, answers)
+
+
+def _token_ids(answers: Sequence[str | Sequence[int]], directory: pathlib.Path) -> tuple[tuple[int, ...], ...]:
+    if isinstance(answers, str) or len(answers) < 2:
+        raise ValueError(f"answers={answers!r}; expected two or more strings to choose among")
+    tokenize: Callable[[str], Sequence[int]] | None = None
+    ids = []
+    for answer in answers:
+        if isinstance(answer, str):
+            tokenize = tokenize or _tokenize(directory)
+            answer = tokenize(answer)
+        ids.append(tuple(int(token) for token in answer))
+    if () in ids:
+        raise ValueError(f"answers[{ids.index(())}] has no tokens")
+    return tuple(ids)
+
+
+def _tokenize(directory: pathlib.Path) -> Callable[[str], Sequence[int]]:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _variables(directory: pathlib.Path, architecture: Architecture, dtype: Any, new_head: NewHead | None) -> PyTree:
+    expected = jax.eval_shape(architecture.module.init, jax.random.key(0), architecture.example)
+    expected = {name: tree for name, tree in expected.items() if name != "intermediates"}
+    prefix = architecture.base_prefix
+    tensors: Tensors = {name.removeprefix(prefix): array for name, array in read_checkpoint(directory).items()}
+    absent = architecture.head if new_head is not None else NOTHING
+    try:
+        variables = map_weights(tensors, architecture.rules, expected, ignored=architecture.ignored, absent=absent)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
+    if new_head is not None:
+        variables = _add_head(variables, expected, absent, new_head)
+    # The statistics stay NumPy: constants of the traced function, tied to no device.
+    return {
+        name: jax.tree.map(lambda a: (jnp if name == "params" else np).asarray(a, dtype), tree)  # noqa: B023
+        for name, tree in variables.items()
+    }
+
+
+def _add_head(variables: PyTree, expected: PyTree, head: str, new_head: NewHead) -> PyTree:
+    rng = np.random.default_rng(new_head.seed)
+    flat = flatten_paths(variables)
+    for path, leaf in flatten_paths(expected).items():
+        if re.fullmatch(head, path):
+            flat[path] = rng.normal(0, 0.02, leaf.shape) if len(leaf.shape) > 1 else np.zeros(leaf.shape)
+    return nest_paths(flat)
+
+
+def _label_names(config: Any) -> tuple[str, ...]:
+    return tuple(str(config.id2label[i]) for i in range(config.num_labels))
+
+
+def _output(config: Any) -> Output:
+    """Regression has a Gaussian Fisher; labels that do not exclude one another have none of the output families."""
+    if config.problem_type == "multi_label_classification":
+        raise ValueError(
+            "the checkpoint is a multi-label classifier; pass a Model by hand, with an output family for it"
+        )
+    return Gaussian() if config.problem_type == "regression" or config.num_labels == 1 else Categorical()
+
+
+def _intermediates(module: Any, variables: PyTree) -> Callable[[PyTree, Example], dict[str, jax.Array]]:
+    constants = {name: value for name, value in variables.items() if name != "params"}
+
+    def intermediates_fn(params: PyTree, example: Example) -> dict[str, jax.Array]:
+        _, sown = module.apply({"params": params, **constants}, example, mutable=["intermediates"])
+        return {name: values[0] for name, values in sown["intermediates"].items()}
+
+    return intermediates_fn

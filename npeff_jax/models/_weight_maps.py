@@ -1,0 +1,122 @@
+"""From a checkpoint's names to a parameter pytree: regular expressions, one map an architecture."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from npeff_jax._checks import listing
+from npeff_jax._types import PyTree
+from npeff_jax.models._checkpoint import Tensors
+
+NOTHING = r"(?!)"
+"""A pattern that matches no name."""
+
+
+def keep(tensor: np.ndarray) -> np.ndarray:
+    """As it is stored."""
+    return tensor
+
+
+def transpose(tensor: np.ndarray) -> np.ndarray:
+    """A linear layer: PyTorch stores (out, in), Flax (in, out)."""
+    return tensor.T
+
+
+def conv_kernel(tensor: np.ndarray) -> np.ndarray:
+    """A convolution: PyTorch stores (out, in, height, width), Flax (height, width, in, out)."""
+    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Where a weight goes.
+
+    Attributes:
+        pattern: a regular expression that matches a checkpoint's whole name.
+        path: the path in the variables, by slashes, with the pattern's groups as in `re.Match.expand`.
+        convert: how its array is laid out anew.
+    """
+
+    pattern: str
+    path: str
+    convert: Callable[[np.ndarray], np.ndarray] = keep
+
+
+def linear(pattern: str, path: str) -> tuple[Rule, Rule]:
+    """Rules for the weight and bias of a linear layer."""
+    kernel = Rule(rf"{pattern}\.weight", f"params/{path}/kernel", transpose)
+    return kernel, Rule(rf"{pattern}\.bias", f"params/{path}/bias")
+
+
+def layer_norm(pattern: str, path: str) -> tuple[Rule, Rule]:
+    """Rules for a LayerNorm, which checkpoints from TensorFlow days call gamma and beta."""
+    scale = Rule(rf"{pattern}\.(?:weight|gamma)", f"params/{path}/scale")
+    return scale, Rule(rf"{pattern}\.(?:bias|beta)", f"params/{path}/bias")
+
+
+def map_weights(
+    tensors: Tensors, rules: Sequence[Rule], expected: PyTree, *, ignored: Sequence[str] = (), absent: str = NOTHING
+) -> dict[str, Any]:
+    """The variables of a Flax module from a checkpoint.
+
+    Args:
+        tensors: the checkpoint's weights, by name.
+        rules: the architecture's map; the first rule that matches a name counts.
+        expected: shapes of the module's variables, from ``jax.eval_shape`` of its ``init``.
+        ignored: patterns of names that a checkpoint may hold and the model does not need.
+        absent: a pattern of paths that need not be in the checkpoint (a new head); they are left out of the result.
+
+    Returns:
+        A nest of dictionaries like ``expected``, of NumPy arrays in the checkpoint's types.
+
+    Raises:
+        ValueError: weights are missing, unknown or of another shape; each is named.
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten_paths(expected).items()}
+    found: dict[str, np.ndarray] = {}
+    unknown, misshapen = [], []
+    for name, tensor in tensors.items():
+        path, convert = _target(name, rules)
+        if path in shapes and not re.fullmatch(absent, path):
+            found[path] = convert(tensor)
+            if found[path].shape != shapes[path]:
+                misshapen.append(f"{name} is {found[path].shape} as {path}, expected {shapes[path]}")
+        elif path not in shapes and not any(re.fullmatch(pattern, name) for pattern in ignored):
+            unknown.append(name)
+    missing = [path for path in shapes if path not in found and not re.fullmatch(absent, path)]
+    problems = [("missing", missing), ("not part of the model", unknown), ("of another shape", misshapen)]
+    if any(names for _, names in problems):
+        told = "; ".join(f"{len(names)} {what}: {listing(names)}" for what, names in problems if names)
+        raise ValueError(f"the checkpoint does not fit its configuration: weights {told}")
+    return nest_paths(found)
+
+
+def _target(name: str, rules: Sequence[Rule]) -> tuple[str | None, Callable[[np.ndarray], np.ndarray]]:
+    for rule in rules:
+        match = re.fullmatch(rule.pattern, name)
+        if match:
+            return match.expand(rule.path), rule.convert
+    return None, keep
+
+
+def flatten_paths(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries by path, by slashes."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten_paths(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def nest_paths(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What `flatten_paths` was given."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
