@@ -48,8 +48,8 @@ def from_huggingface(
 
     An example is a dictionary, as `huggingface_processor` makes it: ``input_ids``, ``attention_mask`` and
     ``token_type_ids`` of shape (L,) for text, ``pixel_values`` of shape (height, width, channels) for images. Dropout
-    is off, and BatchNorm uses its stored statistics, which are constants. ``Model.intermediates_fn`` gives the value after
-    each layer or stage, and ``"pooled"``, the one before the classifier.
+    is off, and BatchNorm uses its stored statistics, which are constants. ``Model.intermediates_fn`` gives the
+    value after each layer or stage, and ``"pooled"``, the one before the classifier.
 
     Args:
         directory_or_id: a directory, or a name on the Hugging Face hub, fetched once and cached.
