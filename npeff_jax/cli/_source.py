@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from npeff_jax._checks import count_examples, is_source, slice_examples
-from npeff_jax.models import Model
+from npeff_jax.models import Model, from_huggingface
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ def load_model(name: str, mask: tuple[str, ...] = ()) -> Model:
         if not isinstance(model, Model):
             raise ValueError(f"--model {name} returned {type(model).__name__}; expected a npeff_jax.Model")
     elif (Path(name) / "config.json").exists():
-        model = importlib.import_module("npeff_jax.models").from_huggingface(name)
+        model = from_huggingface(name)
     else:
         raise ValueError(
             f"--model {name} is neither package.module:factory (a function that returns a Model) nor a directory with "
