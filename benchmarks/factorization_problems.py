@@ -1,0 +1,118 @@
+"""The problems that solvers are compared on: a digits network, a Tracr program, a small transformer, planted components."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import npeff_jax as npeff
+from npeff_jax._parameters import Parameter, ParameterLayout
+from npeff_jax.pefs import Kind, Schema
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """PEFs and how many components to look for."""
+
+    make: Callable[[], npeff.Pefs]
+    n_components: int
+
+
+def digits(n: int = 600, keep: int = 1024) -> npeff.Pefs:
+    """The convolutional network of the demo, 1,418 parameters."""
+    task = npeff.tasks.digits(progress=False)
+    return npeff.compute_pefs(task.model, task.train_images[:n], npeff.LowRank(), keep=keep, progress=False)
+
+
+def tracr(n: int = 500, length: int = 6) -> npeff.Pefs:
+    """How often does the last token occur? Compiled by Tracr, sharpened by a temperature."""
+    from tracr.compiler.compiling import compile_rasp_to_model
+    from tracr.rasp import rasp
+
+    same = rasp.Select(rasp.tokens, rasp.tokens, rasp.Comparison.EQ)
+    compiled = compile_rasp_to_model(rasp.SelectorWidth(same), set("abcd"), max_seq_len=length)
+    model = npeff.models.from_tracr(compiled, temperature=0.3)
+    words = np.random.default_rng(0).choice(list("abcd"), size=(n, length))
+    examples = np.stack([np.asarray(npeff.models.encode_tokens(compiled, list(word))) for word in words])
+    return npeff.compute_pefs(model, examples, npeff.LowRank(), keep=2048, progress=False)
+
+
+def transformer(n: int = 500, width: int = 48, keep: int = 2048) -> npeff.Pefs:
+    """Two attention blocks on the eight rows of a digit's image as tokens, trained."""
+    task = npeff.tasks.digits(steps=1, progress=False)
+    images, labels = task.train_images.reshape(-1, 8, 8), task.train_labels
+    keys = iter(jax.random.split(jax.random.key(0), 20))
+    dense = lambda a, b: jax.random.normal(next(keys), (a, b)) / a**0.5  # noqa: E731
+    names = ("q", "k", "v", "o")
+    blocks = [
+        {name: dense(width, width) for name in names} | {"up": dense(width, 2 * width), "down": dense(2 * width, width)}
+        for _ in range(2)
+    ]
+    params = {"embed": dense(8, width), "place": dense(8, width), "blocks": blocks, "head": dense(width, 10)}
+
+    def logits(params, image):
+        x = image @ params["embed"] + params["place"]
+        for block in params["blocks"]:
+            y = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+            q, k, v = ((y @ block[name]).reshape(8, 4, -1) for name in ("q", "k", "v"))
+            weights = jax.nn.softmax(jnp.einsum("ihd,jhd->hij", q, k) / q.shape[-1] ** 0.5)
+            x = x + jnp.einsum("hij,jhd->ihd", weights, v).reshape(8, -1) @ block["o"]
+            x = x + jax.nn.gelu(x @ block["up"]) @ block["down"]
+        return x.mean(0) @ params["head"]
+
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, state):
+        def loss(p):
+            found = jax.vmap(logits, (None, 0))(p, images)
+            return optax.softmax_cross_entropy_with_integer_labels(found, labels).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(60):
+        params, state = step(params, state)
+    return npeff.compute_pefs(npeff.Model(logits, params), images[:n], npeff.LowRank(), keep=keep, progress=False)
+
+
+def planted(seed: int = 0, n: int = 400, m: int = 4000, r: int = 16, c: int = 3) -> npeff.Pefs:
+    """Non-orthogonal, overlapping components under noise, every example's rows rotated at random."""
+    rng = np.random.default_rng(seed)
+    vectors = (rng.normal(size=(r, m)) + rng.normal(size=m)) * (rng.random((r, m)) < 0.1)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    examples = []
+    for _ in range(n):
+        active = rng.choice(r, size=rng.integers(1, c + 1), replace=False)
+        rows = np.zeros((c, m))
+        rows[: active.size] = np.sqrt(0.1 + rng.gamma(2.0, size=active.size))[:, None] * vectors[active]
+        rows = np.linalg.qr(rng.normal(size=(c, c)))[0] @ rows
+        rows += 0.3 * rng.normal(size=(c, m)) * (rng.random((c, m)) < 0.1) / np.sqrt(0.1 * m)
+        examples.append(rows / np.sqrt(np.linalg.norm(rows @ rows.T)))
+    return from_rows(np.stack(examples), Kind.LOW_RANK, keep=1024)
+
+
+def from_rows(rows: np.ndarray, kind: Kind, keep: int) -> npeff.Pefs:
+    """Rows (n, c, m) as `Pefs` of the ``keep`` largest entries an example."""
+    n, c, m = rows.shape
+    flat = rows.reshape(n, -1)
+    keep = min(keep, flat.shape[1])
+    chosen = np.sort(np.argpartition(-np.abs(flat), keep - 1, axis=1)[:, :keep], axis=1)
+    values = np.take_along_axis(flat, chosen, axis=1).astype(np.float32)
+    layout = ParameterLayout((Parameter("w", (m,), 0),))
+    schema = Schema(kind, {"name": "Planted"}, "before", "planted", "planted", layout, n, c + 1, keep)
+    ones, zeros = np.ones(n, np.float32), np.zeros(n, np.float32)
+    logits, n_rows = np.zeros((n, c + 1), np.float32), np.full(n, c)
+    return npeff.Pefs(schema, values, chosen % m, chosen // m, n_rows, ones, logits, ones, zeros, zeros, zeros)
+
+
+PROBLEMS = {
+    "digits": Problem(digits, 24),
+    "tracr": Problem(tracr, 16),
+    "transformer": Problem(transformer, 24),
+    "planted": Problem(planted, 16),
+}
