@@ -1,4 +1,4 @@
-"""The problems that solvers are compared on: a digits network, a Tracr program, a small transformer, planted components."""
+"""The problems solvers are compared on: a digits network, a Tracr program, a small transformer, planted components."""
 
 import dataclasses
 from collections.abc import Callable

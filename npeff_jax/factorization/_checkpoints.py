@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 KEPT = 2
 """Checkpoints kept: the last one, and one before in case it cannot be read."""
@@ -38,12 +38,16 @@ class Saved:
         G: vectors as `RowSpace.to_host` gives them.
         losses: one a step.
         seconds: one a step.
+        visited: rows that exchanges tried.
+        counters: how many exchanges, and the step of the last one.
     """
 
     W: Float[np.ndarray, "n r"]
     G: Float[np.ndarray, "r size"]
     losses: Float[np.ndarray, "steps"]
     seconds: Float[np.ndarray, "steps"]
+    visited: Bool[np.ndarray, "N"]
+    counters: Int[np.ndarray, "2"]
 
 
 class CheckpointStore:

@@ -158,7 +158,9 @@ def solve(
     schema, norm = source.schema, source.squared_norm
     settings = {"n_components": W.shape[1], "n_frozen": n_frozen} | settings
     store = CheckpointStore(checkpoints, _identity(source, settings, stopping)) if checkpoints else None
-    problem = Problem(source.rows, replicate(source.owner, source.rows.mesh), norm, n_frozen)
+    mesh, low_rank = source.rows.mesh, schema.kind is Kind.LOW_RANK
+    owner, energy = replicate(source.owner, mesh), replicate(source.energy, mesh)
+    problem = Problem(source.rows, owner, norm, n_frozen, energy, low_rank)
     outcome = iterate(algorithm, problem, W, G, stopping, progress=progress, callback=callback, store=store)
     if store:
         store.close()

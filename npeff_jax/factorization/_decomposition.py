@@ -1,9 +1,9 @@
 """`Decomposition`: what a factorization found, and everything needed to use it without the PEFs it was found in."""
 
 import dataclasses
-import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from npeff_jax._html import facts_html, spark_html
 from npeff_jax._types import RowArray
 from npeff_jax.pefs import Kind, Schema
+from npeff_jax.pefs.store import create_array, open_array, read_manifest, write_manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +114,17 @@ class Decomposition:
         if target.exists():
             raise FileExistsError(f"{target} exists; choose another path or remove it first")
         partial = target.with_name(target.name + ".partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        arrays = {name: getattr(self, name) for name in ("coefficients", "pseudo_fishers", "parameter_indices")}
+        if partial.exists():
+            shutil.rmtree(partial)  # of a save that was cut off
+        partial.mkdir(parents=True)
+        arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays |= {f"history_{f.name}": getattr(self.history, f.name) for f in dataclasses.fields(History)}
         for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", array[:])
+            # one chunk a component: what is larger than memory is written, and later read, by row
+            rows = 1 if name == "pseudo_fishers" else max(len(array), 1)
+            stored = create_array(partial / name, array.shape, array.dtype, rows)
+            for first in range(0, len(array), rows):
+                stored.write(first, min(first + rows, len(array)), np.asarray(array[first : first + rows]))
         manifest = {
             "version": SCHEMA_VERSION,
             "schema": self.schema.to_json(),
@@ -125,9 +132,11 @@ class Decomposition:
             "settings": self.settings,
             "n_frozen": self.n_frozen,
         }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        write_manifest(partial, manifest)
         partial.rename(target)
 
+
+ARRAYS = ("coefficients", "pseudo_fishers", "parameter_indices")
 
 SCHEMA_VERSION = 1
 
@@ -139,23 +148,20 @@ def load_decomposition(path: str | os.PathLike) -> Decomposition:
         ValueError: there is no decomposition at ``path``, or one of another version.
     """
     source = pathlib.Path(path)
-    if not (source / "manifest.json").exists():
-        raise ValueError(f"{source} holds no decomposition: manifest.json is missing; pass what save() was given")
-    manifest = json.loads((source / "manifest.json").read_text())
+    manifest = read_manifest(source)
+    if manifest is None or "stopped" not in manifest:
+        raise ValueError(f"{source} holds no decomposition; pass the path that Decomposition.save was given")
     if manifest["version"] != SCHEMA_VERSION:
         raise ValueError(
             f"{source} has version {manifest['version']}, this code reads {SCHEMA_VERSION}; decompose again"
         )
-
-    def read(name: str) -> np.ndarray:
-        return np.load(source / f"{name}.npy", mmap_mode="r" if name == "pseudo_fishers" else None)
-
+    history = History(*(open_array(source / f"history_{f.name}")[:] for f in dataclasses.fields(History)))
     return Decomposition(
         schema=Schema.from_json(manifest["schema"]),
-        coefficients=read("coefficients"),
-        pseudo_fishers=read("pseudo_fishers"),
-        parameter_indices=read("parameter_indices"),
-        history=History(*(read(f"history_{f.name}") for f in dataclasses.fields(History))),
+        coefficients=open_array(source / "coefficients")[:],
+        pseudo_fishers=open_array(source / "pseudo_fishers"),
+        parameter_indices=open_array(source / "parameter_indices")[:],
+        history=history,
         stopped=manifest["stopped"],
         settings=manifest["settings"],
         n_frozen=manifest["n_frozen"],

@@ -15,6 +15,7 @@ from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._sharding import fetch, replicate
 from npeff_jax.factorization._checkpoints import CheckpointStore, Saved
 from npeff_jax.factorization._decomposition import History
+from npeff_jax.factorization._exchange import PAYS, SLOW, exchange
 from npeff_jax.factorization._objective import relative_loss
 from npeff_jax.factorization._settings import Solver, Stopping
 from npeff_jax.factorization.rows import RowSpace, Vectors
@@ -29,12 +30,16 @@ class Problem:
         owner: (N,), the example of each row, ascending.
         squared_norm: ‖F‖².
         n_frozen: components that keep their vectors.
+        energy: ‖a‖² of each row, for exchanges; without it there are none.
+        quadratic: LRM-NPEFF, else D-NPEFF.
     """
 
     rows: RowSpace
     owner: Int[Array, "N"]
     squared_norm: float
     n_frozen: int = 0
+    energy: Float[Array, "N"] | None = None
+    quadratic: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,21 +97,25 @@ def iterate(
     store: CheckpointStore | None = None,
 ) -> Outcome:
     """Run until the loss stands still, the steps are used up, the callback says so, or a value is not finite."""
-    losses: list[float] = []
-    seconds: list[float] = []
+    run = _Run(W, G, np.zeros(problem.owner.shape, bool))
     saved = store.load() if store else None
     if saved is not None:
-        W, G = replicate(saved.W, problem.rows.mesh), problem.rows.from_host(saved.G)
-        losses, seconds = saved.losses.tolist(), saved.seconds.tolist()
-    start = time.monotonic() - (seconds[-1] if seconds else 0.0)
+        run = _Run.resume(saved, problem.rows)
+    start = time.monotonic() - (run.seconds[-1] if run.seconds else 0.0)
     squared_norm = np.float32(problem.squared_norm)
     warm_up = getattr(algorithm.solver, "warm_up", 0)
-    stopped = _stands_still(losses, stopping, warm_up)
-    with progress_bar(progress, "decompose", stopping.max_steps, "step", done=len(losses)) as advance:
+    exchanges = getattr(algorithm.solver, "exchanges", 0) if problem.energy is not None else 0
+    if getattr(algorithm.solver, "stiefel", False):
+        exchanges = 0  # a row may lie in the span of the other vectors, and nothing orthonormal is near that
+    run.since = max(run.since, warm_up)
+    stopped = f"reached max_steps={stopping.max_steps}" if run.steps >= stopping.max_steps else ""
+    with progress_bar(progress, "decompose", stopping.max_steps, "step", done=run.steps) as advance:
         while not stopped:
-            done = len(losses)
+            done = run.steps
+            trial = run.slow(stopping) and run.trials < exchanges
+            W, G = _exchanged(run, problem) if trial else (run.W, run.G)
             end = min(warm_up if done < warm_up else stopping.max_steps, done + stopping.window, stopping.max_steps)
-            new_W, new_G, terms = _steps(
+            W, G, terms = _steps(
                 problem.rows,
                 problem.owner,
                 W,
@@ -120,35 +129,111 @@ def iterate(
             )
             found = relative_loss(fetch(terms)[: end - done], problem.squared_norm)
             bad = np.flatnonzero(~np.isfinite(found))
-            if bad.size:
-                stopped = _name_cause(algorithm.solver, new_G, done + int(bad[0]) + 1, done)
+            if bad.size and not trial:
+                stopped = _name_cause(algorithm.solver, G, done + int(bad[0]) + 1, done)
                 break
-            W, G = new_W, new_G
             now = time.monotonic() - start
-            before = seconds[-1] if seconds else 0.0
-            losses += found.tolist()
-            seconds += np.linspace(before, now, end - done + 1)[1:].tolist()
-            advance(end - done, loss=losses[-1])
-            stopped = _stands_still(losses, stopping, warm_up)
-            if callback is not None and callback(Iterate(end, losses[-1], now, W)):
+            run.record(W, G, found, now, trial=trial)
+            advance(end - done, loss=run.losses[-1])
+            stopped = run.stands_still(stopping, exchanges)
+            if callback is not None and callback(Iterate(end, run.losses[-1], now, run.W)):
                 stopped = f"the callback ended it after {end} steps"
             if store and (stopped or end % (store.every * stopping.window) == 0):
-                store.save(Saved(fetch(W), problem.rows.to_host(G), np.array(losses), np.array(seconds)))
-    history = History(np.arange(1, len(losses) + 1), np.array(losses), np.array(seconds))
-    return Outcome(W, G, history, stopped)
+                store.save(run.saved(problem.rows))
+    history = History(np.arange(1, run.steps + 1), np.array(run.losses), np.array(run.seconds))
+    return Outcome(run.W, run.G, history, stopped)
 
 
-def _stands_still(losses: list[float], stopping: Stopping, warm_up: int) -> str:
-    """Why to stop, or nothing. Looks only where a whole window has passed since the warm-up."""
-    steps, window = len(losses), stopping.window
-    if steps > warm_up + window and (steps - warm_up) % window == 0:
-        decrease = (losses[-1 - window] - losses[-1]) / max(abs(losses[-1]), ROUNDING) / window
-        if decrease < stopping.tolerance:
-            return (
-                f"converged: over the last {window} of {steps} steps the loss fell by {decrease:.1e} of itself a step, "
-                f"below tolerance={stopping.tolerance:g}"
-            )
-    return f"reached max_steps={stopping.max_steps}" if steps >= stopping.max_steps else ""
+@dataclasses.dataclass(eq=False)
+class _Run:
+    """The state that would be returned if it ended now, and how it came about.
+
+    Attributes:
+        W: coefficients.
+        G: vectors.
+        visited: rows that exchanges tried.
+        trials: exchanges so far.
+        since: the step after which the loss was left to itself: the end of the warm-up or of the last exchange.
+        losses: of the state, one a step. A trial is recorded at the loss it would fall back to, until it pays.
+        seconds: one a step.
+    """
+
+    W: jax.Array
+    G: Vectors
+    visited: np.ndarray
+    trials: int = 0
+    since: int = 0
+    losses: list[float] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+    @classmethod
+    def resume(cls, saved: Saved, rows: RowSpace) -> "_Run":
+        W, G = replicate(saved.W, rows.mesh), rows.from_host(saved.G)
+        trials, since = saved.counters.tolist()
+        return cls(W, G, saved.visited, trials, since, saved.losses.tolist(), saved.seconds.tolist())
+
+    def saved(self, rows: RowSpace) -> Saved:
+        counters = np.array([self.trials, self.since])
+        losses, seconds = np.array(self.losses), np.array(self.seconds)
+        return Saved(fetch(self.W), rows.to_host(self.G), losses, seconds, self.visited, counters)
+
+    def record(self, W: jax.Array, G: Vectors, found: np.ndarray, now: float, *, trial: bool) -> None:
+        """Take the end of a window over, unless it was a trial that did not pay."""
+        if trial:
+            best = self.losses[-1]
+            paid = found[-1] < (1 - PAYS) * best  # false for what is not finite
+            self.losses += np.minimum(np.nan_to_num(found, nan=best), best).tolist() if paid else [best] * len(found)
+            self.trials, self.since = self.trials + 1, self.steps
+        else:
+            paid = True
+            self.losses += found.tolist()
+        if paid:
+            self.W, self.G = W, G
+        before = self.seconds[-1] if self.seconds else 0.0
+        self.seconds += np.linspace(before, now, len(found) + 1)[1:].tolist()
+
+    def decrease(self, window: int) -> float:
+        """Relative decrease of the loss a step, over the last window."""
+        return (self.losses[-1 - window] - self.losses[-1]) / max(abs(self.losses[-1]), ROUNDING) / window
+
+    def slow(self, stopping: Stopping) -> bool:
+        """Whether it is time for an exchange: right after another one, or when a window brought little."""
+        if self.trials and self.since == self.steps:
+            return True
+        passed = self.steps > max(self.since, stopping.window) and self.steps - self.since >= stopping.window
+        return passed and self.decrease(stopping.window) < max(SLOW, stopping.tolerance)
+
+    def stands_still(self, stopping: Stopping, exchanges: int) -> str:
+        """Why to stop, or nothing."""
+        window = stopping.window
+        left_alone = self.steps - self.since >= window and self.steps > window
+        if left_alone and stopping.tolerance >= 0 and (self.trials >= exchanges or not self.slow(stopping)):
+            decrease = self.decrease(window)
+            if decrease < stopping.tolerance:
+                return (
+                    f"converged: over the last {window} of {self.steps} steps the loss fell by {decrease:.1e} of "
+                    f"itself a step, below tolerance={stopping.tolerance:g}"
+                )
+        return f"reached max_steps={stopping.max_steps}" if self.steps >= stopping.max_steps else ""
+
+
+def _exchanged(run: _Run, problem: Problem) -> tuple[jax.Array, Vectors]:
+    W, G, visited = exchange(
+        problem.rows,
+        problem.owner,
+        problem.energy,
+        replicate(run.visited, problem.rows.mesh),
+        run.W,
+        run.G,
+        n_frozen=problem.n_frozen,
+        quadratic=problem.quadratic,
+    )
+    run.visited = fetch(visited)
+    return W, G
 
 
 @functools.partial(jax.jit, static_argnames=("algorithm", "window", "n_frozen", "move_W"))

@@ -24,6 +24,8 @@ class DampedALS:
         damping: λ of (B + λ Diag B)⁻¹. B is only positive semi-definite: nearly parallel components make it singular,
             and the inverse of the r×r system then amplifies the rounding of its right-hand side.
         sweeps: HALS sweeps over W a step. Solving for W exactly while G is still far off stalls (tested).
+        exchanges: once it stands still, how often the component that is missed least is replaced by what is explained
+            worst, and kept if that pays. Alternating steps alone end in local minima from most starts.
         warm_up: first steps that move G alone, W held at its start.
         orthogonality: weight ρ of ρ Σ_{j≠k} (g_j·g_k)² over unit vectors, added to the loss as a fraction of ‖F‖².
         stiefel: keep the pseudo-Fishers orthonormal.
@@ -31,6 +33,7 @@ class DampedALS:
 
     damping: float = 1e-2
     sweeps: int = 1
+    exchanges: int = 6
     warm_up: int = 0
     orthogonality: float = 0.0
     stiefel: bool = False
@@ -57,9 +60,11 @@ class HALS:
 
     Attributes:
         sweeps: over W and over H a step.
+        exchanges: as for `DampedALS`.
     """
 
     sweeps: int = 1
+    exchanges: int = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +88,13 @@ class Stopping:
     Attributes:
         max_steps: at the latest.
         tolerance: relative decrease of the loss a step, averaged over the last ``window`` steps, below which it stops.
-        window: steps between looks at the loss; also how often carried products are recomputed, which bounds their
-            drift.
+        window: steps between looks at the loss, and those an exchange is given; also how often carried products are
+            recomputed, which bounds their drift.
     """
 
     max_steps: int = 500
     tolerance: float = 1e-5
-    window: int = 25
+    window: int = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,13 +3,14 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from npeff_jax._checks import slice_examples
 from npeff_jax._parameters import fingerprint
 from npeff_jax._progress import Progress
-from npeff_jax._sharding import factorization_mesh
+from npeff_jax._sharding import factorization_mesh, fetch
 from npeff_jax.factorization._choose import choose
 from npeff_jax.factorization._settings import Dense, Kernel, Products, RowChoice, Sparse
 from npeff_jax.factorization._stack import Stack
@@ -33,6 +34,7 @@ class Source:
         schema: of the PEFs.
         rows: A.
         owner: (N,), the example of each row.
+        energy: (N,), ‖a‖² of each row.
         n_examples: n.
         squared_norm: ‖F‖².
         parameter_indices: (m',).
@@ -42,6 +44,7 @@ class Source:
     schema: Schema
     rows: RowSpace
     owner: Int[np.ndarray, "N"]
+    energy: Float[np.ndarray, "N"]
     n_examples: int
     squared_norm: float
     parameter_indices: Int[np.ndarray, "m_kept"]
@@ -77,7 +80,14 @@ def source_of_pefs(
             rows = sketched = SketchedRows.of(stacked.A, line, size)
             notes["sketch_error"] = sketched.error
     return Source(
-        schema, rows, stacked.owner, stacked.n_examples, stacked.squared_norm, stacked.parameter_indices, notes
+        schema=schema,
+        rows=rows,
+        owner=stacked.owner,
+        energy=np.asarray(stacked.A.multiply(stacked.A).sum(axis=1)).reshape(-1).astype(np.float32),
+        n_examples=stacked.n_examples,
+        squared_norm=stacked.squared_norm,
+        parameter_indices=stacked.parameter_indices,
+        notes=notes,
     )
 
 
@@ -102,4 +112,5 @@ def source_of_model(model_rows: ModelRows, mesh: Any, progress: Progress) -> Sou
     )
     notes = {"row_space": "the model itself: exact kernel by backward passes", "lost_energy": 0.0}
     owner = np.repeat(np.arange(n), c)
-    return Source(schema, rows, owner, n, float((norms > 0).sum()), np.arange(model.space.size), notes)
+    energy = fetch(jnp.diagonal(rows.Q))[: n * c]
+    return Source(schema, rows, owner, energy, n, float((norms > 0).sum()), np.arange(model.space.size), notes)

@@ -27,6 +27,17 @@ def test_planted_components_are_recovered_in_nine_of_ten_seeds(make, r):
     assert recovered >= 9
 
 
+def test_exchanges_leave_local_minima():
+    """Sixteen noisy components: from these starts, steps alone keep one component for two and two for one."""
+    for seed in (0, 3):
+        problem = planted(seed, n=200, m=500, r=16, shared=1.0, noise=0.3)
+        options = {"stopping": npeff.Stopping(tolerance=1e-4), **QUIET}
+        alone = npeff.decompose(problem.pefs, 16, seed=seed, solver=npeff.DampedALS(exchanges=0), **options)
+        helped = npeff.decompose(problem.pefs, 16, seed=seed, **options)
+        assert helped.history.loss[-1] < 0.8 * alone.history.loss[-1]
+        assert (np.diff(helped.history.loss) < 1e-6).all(), "a trial that does not pay is taken back"
+
+
 def test_stiefel_vectors_are_orthonormal_and_the_loss_descends():
     problem = planted()
     found = npeff.decompose(problem.pefs, 5, solver=npeff.DampedALS(stiefel=True), **QUIET)
@@ -85,7 +96,7 @@ def test_a_given_start_is_where_it_starts():
 def test_why_it_stopped():
     problem = planted(noise=0.5)
     converged = npeff.decompose(problem.pefs, 3, **QUIET)
-    assert converged.stopped.startswith("converged: over the last 25 of")
+    assert converged.stopped.startswith("converged: over the last 20 of")
     limited = npeff.decompose(problem.pefs, 3, stopping=npeff.Stopping(max_steps=13), **QUIET)
     assert limited.stopped == "reached max_steps=13"
     assert len(limited.history.loss) == 13
@@ -93,11 +104,11 @@ def test_why_it_stopped():
 
     def callback(iterate):
         seen.append((iterate.step, iterate.loss, iterate.coefficients.shape))
-        return iterate.step >= 50
+        return iterate.step >= 40
 
     ended = npeff.decompose(problem.pefs, 3, callback=callback, stopping=npeff.Stopping(tolerance=-1.0), **QUIET)
-    assert ended.stopped == "the callback ended it after 50 steps"
-    assert [step for step, _, _ in seen] == [25, 50]
+    assert ended.stopped == "the callback ended it after 40 steps"
+    assert [step for step, _, _ in seen] == [20, 40]
     assert seen[-1][1:] == (ended.history.loss[-1], (60, 3))
 
 
@@ -168,7 +179,7 @@ def test_progress_as_json_lines():
     stream = io.StringIO()
     npeff.decompose(planted().pefs, 3, stopping=npeff.Stopping(max_steps=50, tolerance=-1.0), progress=stream)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [line["done"] for line in lines] == [25, 50]
+    assert [line["done"] for line in lines] == [20, 40, 50]
     assert lines[-1]["stage"] == "decompose"
     assert 0 <= lines[-1]["loss"] < 1
 
