@@ -44,9 +44,11 @@ from npeff_jax.pefs import Kind as Kind
 from npeff_jax.pefs import LowRank as LowRank
 from npeff_jax.pefs import Normalization as Normalization
 from npeff_jax.pefs import Pefs as Pefs
+from npeff_jax.pefs import PerRow as PerRow
 from npeff_jax.pefs import Plan as Plan
 from npeff_jax.pefs import Rows as Rows
 from npeff_jax.pefs import Sampled as Sampled
+from npeff_jax.pefs import SharedSupport as SharedSupport
 from npeff_jax.pefs import compute_pefs as compute_pefs
 from npeff_jax.pefs import load_pefs as load_pefs
 from npeff_jax.pefs import pef_rows as pef_rows

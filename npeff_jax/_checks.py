@@ -74,3 +74,9 @@ def check_in_range(name: str, value: float | int, low: float | int, high: float 
 def listing(names: Sequence[str], shown: int = 8) -> str:
     """The first names, and how many more there are, for a sentence."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")

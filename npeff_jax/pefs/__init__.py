@@ -8,10 +8,13 @@ from npeff_jax.pefs._pefs import Pefs as Pefs
 from npeff_jax.pefs._plan import Plan as Plan
 from npeff_jax.pefs._plan import plan as plan
 from npeff_jax.pefs._representation import Diagonal as Diagonal
+from npeff_jax.pefs._representation import Keep as Keep
 from npeff_jax.pefs._representation import LowRank as LowRank
 from npeff_jax.pefs._representation import Normalization as Normalization
+from npeff_jax.pefs._representation import PerRow as PerRow
 from npeff_jax.pefs._representation import Rows as Rows
 from npeff_jax.pefs._representation import Sampled as Sampled
+from npeff_jax.pefs._representation import SharedSupport as SharedSupport
 from npeff_jax.pefs._rows import ExampleRows as ExampleRows
 from npeff_jax.pefs._rows import pef_rows as pef_rows
 from npeff_jax.pefs._schema import Kind as Kind

@@ -1,31 +1,38 @@
 """Model and examples to `Pefs`: the loop over batches."""
 
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from npeff_jax._checks import check_labels, count_examples, slice_examples
+from npeff_jax._checks import check_choice, check_labels, count_examples, slice_examples
 from npeff_jax._progress import Progress, progress_bar
-from npeff_jax._sharding import EXAMPLES, default_mesh
+from npeff_jax._sharding import EXAMPLES, default_mesh, round_up
 from npeff_jax._types import Examples
 from npeff_jax.models import Model
 from npeff_jax.pefs._batch import BatchRows, on_host
 from npeff_jax.pefs._cotangents import n_cotangents
 from npeff_jax.pefs._digest import examples_digest
-from npeff_jax.pefs._fidelity import fidelity
 from npeff_jax.pefs._files import PefFiles, load_pefs
 from npeff_jax.pefs._memory import choose_batch_size
 from npeff_jax.pefs._pefs import Pefs
-from npeff_jax.pefs._representation import Diagonal, LowRank, Normalization, Representation, describe
-from npeff_jax.pefs._rows import HostRows, principal
+from npeff_jax.pefs._representation import Diagonal, Keep, LowRank, Normalization, Representation, describe
 from npeff_jax.pefs._schema import Kind, Schema
-from npeff_jax.pefs._selection import Selector
+from npeff_jax.pefs._sparsify import NotFiniteError, Sparsifier, blank_arrays, put, skipped, width
+from npeff_jax.pefs.store import WidenedArray
+
+_LOG = logging.getLogger("npeff_jax")
 
 OnExisting = Literal["resume", "error", "overwrite"]
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+OnFailure = Literal["stop", "skip"]
 
 
 def compute_pefs(
@@ -34,13 +41,15 @@ def compute_pefs(
     representation: Representation | None = None,
     *,
     labels: Any = None,
-    keep: int | None = None,
+    keep: Keep = None,
     path: str | os.PathLike[str] | None = None,
     on_existing: OnExisting = "resume",
     mesh: Mesh | None = None,
     batch_size: int | None = None,
     normalization: Normalization = Normalization.BEFORE,
     precision: str = "highest",
+    dtype: DType = "float32",
+    on_failure: OnFailure = "stop",
     progress: Progress = True,
 ) -> Pefs:
     """Per-example Fishers of a model (eq. 1), normalised and sparsified (section 2.2, Preprocessing).
@@ -50,7 +59,7 @@ def compute_pefs(
         examples: n of them, a pytree of arrays with a leading axis or a sized source that can be sliced.
         representation: `LowRank` (the default), `Diagonal` or `Sampled`.
         labels: (n,) of the data set, kept with the PEFs.
-        keep: K, non-zeros kept of one example over all its rows; all of them by default.
+        keep: K, non-zeros kept of one example over all its rows; `PerRow` or `SharedSupport`; all by default.
         path: write to this directory batch by batch; what is there already is not computed again.
         on_existing: what to do with PEFs at ``path``: go on where they stop if they are of the same model, examples and
             settings; refuse; or replace them.
@@ -58,6 +67,10 @@ def compute_pefs(
         batch_size: examples at a time, chosen by size if not given. Results do not depend on it beyond rounding.
         normalization: when Fishers are divided by their norms.
         precision: of the matrix products behind the gradients.
+        dtype: of the stored values; they are read as float32. "float16" comes with a scale an example. The figures of
+            fidelity leave this rounding out.
+        on_failure: what to do with an example whose gradients are not finite: stop, or skip it. A skipped example has
+            no rows, a norm of NaN, and is listed by `Pefs.failed`.
         progress: True for a bar, False for none, a text stream for JSON lines.
 
     Raises:
@@ -66,51 +79,30 @@ def compute_pefs(
         FileExistsError: there are PEFs at ``path`` and ``on_existing="error"``.
     """
     representation = representation or LowRank()
-    if on_existing not in ("resume", "error", "overwrite"):
-        raise ValueError(f"on_existing={on_existing!r}; expected 'resume', 'error' or 'overwrite'")
+    check_choice("on_existing", on_existing, get_args(OnExisting))
+    check_choice("on_failure", on_failure, get_args(OnFailure))
+    check_choice("dtype", dtype, get_args(DType))
     n = count_examples(examples)
     labels = check_labels(labels, n)
     n_classes = model.n_classes(jax.tree.map(lambda leaf: leaf[0], slice_examples(examples, slice(0, 1))))
     c = n_cotangents(model.output, representation, n_classes)
-    width = _kept(keep, model, representation, c)
-    schema = describe_run(model, examples, representation, normalization, n_classes, width, precision)
+    settings: dict[str, Any] = {"n_classes": n_classes, "keep": keep, "precision": precision, "dtype": dtype}
+    schema = describe_run(model, examples, representation, normalization, **settings)
     mesh = default_mesh(mesh)
     size = batch_size or choose_batch_size(c * model.space.size, n, mesh.shape[EXAMPLES])
-    blank, done, files = _arrays(schema, c), 0, None
+    size = round_up(size, mesh.shape[EXAMPLES])
+    sparsify = Sparsifier(schema, representation, keep, c)
+    blank = blank_arrays(schema, c)
+    sink: Any = _Memory(blank) if path is None else PefFiles.open(Path(path), schema, blank, labels, size, on_existing)
+    with sink as files:
+        if files.committed < n:
+            fishers = BatchRows(model, representation, mesh, files.batch_size or size, precision)
+            _run(fishers, sparsify, examples, files, blank_arrays(schema, c, fishers.batch_size), on_failure, progress)
     if path is not None:
-        files = PefFiles.open(path, schema, blank, labels, size, on_existing)
-        done, size = files.committed, files.batch_size
-    if done < n:
-        fishers = BatchRows(model, representation, mesh, size, precision)
-        select = Selector([p.size for p in model.space.layout.parameters], c)
-        with (
-            progress_bar(progress, "PEFs", n, "example", done) as advance,
-            ThreadPoolExecutor(os.cpu_count()) as threads,
-        ):
-            for start in range(done, n, fishers.batch_size):
-                stop = min(start + fishers.batch_size, n)
-                batch = on_host(fishers(slice_examples(examples, slice(start, stop)), start), stop - start)
-                work = [
-                    threads.submit(sparsify, one, representation, schema, select, start + i)
-                    for i, one in enumerate(batch)
-                ]
-                found = {name: np.zeros((stop - start, *a.shape[1:]), a.dtype) for name, a in blank.items()}
-                for i, sparse in enumerate(work):
-                    _put(found, i, sparse.result())
-                if files is None:
-                    for name, array in found.items():
-                        blank[name][start:stop] = array
-                else:
-                    files.write(start, stop, found)
-                advance(stop - start)
-    return load_pefs(path) if path is not None else Pefs(schema, labels=labels, **blank)
-
-
-def _kept(keep: int | None, model: Model, representation: Representation, c: int) -> int:
-    most = (1 if isinstance(representation, Diagonal) else c) * model.space.size
-    if keep is not None and not 0 < keep <= most:
-        raise ValueError(f"keep={keep} is out of range: an example has {most} entries; pass 1 to {most}, or None")
-    return most if keep is None else int(keep)
+        return load_pefs(path)
+    if "scales" in blank:
+        blank["values"] = WidenedArray(blank["values"], blank.pop("scales"))  # type: ignore[assignment]
+    return Pefs(schema, labels=labels, **blank)
 
 
 def describe_run(
@@ -118,90 +110,85 @@ def describe_run(
     examples: Examples,
     representation: Representation,
     normalization: Normalization,
+    *,
     n_classes: int,
-    keep: int,
+    keep: Keep,
     precision: str,
+    dtype: str = "float32",
     digest: str | None = None,
 ) -> Schema:
     """The schema of PEFs that are to be computed. The digest of the examples reads all of them, unless it is given."""
     from npeff_jax import __version__
 
+    choices = {} if keep is None or isinstance(keep, int) else {"keep": describe(keep)}
     return Schema(
         kind=Kind.DIAGONAL if isinstance(representation, Diagonal) else Kind.LOW_RANK,
-        representation=describe(representation),
+        representation=describe(representation) | choices,
         normalization=normalization.value,
+        keep=width(keep, model, representation, n_cotangents(model.output, representation, n_classes)),
         model=model.fingerprint,
         examples=examples_digest(examples) if digest is None else digest,
         layout=model.space.layout,
         n_examples=count_examples(examples),
         n_classes=n_classes,
-        keep=keep,
         precision=precision,
+        dtype=dtype,
+        output=describe(model.output),
         code_version=__version__,
     )
 
 
-def _arrays(schema: Schema, c: int) -> dict[str, Any]:
-    """One zero array a field of `Pefs`. Zeros are not touched until they are written, so they take no memory."""
-    n, keep = schema.n_examples, schema.keep
-    index = np.int32 if schema.layout.size < 2**31 else np.int64
-    wide = {"values": np.float32, "indices": index, "rows": np.min_scalar_type(c)}
-    narrow = ("norms", "kept_energy", "fisher_error", "lost_mass", "lost_trace")
-    return (
-        {name: np.zeros((n, keep), dtype) for name, dtype in wide.items()}
-        | {name: np.zeros(n, np.float32) for name in narrow}
-        | {"n_rows": np.zeros(n, np.int32), "logits": np.zeros((n, schema.n_classes), np.float32)}
-    )
+class _Memory:
+    """Arrays in memory, written to like `PefFiles`."""
+
+    committed = batch_size = 0
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self._arrays = arrays
+
+    def write(self, start: int, stop: int, found: dict[str, np.ndarray]) -> None:
+        for name, rows in found.items():
+            self._arrays[name][start:stop] = rows
+
+    def __enter__(self) -> "_Memory":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
-def _put(arrays: dict[str, Any], i: int, found: dict[str, Any]) -> None:
-    for name, value in found.items():
-        if np.ndim(value):
-            arrays[name][i, : len(value)] = value
-        else:
-            arrays[name][i] = value
+def _run(
+    fishers: BatchRows,
+    sparsify: Sparsifier,
+    examples: Examples,
+    sink: Any,
+    blank: dict[str, np.ndarray],
+    on_failure: OnFailure,
+    progress: Progress,
+) -> None:
+    """Batch after batch: gradients on the devices, selection on the host's threads, writing behind both.
 
-
-def sparsify(
-    one: HostRows, representation: Representation, schema: Schema, select: Selector, number: int
-) -> dict[str, Any]:
-    """The kept entries of one example's rows, scaled, and what is known of the whole."""
-    _check_finite(one, schema, number)
-    one = principal(one._replace(gram=one.gram.astype(np.float64)), representation, np)
-    normalization = Normalization(schema.normalization)
-    n_rows = int(one.n_rows)
-    chosen = select([leaf[:n_rows] for leaf in one.leaves], schema.keep)
-    gathered = select.gather(one.leaves, chosen)
-    held = fidelity(schema.kind, chosen, gathered, one.gram, n_rows, select.size)
-    whole = float(np.linalg.norm(one.gram))
-    norm = whole if schema.kind is Kind.LOW_RANK else whole**0.5
-    unit = {Normalization.BEFORE: norm, Normalization.AFTER: held.kept_norm, Normalization.NONE: 1.0}[normalization]
-    scale = float(one.scale)
-    if normalization is Normalization.NONE:
-        divide = 1 / scale if schema.kind is Kind.LOW_RANK else 1 / scale**2
-    else:
-        divide = unit**0.5 if schema.kind is Kind.LOW_RANK else unit
-    trace = float(one.trace)
-    return {
-        "values": chosen.values / np.float32(divide) if divide else chosen.values,
-        "indices": chosen.indices,
-        "rows": chosen.rows,
-        "n_rows": n_rows,
-        "norms": norm * scale**2,
-        "logits": one.logits,
-        "kept_energy": held.kept_trace / trace if trace else 1.0,
-        "fisher_error": held.error,
-        "lost_mass": one.lost_mass,
-        "lost_trace": one.lost_trace,
-    }
-
-
-def _check_finite(one: HostRows, schema: Schema, number: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(one.leaf_norms))
-    if not np.isfinite(one.logits).all():
-        raise ValueError(f"example {number} has logits that are not finite; look at the model on this example")
-    if bad.size:
-        name = schema.layout.parameters[int(bad[0])].name
-        raise ValueError(
-            f"example {number} has a gradient that is not finite, in parameter {name!r} first; look at the model there"
-        )
+    Dense rows of one batch are alive at a time; the selected entries of two are, one being written.
+    """
+    n, failed = sparsify.schema.n_examples, 0
+    with (
+        progress_bar(progress, "PEFs", n, "example", sink.committed) as advance,
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+    ):
+        for start in range(sink.committed, n, fishers.batch_size):
+            stop = min(start + fishers.batch_size, n)
+            batch = on_host(fishers(slice_examples(examples, slice(start, stop)), start), stop - start)
+            work = [threads.submit(sparsify, one, start + i) for i, one in enumerate(batch)]
+            found = {name: np.zeros_like(array[: stop - start]) for name, array in blank.items()}
+            for i, one in enumerate(work):
+                try:
+                    put(found, i, one.result())
+                except NotFiniteError as error:
+                    if on_failure == "stop":
+                        raise
+                    _LOG.warning("skipped: %s", error)
+                    put(found, i, skipped(sparsify.schema.n_classes))
+                    failed += 1
+            del batch, work, one
+            sink.write(start, stop, found)
+            advance(stop - start, **({"skipped": failed} if failed else {}))

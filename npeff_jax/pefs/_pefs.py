@@ -56,6 +56,11 @@ class Pefs:
         """N, the rows of all examples together."""
         return int(self.n_rows.sum())
 
+    @property
+    def failed(self) -> Int[np.ndarray, "failed"]:
+        """Examples that were skipped because their gradients were not finite."""
+        return np.flatnonzero(~np.isfinite(self.norms))
+
     def __len__(self) -> int:
         return self.n_examples
 

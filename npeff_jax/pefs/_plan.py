@@ -17,10 +17,10 @@ from npeff_jax._types import Examples
 from npeff_jax.models import Model
 from npeff_jax.pefs._batch import BatchRows, on_host
 from npeff_jax.pefs._cotangents import n_cotangents
-from npeff_jax.pefs._driver import describe_run, sparsify
+from npeff_jax.pefs._driver import describe_run
 from npeff_jax.pefs._memory import choose_batch_size
 from npeff_jax.pefs._representation import Diagonal, LowRank, Normalization, Representation
-from npeff_jax.pefs._selection import Selector
+from npeff_jax.pefs._sparsify import Sparsifier
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,18 +130,18 @@ def plan(
     started = time.perf_counter()
     jax.block_until_ready(rows(first, 0))
     compile_seconds = time.perf_counter() - started
-    select, schemas = Selector([p.size for p in model.space.layout.parameters], c), []
+    settings: dict[str, Any] = {"n_classes": n_classes, "precision": precision, "digest": ""}
+    sparsifiers = []
     for k in keep:
-        schemas.append(
-            describe_run(model, sample, representation, Normalization.BEFORE, n_classes, k, precision, digest="")
-        )
+        schema = describe_run(model, sample, representation, Normalization.BEFORE, keep=k, **settings)
+        sparsifiers.append(Sparsifier(schema, representation, k, c))
     found: list[list[dict[str, Any]]] = []
     started, selecting = time.perf_counter(), 0.0
     for start in range(0, n_sampled, rows.batch_size):
         part = jax.tree.map(lambda leaf, a=start: leaf[a : a + rows.batch_size], sample)
         for i, one in enumerate(on_host(rows(part, start), min(rows.batch_size, n_sampled - start))):
             before = time.perf_counter()
-            found.append([sparsify(one, representation, schema, select, start + i) for schema in schemas])
+            found.append([sparsify(one, start + i) for sparsify in sparsifiers])
             selecting += (time.perf_counter() - before) * (1 - 1 / len(keep))  # a run selects once, not once a choice
     each = (time.perf_counter() - started - selecting) / n_sampled
     n_rows = float(np.median([one[0]["n_rows"] for one in found]))

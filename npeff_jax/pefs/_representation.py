@@ -96,6 +96,27 @@ class Sampled:
 Representation = LowRank | Diagonal | Sampled
 
 
+@dataclasses.dataclass(frozen=True)
+class PerRow:
+    """``keep`` that grows with the rank: ``entries`` times c_i non-zeros for example i, over all its rows together."""
+
+    entries: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedSupport:
+    """``keep`` as ``parameters`` positions an example, the same in each of its rows: those of the largest diagonal
+    entries of its Fisher.
+    """
+
+    parameters: int
+
+
+Keep = int | PerRow | SharedSupport | None
+"""How many non-zeros to keep of one example: K over all its rows, growing with its rank, on one support shared by its
+rows, or (None) all."""
+
+
 def describe(choice: Any) -> dict[str, Any]:
     """A frozen choice as JSON: its fields, and its name under ``"name"``."""
     fields = {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice)}

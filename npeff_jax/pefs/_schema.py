@@ -6,7 +6,13 @@ from typing import Any
 
 from npeff_jax._parameters import ParameterLayout
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 did not say what the logits mean: they were those of a softmax."""
+
+READABLE_VERSIONS = (1, 2)
+
+
+SOFTMAX = {"name": "Categorical", "temperature": 1.0}
 
 
 class Kind(enum.Enum):
@@ -33,6 +39,7 @@ class Schema:
         keep: K, non-zeros kept for one example over all its rows; every one if it equals rows times parameters.
         dtype: of the stored values.
         precision: of the matrix products behind the gradients.
+        output: what the logits mean: the fields of the output family, and its name under ``"name"``.
         version: of this schema.
         code_version: of the package that wrote them.
     """
@@ -48,6 +55,7 @@ class Schema:
     keep: int
     dtype: str = "float32"
     precision: str = "highest"
+    output: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(SOFTMAX))
     version: int = SCHEMA_VERSION
     code_version: str = ""
 
@@ -57,6 +65,9 @@ class Schema:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Schema":
+        """A schema of this or an older version, as of this version."""
+        if fields["version"] == 1:
+            fields = fields | {"output": dict(SOFTMAX), "version": 2}
         return cls(**fields | {"kind": Kind(fields["kind"]), "layout": ParameterLayout.from_json(fields["layout"])})
 
     def differences(self, other: "Schema", ignore: tuple[str, ...] = ("code_version",)) -> list[str]:

@@ -71,6 +71,16 @@ class Selector:
                 return self._exactly(positions, values, keep)
             rank *= 2
 
+    def shared(self, leaves: Sequence[Float[np.ndarray, "c _"]], parameters: int) -> Selected:
+        """All rows at the ``parameters`` positions whose entries have the largest sum of squares."""
+        energy = [np.einsum("cm,cm->m", leaf, leaf)[None] for leaf in leaves]
+        support = self(energy, parameters).indices
+        c = leaves[0].shape[0]
+        everywhere = Selected(np.repeat(np.arange(c), support.size), np.tile(support, c), np.zeros(0, np.float32), 0, 0)
+        values = self.gather(leaves, everywhere)[np.arange(c * support.size), everywhere.rows]
+        kept = values != 0
+        return Selected(everywhere.rows[kept], everywhere.indices[kept], values[kept], 0.0, 0)
+
     def gather(self, leaves: Sequence[Float[np.ndarray, "c _"]], selected: Selected) -> Float[np.ndarray, "k c"]:
         """All rows at the parameters of the kept entries."""
         out = np.empty((selected.indices.size, leaves[0].shape[0]), np.float32)

@@ -104,7 +104,7 @@ def test_resumed_is_uninterrupted(tmp_path, monkeypatch):
     whole = compute_pefs(
         MODEL, X, LowRank(), labels=np.arange(N) % C, keep=30, path=tmp_path / "whole", progress=False, batch_size=4
     )
-    calls, sparsify = 0, _driver.sparsify
+    calls, sparsify = 0, _driver.Sparsifier.__call__
 
     def killed(*arguments):
         nonlocal calls
@@ -113,14 +113,14 @@ def test_resumed_is_uninterrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return sparsify(*arguments)
 
-    monkeypatch.setattr(_driver, "sparsify", killed)
+    monkeypatch.setattr(_driver.Sparsifier, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
         compute_pefs(
             MODEL, X, LowRank(), labels=np.arange(N) % C, keep=30, path=tmp_path / "two", progress=False, batch_size=4
         )
     with pytest.raises(ValueError, match="holds 8 of 21 examples; run compute_pefs"):
         load_pefs(tmp_path / "two")
-    monkeypatch.setattr(_driver, "sparsify", sparsify)
+    monkeypatch.setattr(_driver.Sparsifier, "__call__", sparsify)
     compute_pefs(MODEL, X, LowRank(), labels=np.arange(N) % C, keep=30, path=tmp_path / "two", progress=False)
     again = load_pefs(tmp_path / "two")
     for field in dataclasses.fields(whole):

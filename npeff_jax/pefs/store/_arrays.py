@@ -29,23 +29,55 @@ class StoredArray:
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))
             if step == 1:
-                return np.asarray(self._store[start : max(start, stop)].read().result())
+                return self._read(slice(start, max(start, stop)))
             rows = np.arange(start, stop, step)
         if np.ndim(rows) == 0:
             row = operator.index(rows)
             if not -len(self) <= row < len(self):
                 raise IndexError(f"row {row} is out of range; there are {len(self)}")
-            return np.asarray(self._store[row % len(self)].read().result())
+            return self._read(row % len(self))
         rows = np.asarray(rows)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows % max(len(self), 1)
-        return np.asarray(self._store[rows].read().result())
+        return self._read(np.flatnonzero(rows) if rows.dtype == bool else rows % max(len(self), 1))
+
+    def _read(self, rows: Any) -> np.ndarray:
+        try:
+            return np.asarray(self._store[rows].read().result())
+        except ValueError as error:
+            raise ValueError(
+                f"{self._store.kvstore.path} is damaged on disk ({_first_sentence(error)}); copy it again from where "
+                "it came, or compute it anew"
+            ) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
-    def write(self, start: int, stop: int, rows: np.ndarray) -> None:
-        """Write rows ``start`` to ``stop``; returns when they are on disk."""
-        self._store[start:stop].write(rows).result()
+    def write(self, start: int, stop: int, rows: np.ndarray) -> Any:
+        """Begin to write rows ``start`` to ``stop``: a future, done when they are on disk and synced."""
+        return self._store[start:stop].write(rows)
+
+
+class WidenedArray:
+    """Rows kept in half precision, read as float32, each multiplied by its scale."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, values: Any, scales: np.ndarray) -> None:
+        """``values`` (n, K) in a narrow type and ``scales`` (n,)."""
+        self._values, self._scales = values, scales
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._values.shape
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        values = np.asarray(self._values[rows]).astype(np.float32)
+        return values * (self._scales[rows] if values.ndim == 1 else self._scales[rows][:, None])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: Any, chunk_rows: int) -> StoredArray:
@@ -57,6 +89,7 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: Any, chunk_rows: int
     codecs: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
     if np.issubdtype(dtype, np.integer):  # compression helps indices, hardly floats
         codecs.append({"name": "zstd", "configuration": {"level": 1}})
+    codecs.append({"name": "crc32c"})
     chunk = [max(1, min(chunk_rows, shape[0])), *(max(1, size) for size in shape[1:])]
     spec = {
         "driver": "zarr3",
@@ -77,3 +110,13 @@ def open_array(path: Path) -> StoredArray:
 
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
     return StoredArray(tensorstore.open(spec).result())
+
+
+def remove_partial_writes(path: Path) -> None:
+    """Remove what a killed writer left of chunks that it had not finished."""
+    for file in path.rglob("*.__lock"):
+        file.unlink()
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split("[")[0].split(": Error")[0].strip()[:200]

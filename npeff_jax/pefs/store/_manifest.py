@@ -24,3 +24,15 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path / NAME)
+    _sync(path)
+
+
+def _sync(directory: Path) -> None:
+    """Make a rename in ``directory`` outlast a loss of power."""
+    if os.name != "posix":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
