@@ -1,5 +1,6 @@
 """Flax Linen modules as models."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +10,9 @@ from npeff_jax._types import Example, PyTree
 from npeff_jax.models._model import Model
 
 
-def from_linen(module: Any, variables: PyTree, *, method: Any = None, **options: Any) -> Model:
+def from_linen(
+    module: Any, variables: PyTree, *, method: Any = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+) -> Model:
     """A model from a Linen module and its variables, in evaluation mode as the module has it.
 
     Args:
@@ -17,20 +20,31 @@ def from_linen(module: Any, variables: PyTree, *, method: Any = None, **options:
         variables: what ``module.init`` returns. ``"params"`` is explained; other collections (``"batch_stats"``) are
             held constant.
         method: the module's method to call, ``__call__`` by default.
+        kwargs: further arguments of the method, such as ``{"training": False}``.
         **options: further fields of `Model`, such as ``mask`` or ``output``.
 
     Raises:
-        ValueError: ``variables`` has no collection ``"params"``.
+        ValueError: ``variables`` has no collection ``"params"``; when the model is first called, if the module is in
+            training mode: it asks for random numbers, or updates its statistics.
     """
+    import flax.errors
+
     if "params" not in variables:
         raise ValueError(
             f"variables has the collections {sorted(variables)}, not 'params'; pass what module.init returned, "
             "{'params': ...}, rather than the parameters alone"
         )
-    constants = {name: value for name, value in variables.items() if name != "params"}
+    # NumPy: constants of the traced function, tied to no device.
+    constants = {name: jax.device_get(value) for name, value in variables.items() if name != "params"}
 
     def logits_fn(params: PyTree, example: Example) -> jax.Array:
         batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None] if np.isscalar(leaf) else leaf[None], example)
-        return module.apply({"params": params, **constants}, batch, method=method)[0]
+        try:
+            return module.apply({"params": params, **constants}, batch, method=method, **(kwargs or {}))[0]
+        except (flax.errors.InvalidRngError, flax.errors.ModifyScopeVariableError) as error:
+            raise ValueError(
+                f"{type(module).__name__} is in training mode (it draws random numbers or updates its statistics); "
+                "call it as at evaluation, for instance with kwargs={'training': False}"
+            ) from error
 
     return Model(logits_fn, variables["params"], **options)

@@ -1,0 +1,44 @@
+"""Equinox modules as models."""
+
+from typing import Any
+
+import jax
+
+from npeff_jax._types import Example, PyTree
+from npeff_jax.models._model import Model
+
+
+def from_equinox(module: Any, state: Any = None, **options: Any) -> Model:
+    """A model from an Equinox module that takes one example and returns logits (C,).
+
+    Its floating-point arrays are explained; the rest of it is constant.
+
+    Args:
+        module: an ``equinox.Module`` in inference mode; called with ``state`` as well, if given.
+        state: an ``equinox.nn.State`` (BatchNorm statistics), held constant.
+        **options: further fields of `Model`, such as ``mask`` or ``output``.
+
+    Returns:
+        A model whose parameters are the module with everything else left out.
+
+    Raises:
+        ValueError: a part of the module is in training mode.
+    """
+    import equinox as eqx
+
+    def in_training(node: Any) -> bool:
+        # A dropout that drops nothing is the same in both modes.
+        return getattr(node, "inference", True) is False and getattr(node, "p", 1) != 0
+
+    nodes = jax.tree.leaves(module, is_leaf=in_training)
+    training = [type(node).__name__ for node in nodes if in_training(node)]
+    if training:
+        raise ValueError(f"{training[0]} is in training mode; pass equinox.nn.inference_mode(module)")
+    params, constants = eqx.partition(module, eqx.is_inexact_array)
+    state = None if state is None else jax.device_get(state)  # NumPy: tied to no device
+
+    def logits_fn(params: PyTree, example: Example) -> jax.Array:
+        whole = eqx.combine(params, constants)
+        return whole(example) if state is None else whole(example, state)[0]
+
+    return Model(logits_fn, params, **options)

@@ -1,0 +1,44 @@
+"""Haiku transforms as models."""
+
+from typing import Any
+
+import jax
+
+from npeff_jax._types import Example, PyTree
+from npeff_jax.models._model import Model
+
+
+def from_haiku(transformed: Any, params: PyTree, state: PyTree | None = None, **options: Any) -> Model:
+    """A model from a Haiku transform of a function that takes a batch and returns logits (batch, C).
+
+    Args:
+        transformed: what ``hk.transform`` or, with ``state``, ``hk.transform_with_state`` returned, of the function as
+            it is at evaluation: no dropout, ``is_training=False``.
+        params: its parameters.
+        state: its state (BatchNorm statistics), held constant.
+        **options: further fields of `Model`, such as ``mask`` or ``output``.
+
+    Raises:
+        ValueError: when the model is first called, if the function draws random numbers or changes its state.
+    """
+    constants = None if state is None else jax.device_get(state)  # NumPy: tied to no device
+
+    def logits_fn(params: PyTree, example: Example) -> jax.Array:
+        batch = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf)[None], example)
+        try:
+            if constants is None:
+                return transformed.apply(params, None, batch)[0]
+            logits, after = transformed.apply(params, constants, None, batch)
+        except ValueError as error:
+            if "rng" not in str(error).lower():
+                raise
+            raise ValueError(
+                "the function draws random numbers; transform it as it is at evaluation, without dropout"
+            ) from error
+        # State that was only read comes back as the same objects, also while tracing.
+        before = jax.tree.leaves(constants)
+        if any(new is not old for new, old in zip(jax.tree.leaves(after), before, strict=True)):
+            raise ValueError("the function updates its state; transform it as it is at evaluation, is_training=False")
+        return logits[0]
+
+    return Model(logits_fn, params, **options)

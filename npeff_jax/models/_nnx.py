@@ -1,0 +1,50 @@
+"""Flax NNX modules as models."""
+
+from typing import Any
+
+import jax
+
+from npeff_jax._types import Example, PyTree
+from npeff_jax.models._model import Model
+
+
+def from_nnx(module: Any, **options: Any) -> Model:
+    """A model from an NNX module that takes a batch and returns logits (batch, C).
+
+    Its ``nnx.Param`` variables are explained; BatchNorm statistics and other state are constants.
+
+    Args:
+        module: a ``flax.nnx.Module`` in evaluation mode; it is not changed.
+        **options: further fields of `Model`, such as ``mask`` or ``output``.
+
+    Returns:
+        A model whose parameters are nested dictionaries, named by attribute.
+
+    Raises:
+        ValueError: the module is in training mode.
+    """
+    from flax import nnx
+
+    training = [
+        f"{'.'.join(map(str, path)) or 'the module'} ({type(node).__name__})"
+        for path, node in nnx.iter_graph(module)
+        if getattr(node, "use_running_average", True) is False
+        or (getattr(node, "deterministic", True) is False and getattr(node, "rate", 1) not in (0, 0.0))
+    ]
+    if training:
+        raise ValueError(f"{training[0]} is in training mode; call module.eval() first")
+    graph, params, constants = nnx.split(module, nnx.Param, ...)
+    constants = jax.tree.map(_on_host, constants)
+
+    def logits_fn(values: PyTree, example: Example) -> jax.Array:
+        state = jax.tree.map(lambda leaf: leaf, params)  # a copy of its nest, since filling it in changes it
+        nnx.replace_by_pure_dict(state, values)
+        batch = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf)[None], example)
+        return nnx.merge(graph, state, constants)(batch)[0]
+
+    return Model(logits_fn, nnx.to_pure_dict(params), **options)
+
+
+def _on_host(leaf: Any) -> Any:
+    """A constant of the traced function as NumPy, tied to no device; a random key stays what it is."""
+    return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.device_get(leaf)
