@@ -33,8 +33,8 @@ def from_nnx(module: Any, **options: Any) -> Model:
     ]
     if training:
         raise ValueError(f"{training[0]} is in training mode; call module.eval() first")
-    graph, params, constants = nnx.split(module, nnx.Param, ...)
-    constants = jax.tree.map(_on_host, constants)
+    graph, params, *rest = nnx.split(module, nnx.Param, ...)
+    constants = jax.tree.map(_on_host, rest[0])
 
     def logits_fn(values: PyTree, example: Example) -> jax.Array:
         state = jax.tree.map(lambda leaf: leaf, params)  # a copy of its nest, since filling it in changes it
