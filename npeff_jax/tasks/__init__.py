@@ -1,4 +1,13 @@
 """Models and examples to try things on, and readers of real data sets."""
 
+from npeff_jax.tasks import presets as presets
+from npeff_jax.tasks._dataset import Dataset as Dataset
 from npeff_jax.tasks._digits import Digits as Digits
 from npeff_jax.tasks._digits import digits as digits
+from npeff_jax.tasks._image_folder import read_image_folder as read_image_folder
+from npeff_jax.tasks._labels import LabelCheck as LabelCheck
+from npeff_jax.tasks._labels import check_labels as check_labels
+from npeff_jax.tasks._tables import Columns as Columns
+from npeff_jax.tasks._tables import read_qqp as read_qqp
+from npeff_jax.tasks._tables import read_snli as read_snli
+from npeff_jax.tasks._tables import read_table as read_table

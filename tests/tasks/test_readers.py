@@ -1,0 +1,181 @@
+"""Data sets as files: formats, labels, bad input, and labels that a model numbers differently."""
+
+import csv
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import npeff_jax as npeff
+from npeff_jax import tasks
+
+pytestmark = pytest.mark.fast
+
+ROWS = [
+    {"sentence1": "a man is sleeping", "sentence2": "a man is not running", "gold_label": "entailment"},
+    {"sentence1": 'a "dog" runs', "sentence2": "a cat, outside", "gold_label": "-"},
+    {"sentence1": "the woman is outside", "sentence2": "the woman is inside", "gold_label": "contradiction"},
+    {"sentence1": "a dog", "sentence2": "the dog is running", "gold_label": "neutral"},
+]
+
+
+class Lengths(npeff.models.TextProcessor):
+    """Counts words instead of looking them up: readers need no real tokenizer."""
+
+    def __init__(self):
+        super().__init__(None, 4)
+
+    def __call__(self, texts, pairs=None):
+        counts = [[len(text.split()) for text in column] for column in (texts, pairs) if column is not None]
+        return {"input_ids": np.array(counts, np.int32).T}
+
+
+class Thumbs(npeff.models.ImageProcessor):
+    def __init__(self):
+        super().__init__(None)
+
+    def __call__(self, images):
+        return {"pixel_values": np.stack([np.asarray(image.resize((2, 2)), np.float32) for image in images])}
+
+
+def write(folder, ending, rows=ROWS):
+    file = folder / f"data{ending}"
+    if ending == ".jsonl":
+        file.write_text("\n".join(json.dumps(row | {"other": [1]}) for row in rows) + "\n")
+    elif ending == ".parquet":
+        pa = pytest.importorskip("pyarrow.parquet")
+        import pyarrow
+
+        pa.write_table(pyarrow.Table.from_pylist(rows), file)
+    elif ending == ".csv":
+        with file.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        cells = [list(rows[0])] + [list(row.values()) for row in rows]
+        file.write_text("\n".join("\t".join(line) for line in cells) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".tsv", ".txt", ".csv", ".parquet"])
+def test_every_format_gives_the_same_examples(tmp_path, ending):
+    data = tasks.read_snli(write(tmp_path, ending), Lengths())
+    np.testing.assert_array_equal(data.labels, [0, 2, 1])
+    assert data.display[1] == ("the woman is outside", "the woman is inside")
+    np.testing.assert_array_equal(data.examples["input_ids"], [[4, 5], [4, 4], [2, 4]])
+    assert data.label_names == ("entailment", "neutral", "contradiction")
+    later = tasks.read_snli(tmp_path / f"data{ending}", Lengths(), start=1, limit=1)
+    assert later.display == data.display[1:2]  # start counts examples that are kept
+
+
+def test_qqp_and_quotation_marks_in_tab_separated_texts(tmp_path):
+    rows = [
+        {"id": "0", "question1": 'how to "swim ?', "question2": "why swim ?", "is_duplicate": "0"},
+        {"id": "1", "question1": "how to cook ?", "question2": 'how" to cook ?', "is_duplicate": "1"},
+    ]
+    data = tasks.read_qqp(write(tmp_path, ".tsv", rows), Lengths())
+    assert data.display == [('how to "swim ?', "why swim ?"), ("how to cook ?", 'how" to cook ?')]
+    np.testing.assert_array_equal(data.labels, [0, 1])
+
+
+def test_columns_by_name(tmp_path):
+    rows = [{"body": "a dog", "topic": "pets"}, {"body": "to cook", "topic": "food"}]
+    file = write(tmp_path, ".csv", rows)
+    data = tasks.read_table(file, Lengths(), tasks.Columns("body", label="topic"))
+    assert data.label_names == ("food", "pets")
+    np.testing.assert_array_equal(data.labels, [1, 0])
+    assert data.display == ["a dog", "to cook"]
+    unlabelled = tasks.read_table(file, Lengths(), tasks.Columns("body", label=None))
+    assert unlabelled.labels is None
+    assert len(unlabelled) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "message"),
+    [
+        ("a.csv", "", tasks.Columns("text"), "is empty"),
+        ("a.csv", "text,label\n", tasks.Columns("text"), "has no examples"),
+        ("a.csv", "body,label\nx,1\n", tasks.Columns("text"), "no column 'text'; its columns are body, label"),
+        ("a.csv", "text,label\nx,7\n", tasks.Columns("text", label_names=("n", "y")), "label 7; expected 0 to 1"),
+        ("a.csv", "text,label\nx,-2\n", tasks.Columns("text"), "label -2; labels must not be negative"),
+        (
+            "a.csv",
+            "text,label\nx,maybe\n",
+            tasks.Columns("text", label_names=("n", "y")),
+            "'maybe'; expected one of n, y",
+        ),
+        ("a.tsv", "text\tlabel\nx\n", tasks.Columns("text"), "line 2: 1 cells, the header has 2"),
+        ("a.jsonl", '{"text": "x", "label": 0}\n{"text"\n', tasks.Columns("text"), "line 2 is not JSON"),
+        ("a.xml", "<x/>", tasks.Columns("text"), r"ends in '\.xml'; expected \.csv"),
+    ],
+)
+def test_bad_tables_are_told_apart(tmp_path, name, content, columns, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        tasks.read_table(tmp_path / name, Lengths(), columns)
+
+
+def test_image_folders(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for label, (name, level) in enumerate([("cat", 50), ("dog", 200)]):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            image.fromarray(np.full((4, 6, 3), level + i, np.uint8)).save(tmp_path / name / f"{i}.png")
+        (tmp_path / name / "notes.txt").write_text(str(label))
+    data = tasks.read_image_folder(tmp_path, Thumbs())
+    np.testing.assert_array_equal(data.labels, [0, 0, 1, 1])
+    np.testing.assert_array_equal(data.examples["pixel_values"][:, 0, 0, 0], [50, 51, 200, 201])
+    assert data.display[0].shape == (4, 6, 3)
+    drawn = tasks.read_image_folder(tmp_path, Thumbs(), limit=2, seed=1, label_names=("dog", "cat"))
+    assert len(drawn) == 2
+    (tmp_path / "cat" / "0.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read as an image"):
+        tasks.read_image_folder(tmp_path, Thumbs())
+    with pytest.raises(FileNotFoundError, match="no folder 'bird', the class 1"):
+        tasks.read_image_folder(tmp_path, Thumbs(), label_names=("cat", "bird"))
+    (tmp_path / "empty" / "x").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has no images"):
+        tasks.read_image_folder(tmp_path / "empty", Thumbs())
+
+
+def test_labels_numbered_differently_are_found_and_offered():
+    """A model that means (contradiction, entailment, neutral), and is wrong on a tenth of the examples."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 300).astype(np.int32)
+    meant = np.array([1, 2, 0])[labels]
+    shown = np.where(rng.random(300) < 0.1, (meant + 1) % 3, meant)
+    names = ("contradiction", "entailment", "neutral")
+    model = npeff.Model(lambda p, x: p["w"][x["k"]], {"w": 3 * jnp.eye(3)}, label_names=names)
+    data = tasks.Dataset({"k": shown}, labels, [str(i) for i in range(300)], ("entailment", "neutral", "contradiction"))
+    check = tasks.check_labels(model, data, limit=200, batch_size=64)
+    assert check.best_map == {0: 1, 1: 2, 2: 0}
+    assert not check.agrees
+    assert check.accuracy < 0.15 < 0.85 < check.best_accuracy
+    assert "entailment → entailment" in str(check)
+    np.testing.assert_array_equal(data.labels, labels)  # nothing was changed
+    fixed = data.relabel(check.best_map, check.model_names)
+    again = tasks.check_labels(model, fixed)
+    assert again.agrees
+    assert again.accuracy > 0.85
+    assert "numbered differently" not in str(again)
+    with pytest.raises(ValueError, match=r"no entry for the labels \[2\]"):
+        data.relabel({0: 0, 1: 1})
+
+
+def test_subset_keeps_examples_labels_and_display_together():
+    data = tasks.Dataset({"k": np.arange(5)}, np.arange(5), list("abcde"))
+    for rows in (slice(1, 4), np.array([1, 2, 3]), np.arange(5) % 4 != 0):
+        part = data.subset(rows)
+        assert part.display == ["b", "c", "d"]
+        np.testing.assert_array_equal(part.labels, part.examples["k"])
+
+
+def test_the_papers_settings():
+    presets = tasks.presets
+    assert (presets.NLI.n_examples, presets.NLI.n_heldout, presets.NLI.n_components) == (50_000, 50_000, 512)
+    assert (presets.QQP.n_examples, presets.QQP.n_heldout, presets.QQP.n_components) == (50_000, 40_430, 256)
+    imagenet = presets.IMAGENET
+    assert (imagenet.n_examples, imagenet.n_heldout, imagenet.n_components) == (20_000, 30_000, 512)
+    assert imagenet.representation.min_probability == 3e-3
