@@ -13,3 +13,15 @@ def digits(out: Path = Path("npeff-digits"), seed: int = 0) -> None:
     from npeff_jax.cli._demos import digits_demo
 
     digits_demo(out, seed=seed)
+
+
+def tracr(out: Path = Path("npeff-tracr"), seed: int = 0) -> None:
+    """Explain a transformer compiled from a program, where what it computes is known.
+
+    Args:
+        out: directory for what it computes; report.html in it is what to look at.
+        seed: of the examples and the decomposition.
+    """
+    from npeff_jax.cli._demos import tracr_demo
+
+    tracr_demo(out, seed=seed)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 
 import npeff_jax as npeff
+import npeff_jax.report
 from npeff_jax._progress import Progress
 
 
@@ -81,3 +83,53 @@ def _explain_digits(
         stability=stability,
         title=f"Digits: a small convolutional network, {'LRM' if table is not None else 'D'}-NPEFF",
     )
+
+
+def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
+    """Explain a transformer compiled from a program, where the truth is known.
+
+    Args:
+        out: directory for PEFs and the report.
+        seed: of examples and decomposition.
+        progress: a bar, a stream for JSON lines, or False.
+
+    Returns:
+        The report to look at.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    task = npeff.tasks.inference(n_examples=1000, seed=seed)
+    model = task.model
+    right = np.argmax(jax.jit(jax.vmap(model.logits_fn, (None, 0)))(model.params, task.examples), axis=1) == task.labels
+    print(f"program: {model.space.size:,} parameters, {right.mean():.1%} of {len(right)} sentence pairs right")
+    pefs = npeff.compute_pefs(
+        model,
+        task.examples,
+        npeff.LowRank(),
+        labels=task.labels,
+        keep=8192,
+        path=out / "pefs",
+        on_existing="resume",
+        progress=progress,
+    )
+    decomposition = npeff.decompose(pefs, 32, seed=seed, progress=progress)
+    print(
+        f"{np.median(pefs.kept_energy):.1%} of the PEFs' trace kept (median); loss "
+        f"{decomposition.history.loss[-1]:.4f} of their squared norm"
+    )
+    found = npeff.evaluation.search_concepts(decomposition.coefficients, task.concepts, n_top=16, seed=seed)
+    print(found)
+    traces = npeff.report.trace_components(
+        model, decomposition, decomposition.coefficients, task.examples, positions=task.tokens, progress=progress
+    )
+    report = npeff.write_report(
+        out / "report.html",
+        decomposition,
+        heldout=pefs,
+        display=npeff.report.Texts(task.texts, ("premise", "hypothesis")),
+        model=model,
+        notes=[found.note(j) for j in range(decomposition.n_components)],
+        traces=traces,
+        title="A compiled program for natural-language inference",
+    )
+    print(f"look at {report.resolve()}")
+    return report

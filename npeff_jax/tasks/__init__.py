@@ -7,6 +7,8 @@ from npeff_jax.tasks._digits import digits as digits
 from npeff_jax.tasks._image_folder import read_image_folder as read_image_folder
 from npeff_jax.tasks._labels import LabelCheck as LabelCheck
 from npeff_jax.tasks._labels import check_labels as check_labels
+from npeff_jax.tasks._nli import Inference as Inference
+from npeff_jax.tasks._nli import inference as inference
 from npeff_jax.tasks._tables import Columns as Columns
 from npeff_jax.tasks._tables import read_qqp as read_qqp
 from npeff_jax.tasks._tables import read_snli as read_snli
