@@ -31,7 +31,7 @@ class PerturbationTrace:
     """
 
     stages: tuple[str, ...]
-    change: tuple[Float[np.ndarray, "positions"], ...]
+    change: tuple[Float[np.ndarray, "_"], ...]
     groups: tuple[str, ...]
     logits: Float[np.ndarray, "groups C"]
 
