@@ -44,13 +44,17 @@ def low_rank_edits(
     norm: float,
     reject_below: float | None = PAPER_THRESHOLD,
 ) -> Iterator[PyTree]:
-    """±norm · direction, component by component. Everything is checked before the first."""
-    directions = component_directions(model, decomposition, components.tolist(), reject_below)
-    return (
-        jax.tree.map(lambda leaf, scale=sign * norm: scale * leaf, direction)
-        for direction in directions
-        for sign in SIGNS
-    )
+    """±norm · direction, component by component; zeros for dead ones. Everything is checked before the first."""
+    alive = [j for j in components.tolist() if np.any(decomposition.pseudo_fishers[j])]
+    directions = component_directions(model, decomposition, alive, reject_below)
+
+    def edits() -> Iterator[PyTree]:
+        for component in components.tolist():
+            direction = next(directions) if component in alive else _nothing(model)
+            for sign in SIGNS:
+                yield jax.tree.map(lambda leaf, scale=sign * norm: scale * leaf, direction)
+
+    return edits()
 
 
 def diagonal_edits(
@@ -63,16 +67,19 @@ def diagonal_edits(
     """Edits that lower, then raise the loss on a component's top examples, each to the KL range by itself.
 
     Where the range is out of reach (a model that is right and certain cannot be made much more so) the edit is zero:
-    its ratio is then 0/0, and the other sign's is taken.
+    its ratio is then 0/0, and the other sign's is taken. A dead component's edits are both zero.
     """
     for position, component in enumerate(top.of.tolist()):
         for sign in SIGNS:
+            if not np.any(decomposition.pseudo_fishers[component]):
+                yield _nothing(model)
+                continue
             labels = None if top.labels is None else top.labels[position]
             options = {"fisher": fisher, "labels": labels, "sign": sign, "settings": settings}
             try:
                 yield diagonal_edit(model, decomposition, component, top.examples[position], **options).change
             except UnreachableKLError:
-                yield model.space.unravel(jnp.zeros(model.space.size))
+                yield _nothing(model)
 
 
 def random_edits(model: Model, count: int, norm: float, seed: int) -> Iterator[PyTree]:
@@ -81,3 +88,7 @@ def random_edits(model: Model, count: int, norm: float, seed: int) -> Iterator[P
         vector = jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), (model.space.size,))
         for sign in SIGNS:
             yield model.space.unravel(sign * norm * vector / jnp.linalg.norm(vector))
+
+
+def _nothing(model: Model) -> PyTree:
+    return model.space.unravel(jnp.zeros(model.space.size))

@@ -14,7 +14,7 @@ class Selectivity:
 
     A KL ratio is a mean KL over top examples divided by the mean over random other ones. Where a component's ratio is
     reported, it is the larger one of its two signs, as in the paper (section 3.1.2), and every null takes the same
-    maximum.
+    maximum. A dead component, whose pseudo-Fisher vector is zero, has NaN for a ratio.
 
     Attributes:
         components: (c,), which components.
@@ -106,7 +106,7 @@ class Selectivity:
     def __repr__(self) -> str:
         return (
             f"Selectivity of {len(self.components)} components, {self.top.shape[1]} top examples of each; medians: "
-            f"KL ratio {np.nanmedian(self.kl_ratio):.3g}, of PEF norms {np.nanmedian(self.pef_norm_ratio):.3g}, under "
+            f"KL ratio {_overall(self.kl_ratio):.3g}, of PEF norms {_overall(self.pef_norm_ratio):.3g}, under "
             f"other components {_overall(self.null_kl_ratio):.3g}, under random directions "
             f"{_overall(self.random_kl_ratio):.3g}; ceiling with the top examples left in {self.ceiling:.3g}"
         )

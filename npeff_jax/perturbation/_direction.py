@@ -69,7 +69,8 @@ def all_direction_weights(
     else:
         check_in_range("reject_below", reject_below, 0.0, 1.0)
         gram = pseudo_fisher_gram(decomposition.pseudo_fishers)
-    return np.stack([direction_weights(gram, j, reject_below) for j in components])
+    weights = [direction_weights(gram, j, reject_below) for j in components]
+    return np.reshape(weights, (len(components), decomposition.n_components))
 
 
 def perturb(model: Model, direction: PyTree, scale: float = 1.0) -> Model:

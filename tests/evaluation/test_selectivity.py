@@ -160,6 +160,19 @@ def test_fewer_random_examples_and_components(planted):
         found.example_kl(0)
 
 
+@pytest.mark.parametrize("kind", list(npeff.Kind))
+def test_a_dead_component_spoils_no_other(planted, kind):
+    model, decomposition, pefs, examples, _ = planted
+    vectors = np.abs(np.concatenate([block_vectors(), np.zeros((1, model.space.size))]))
+    coefficients = np.concatenate([decomposition.coefficients, np.zeros((90, 1))], axis=1)
+    with_dead = make_decomposition(model, vectors, coefficients, kind)
+    found = npeff.selectivity(model, with_dead, pefs, examples, fit=with_dead, n_top=10, progress=False)
+    assert np.isnan(found.kl_ratio[3])
+    assert (found.kl_ratio[:3] > found.null_kl_ratio[:3]).all()
+    assert np.isfinite(found.null_kl_ratio[:3]).all()
+    assert "nan" not in repr(found)
+
+
 def test_it_can_be_read(table):
     assert "KL ratio" in repr(table)
     assert "ceiling with the top examples left in 9" in repr(table)
