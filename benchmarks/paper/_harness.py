@@ -75,24 +75,24 @@ class Setting:
 
 
 def language(fast: bool) -> Setting:
-    """A transformer of 18,915 parameters on sentence pairs, three classes."""
+    """A two-layer transformer on sentence pairs, three classes."""
     import _language
 
-    sizes = (300, 200, 300, 150) if fast else (1500, 3000, 8000, 600)
+    sizes = (300, 200, 300, 150) if fast else (1500, 1200, 3000, 600)
     model, head, examples, heldout = _language.build(*sizes)
     chosen = (
-        {"keep": 1024, "n_components": 12, "n_top": 16} if fast else {"keep": 4096, "n_components": 64, "n_top": 64}
+        {"keep": 1024, "n_components": 12, "n_top": 16} if fast else {"keep": 4096, "n_components": 32, "n_top": 32}
     )
     return Setting("language", model, head, *examples, *heldout, **chosen)
 
 
 def vision(fast: bool) -> Setting:
-    """A convolutional network of 18,188 parameters on rendered digits, a hundred classes."""
+    """A convolutional network on rendered digits, a hundred classes."""
     import _vision
 
-    sizes = (300, 150, 250, 40) if fast else (600, 2000, 6000, 400)
+    sizes = (300, 150, 250, 40) if fast else (600, 800, 2500, 400)
     model, head, examples, heldout = _vision.build(*sizes)
-    chosen = {"keep": 512, "n_components": 12, "n_top": 16} if fast else {"keep": 2048, "n_components": 64, "n_top": 64}
+    chosen = {"keep": 512, "n_components": 12, "n_top": 16} if fast else {"keep": 2048, "n_components": 32, "n_top": 32}
     return Setting("vision", model, head, *examples, *heldout, **chosen, min_probability=_vision.MIN_PROBABILITY)
 
 
