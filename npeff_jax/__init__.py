@@ -50,6 +50,7 @@ from npeff_jax.pefs import Rows as Rows
 from npeff_jax.pefs import Sampled as Sampled
 from npeff_jax.pefs import SharedSupport as SharedSupport
 from npeff_jax.pefs import compute_pefs as compute_pefs
+from npeff_jax.pefs import fisher_vector_product as fisher_vector_product
 from npeff_jax.pefs import load_pefs as load_pefs
 from npeff_jax.pefs import pef_rows as pef_rows
 from npeff_jax.pefs import plan as plan

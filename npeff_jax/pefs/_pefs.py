@@ -8,7 +8,7 @@ import scipy.sparse
 from jaxtyping import Float, Int
 
 from npeff_jax._types import RowArray
-from npeff_jax.pefs._schema import Schema
+from npeff_jax.pefs._schema import Kind, Schema
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +75,15 @@ class Pefs:
             if f.name != "schema"
         }
         return Pefs(dataclasses.replace(self.schema, n_examples=len(examples)), **arrays)
+
+    def fisher_vector_product(self, vector: Float[np.ndarray, "m"]) -> Float[np.ndarray, "n m"]:
+        """F_i v of every example, from what was kept, in the unit of the stored rows."""
+        A = self.to_scipy().astype(np.float64)
+        if self.schema.kind is Kind.DIAGONAL:
+            return A.multiply(vector[None]).toarray()
+        example = np.repeat(np.arange(self.n_examples), self.n_rows)
+        owner = scipy.sparse.csr_array((A @ vector, (example, np.arange(A.shape[0]))), (self.n_examples, A.shape[0]))
+        return (owner @ A).toarray()
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """A: all rows stacked, (N, m), example by example. Copies everything into memory."""

@@ -76,20 +76,22 @@ class Selector:
         energy = [np.einsum("cm,cm->m", leaf, leaf)[None] for leaf in leaves]
         support = self(energy, parameters).indices
         c = leaves[0].shape[0]
-        everywhere = Selected(np.repeat(np.arange(c), support.size), np.tile(support, c), np.zeros(0, np.float32), 0, 0)
-        values = self.gather(leaves, everywhere)[np.arange(c * support.size), everywhere.rows]
+        rows, indices = np.repeat(np.arange(c), support.size), np.tile(support, c)
+        values = self.gather(leaves, rows, indices)[np.arange(rows.size), rows]
         kept = values != 0
-        return Selected(everywhere.rows[kept], everywhere.indices[kept], values[kept], 0.0, 0)
+        return Selected(rows[kept], indices[kept], values[kept], 0.0, 0)
 
-    def gather(self, leaves: Sequence[Float[np.ndarray, "c _"]], selected: Selected) -> Float[np.ndarray, "k c"]:
-        """All rows at the parameters of the kept entries."""
-        out = np.empty((selected.indices.size, leaves[0].shape[0]), np.float32)
-        rows = np.searchsorted(selected.rows, np.arange(leaves[0].shape[0] + 1))
-        for start, stop in itertools.pairwise(rows):
-            at = start + np.searchsorted(selected.indices[start:stop], self.offsets)
+    def gather(
+        self, leaves: Sequence[Float[np.ndarray, "c _"]], rows: Int[np.ndarray, "k"], indices: Int[np.ndarray, "k"]
+    ) -> Float[np.ndarray, "k c"]:
+        """All rows at the parameters of entries in ascending order of (row, parameter)."""
+        out = np.empty((indices.size, leaves[0].shape[0]), np.float32)
+        starts = np.searchsorted(rows, np.arange(leaves[0].shape[0] + 1))
+        for start, stop in itertools.pairwise(starts):
+            at = start + np.searchsorted(indices[start:stop], self.offsets)
             for leaf, offset, first, last in zip(leaves, self.offsets, at[:-1], at[1:]):
                 if first < last:
-                    out[first:last] = leaf[:, selected.indices[first:last] - offset].T
+                    out[first:last] = leaf[:, indices[first:last] - offset].T
         return out
 
     def _pieces(self, leaves: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:

@@ -40,7 +40,7 @@ class Sparsifier:
         else:
             keep = self.keep.entries * n_rows if isinstance(self.keep, PerRow) else self.schema.keep
             chosen = self.select(used, keep)
-        gathered = self.select.gather(one.leaves, chosen)
+        gathered = self.select.gather(one.leaves, chosen.rows, chosen.indices)
         held = fidelity(self.schema.kind, chosen, gathered, one.gram, n_rows, self.select.size)
         # Rows come from cotangents divided by ``scale``. F is quadratic in a row of a factor, linear in a diagonal.
         power = 1.0 if self.schema.kind is Kind.DIAGONAL else 0.5

@@ -1,0 +1,281 @@
+"""How fast are per-example Fishers?
+
+A BERT shape: gradients, selection and the whole of `compute_pefs` against ordinary batch gradients and against
+`torch.func.vmap(jacrev)`, with torch's own top-k and with this library's selection given to torch; selection alone
+against `np.argpartition`; cost and memory against n. Every ratio is of one run on one machine.
+
+    python benchmarks/bench_fishers.py [--gpu] [--out bench_fishers.json]
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import npeff_jax as npeff
+from npeff_jax.pefs import Selector
+
+KEEP = 65_536
+CPU_SHAPE = {"layers": 4, "width": 256, "heads": 4, "tokens": 64, "vocabulary": 1000, "classes": 3}
+GPU_SHAPE = {"layers": 12, "width": 768, "heads": 12, "tokens": 128, "vocabulary": 30522, "classes": 3}
+
+
+def init(shape: dict, seed: int = 0) -> dict:
+    """Parameters of an encoder as nested dictionaries of NumPy arrays, the same for JAX and for torch."""
+    rng = np.random.default_rng(seed)
+    width = shape["width"]
+
+    def dense(n_in, n_out):
+        kernel = rng.normal(size=(n_in, n_out)) / np.sqrt(n_in)
+        return {"kernel": kernel.astype(np.float32), "bias": np.zeros(n_out, np.float32)}
+
+    def norm():
+        return {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
+
+    def block():
+        names = {"query": (width, width), "key": (width, width), "value": (width, width), "out": (width, width)}
+        names |= {"up": (width, 4 * width), "down": (4 * width, width)}
+        return {name: dense(*sizes) for name, sizes in names.items()} | {"norm1": norm(), "norm2": norm()}
+
+    params = {f"layer{i}": block() for i in range(shape["layers"])}
+    params["tokens"] = rng.normal(size=(shape["vocabulary"], width)).astype(np.float32)
+    params["positions"] = rng.normal(size=(shape["tokens"], width)).astype(np.float32) * 0.1
+    return params | {"pooler": dense(width, width), "head": dense(width, shape["classes"])}
+
+
+def logits(xp, softmax, gelu, shape: dict, params: dict, tokens):
+    """The encoder written once: ``xp`` is ``jax.numpy`` or ``torch``."""
+
+    def dense(p, x):
+        return x @ p["kernel"] + p["bias"]
+
+    def norm(p, x):
+        centred = x - x.mean(-1)[..., None]
+        return centred / xp.sqrt((centred**2).mean(-1)[..., None] + 1e-12) * p["scale"] + p["bias"]
+
+    def split(x):
+        return x.reshape(shape["tokens"], shape["heads"], -1).swapaxes(0, 1)
+
+    x = params["tokens"][tokens] + params["positions"]
+    for i in range(shape["layers"]):
+        p = params[f"layer{i}"]
+        q, k, v = (split(dense(p[name], x)) for name in ("query", "key", "value"))
+        weights = softmax(q @ k.swapaxes(1, 2) / (shape["width"] / shape["heads"]) ** 0.5)
+        attended = (weights @ v).swapaxes(0, 1).reshape(shape["tokens"], shape["width"])
+        x = norm(p["norm1"], x + dense(p["out"], attended))
+        x = norm(p["norm2"], x + dense(p["down"], gelu(dense(p["up"], x))))
+    return dense(params["head"], xp.tanh(dense(params["pooler"], x[0])))
+
+
+def jax_model(shape: dict) -> npeff.Model:
+    def logits_fn(params, tokens):
+        return logits(jnp, jax.nn.softmax, lambda x: jax.nn.gelu(x, approximate=False), shape, params, tokens)
+
+    return npeff.Model(logits_fn, jax.tree.map(jnp.asarray, init(shape)))
+
+
+def seconds(function, repeats: int = 3) -> float:
+    """The least of a few, after one that compiles."""
+    function()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def batch_gradients(model: npeff.Model, x: np.ndarray, passes: int) -> float:
+    """Seconds an example of ``passes`` ordinary gradients of the batch's loss: what training would cost."""
+
+    @jax.jit
+    def gradient(params, tokens, label):
+        def loss(params):
+            found = jax.vmap(model.logits_fn, (None, 0))(params, tokens)
+            return -jnp.mean(jax.nn.log_softmax(found)[:, label])
+
+        return jax.grad(loss)(params)
+
+    def all_passes():
+        for label in range(passes):
+            jax.block_until_ready(gradient(model.params, x, label))
+
+    return seconds(all_passes) / len(x)
+
+
+def dense_rows(model: npeff.Model, x: np.ndarray) -> float:
+    """Seconds an example of the rows on the devices, before anything is selected."""
+    from npeff_jax._sharding import make_mesh
+    from npeff_jax.pefs import BatchRows
+
+    rows = BatchRows(model, npeff.LowRank(), make_mesh(jax.devices()[:1]), len(x), "highest")
+    return seconds(lambda: jax.block_until_ready(rows(x, 0))) / len(x)
+
+
+def whole(model: npeff.Model, x: np.ndarray, batch: int, path: pathlib.Path | None = None) -> float:
+    """Seconds an example of `compute_pefs`, compilation left out by subtracting a short run from a long one."""
+    times = []
+    for n in (batch, len(x)):
+        start = time.perf_counter()
+        options = {"keep": KEEP, "batch_size": batch, "progress": False, "on_existing": "overwrite"}
+        npeff.compute_pefs(model, x[:n], path=path, **options)
+        times.append(time.perf_counter() - start)
+    return (times[1] - times[0]) / (len(x) - batch)
+
+
+def torch_rows(shape: dict, x: np.ndarray) -> dict[str, float]:
+    """Seconds an example of the same PEFs in torch: jacrev of all classes, normalised, its own top-k or ours."""
+    import torch
+
+    params = jax.tree.map(torch.from_numpy, init(shape))
+    leaves, tree = jax.tree.flatten(params)
+    sizes = [leaf.numel() for leaf in leaves]
+    tokens = torch.from_numpy(x)
+
+    def log_p(leaves, tokens):
+        params = jax.tree.unflatten(tree, leaves)
+        gelu = torch.nn.functional.gelu
+        found = logits(torch, lambda z: torch.softmax(z, -1), gelu, shape, params, tokens)
+        return torch.log_softmax(found, -1), torch.log_softmax(found, -1)
+
+    jacobian = torch.func.vmap(torch.func.jacrev(log_p, has_aux=True), (None, 0))
+
+    def rows():
+        with torch.no_grad():
+            gradients, values = jacobian(tuple(leaves), tokens)
+            root = torch.exp(values / 2)
+            return [g.reshape(*g.shape[:2], -1) * root[..., None] for g in gradients]
+
+    def norm_of(parts):
+        gram = sum(part @ part.T for part in parts)
+        return torch.sqrt(torch.linalg.norm(gram))
+
+    def with_topk():
+        for parts in zip(*rows(), strict=True):
+            flat = torch.cat(parts, 1) / norm_of(parts)
+            flat = flat.reshape(-1)
+            index = torch.topk(flat.abs(), KEEP, sorted=False).indices
+            flat[index]
+
+    select = Selector(sizes, shape["classes"])
+
+    def with_our_selection():
+        for parts in zip(*rows(), strict=True):
+            norm_of(parts)
+            select([part.numpy() for part in parts], KEEP)
+
+    return {
+        "jacrev": seconds(rows, 2) / len(x),
+        "jacrev and topk": seconds(with_topk, 2) / len(x),
+        "jacrev and our selection": seconds(with_our_selection, 2) / len(x),
+    }
+
+
+def selection(n: int = 10_000_000) -> dict[str, float]:
+    """Seconds to find the largest 65,536 of 10 million, exactly."""
+    values = np.random.default_rng(0).normal(size=n).astype(np.float32)
+    select = Selector([n], 1)
+    ours = select([values[None]], KEEP)
+    absolute = np.abs(values)
+    theirs = np.sort(np.argpartition(absolute, n - KEEP)[n - KEEP :])
+    assert np.array_equal(ours.indices, theirs)
+    return {
+        "ours": seconds(lambda: select([values[None]], KEEP), 5),
+        "argpartition": seconds(lambda: np.argpartition(np.abs(values), n - KEEP), 3),
+        "argpartition of absolute values at hand": seconds(lambda: np.argpartition(absolute, n - KEEP), 3),
+    }
+
+
+def growth(n: int) -> dict[str, float]:
+    """Time and peak memory of a run to disk over ``n`` examples, in a process of its own."""
+    command = [sys.executable, __file__, "--growth", str(n)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measure_growth(n: int) -> None:
+    rng = np.random.default_rng(0)
+    shape = (256, 128, 10)
+    params = [rng.normal(size=(a, b)).astype(np.float32) / 16 for a, b in itertools.pairwise(shape)]
+    model = npeff.Model(lambda p, x: jnp.tanh(x @ p[0]) @ p[1], params)
+
+    class Source:
+        """Examples made when they are asked for, so that they take no memory themselves."""
+
+        def __len__(self):
+            return n
+
+        def __getitem__(self, rows):
+            return np.stack([np.random.default_rng(i).normal(size=256) for i in range(n)[rows]]).astype(np.float32)
+
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        path = pathlib.Path(folder) / "pefs"
+        npeff.compute_pefs(model, Source(), keep=2048, path=path, batch_size=64, progress=False)
+        spent = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"n": n, "seconds": spent, "peak_bytes": peak}))
+
+
+def figure(growths: list[dict], path: pathlib.Path) -> None:
+    import matplotlib.pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    n = [g["n"] for g in growths]
+    left.plot(n, [g["seconds"] for g in growths], "o-")
+    left.set(xlabel="examples", ylabel="seconds", title="time", xlim=0, ylim=0)
+    right.plot(n, [g["peak_bytes"] / 2**20 for g in growths], "o-")
+    right.set(xlabel="examples", ylabel="peak resident MiB", title="memory", xlim=0, ylim=0)
+    fig.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gpu", action="store_true", help="the shape of BERT-base, where a GPU is at hand")
+    parser.add_argument("--part", choices=["speed", "selection", "growth"], action="append")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench_fishers.json"))
+    parser.add_argument("--growth", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.growth:
+        measure_growth(options.growth)
+        return
+    shape, batch = (GPU_SHAPE, 16) if options.gpu else (CPU_SHAPE, 8)
+    parts = options.part or ["speed", "selection", "growth"]
+    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
+    result: dict = {"device": device, "jax": jax.__version__, "shape": shape, "keep": KEEP}
+    if "speed" in parts:
+        model = jax_model(shape)
+        x = np.random.default_rng(1).integers(0, shape["vocabulary"], (5 * batch, shape["tokens"]))
+        few, passes = x[:batch], shape["classes"] - 1
+        times = {f"batch gradients, {passes} passes": batch_gradients(model, few, passes)}
+        times["rows"] = dense_rows(model, few)
+        times["compute_pefs, in memory"] = whole(model, x, batch)
+        with tempfile.TemporaryDirectory() as folder:
+            times["compute_pefs, to disk"] = whole(model, x, batch, pathlib.Path(folder) / "pefs")
+        if not options.gpu:
+            times |= {f"torch {name}": value for name, value in torch_rows(shape, few).items()}
+        result |= {"parameters": model.space.size, "milliseconds_an_example": {k: 1e3 * v for k, v in times.items()}}
+        ours = times["compute_pefs, in memory"]
+        result["ratios_to_compute_pefs"] = {name: value / ours for name, value in times.items()}
+    if "selection" in parts:
+        times = selection()
+        result["selection_milliseconds"] = {name: 1e3 * value for name, value in times.items()}
+        result["selection_ratio"] = times["argpartition of absolute values at hand"] / times["ours"]
+    if "growth" in parts:
+        result["growth"] = [growth(n) for n in (2_000, 5_000, 10_000, 20_000)]
+        figure(result["growth"], options.out.with_suffix(".png"))
+    options.out.write_text(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
