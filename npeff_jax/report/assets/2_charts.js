@@ -20,7 +20,7 @@ function scale(low, high, from, to, log) {
   if (log) {
     for (let p = Math.floor(a); p <= Math.ceil(b); p++) for (const m of b - a < 1.2 ? [1, 2, 5] : [1])
       if (m * 10 ** p >= low * 0.999 && m * 10 ** p <= high * 1.001) ticks.push(m * 10 ** p);
-    if (ticks.length > 7) ticks = ticks.filter((_, i) => i % Math.ceil(ticks.length / 6) === 0);
+    if (ticks.length > 5) ticks = ticks.filter((_, i) => i % Math.ceil(ticks.length / 4) === 0);
   }
   return { at, ticks };
 }

@@ -51,7 +51,7 @@ function card(c) {
       causal && causal.kl_ratio !== null && figure("Is it what the model uses?", ratioRows({ label: `KL ratio ${times(causal.kl_ratio)}, null ${times(causal.null_kl_ratio)}, PEF norms ${times(causal.pef_norm_ratio)}`,
         rows: [{ name: "KL ratio", class: "kl", values: [causal.kl_ratio] }, { name: "null", class: "null", values: [causal.null_kl_ratio || 0] }, { name: "PEF norms", class: "norms", values: [causal.pef_norm_ratio || 0] }] }),
         "Mean over its top examples divided by the mean over others. Above both others: moving along this component changes what it claims to explain."),
-      figure("Where it lives", placesTable(c.places, data.places.mean), "Share of its energy by layer and kind of parameter; the tick is the mean over components.", data.places.kinds.length > 3),
+      figure("Where it lives", placesTable(c.places, data.places.mean), "Share of its energy by layer and kind of parameter; the tick is the mean over components.", data.places.kinds.length > 2),
       figure("How fast it fades", lineChart({ label: "Coefficients by rank, held out and decomposed", logX: true, yMax: 1, xLabel: "rank, fraction of the examples", yLabel: "coefficient, of the largest", xFormat: (v) => `${number(100 * v)} %`,
         series: [{ class: "other", points: data.decay_at.map((x, i) => [x, c.decomposed_decay[i]]) }, { points: data.decay_at.map((x, i) => [x, c.decay[i]]) }] }),
         [h("span", { class: "key" }, data.examples.source), data.examples.source === "decomposed" ? null : [" ", h("span", { class: "key dashed" }, "decomposed"), " Where the two agree, the component is no accident of the examples it was found in."]]),
