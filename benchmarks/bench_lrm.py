@@ -3,9 +3,9 @@
     python benchmarks/bench_lrm.py [--problems digits tracr transformer planted] [--seeds 5] [--out bench_lrm.json]
 
 Ours: the default solver in the row space that `decompose` picks, from the first call in a fresh process: compilation,
-Gram matrix and recovery of the pseudo-Fishers included, and shown apart. The paper's: sparse rows, 1,500 steps, at the
+Gram matrix and recovery of the pseudo-Fishers included, and shown apart. The paper's: sparse rows, up to 1,500 steps, at the
 best of six learning rates (chosen on a seed of its own; the grid moves until the best is interior) and at the default
-rate; its compilation is left out. Both start from the same vectors.
+rate (two seeds); its compilation is left out. Both start from the same vectors.
 """
 
 import argparse
@@ -25,8 +25,8 @@ WARM = npeff.Stopping(max_steps=1, tolerance=-1.0)
 
 
 def paper(pefs: npeff.Pefs, r: int, rate: float, seed: int, steps: int) -> npeff.Decomposition:
-    """The paper's algorithm on sparse rows."""
-    stopping = npeff.Stopping(max_steps=steps, tolerance=-1.0)
+    """The paper's algorithm on sparse rows, until it stands still."""
+    stopping = npeff.Stopping(max_steps=steps, tolerance=1e-6)
     return npeff.decompose(
         pefs, r, solver=npeff.Paper(rate), rows=npeff.Sparse(), seed=seed, stopping=stopping, progress=False
     )
@@ -41,7 +41,7 @@ def best_rate(pefs: npeff.Pefs, r: int, steps: int = 300) -> tuple[float, dict[f
         for rate in grid:
             if rate not in losses:
                 found = paper(pefs, r, rate, seed=100, steps=steps)
-                good = len(found.history.loss) == steps  # else it diverged
+                good = not found.stopped.startswith("non-finite")
                 losses[rate] = float(found.history.loss[-1]) if good else float("inf")
         best = min(grid, key=losses.__getitem__)
         if best == grid[0]:
@@ -76,21 +76,22 @@ def compare(problem: str, seeds: int) -> dict:
         ours = npeff.decompose(pefs, r, seed=seed, progress=False)
         whole = time.perf_counter() - start
         around = whole - ours.history.seconds[-1]
-        tuned, default = (paper(pefs, r, x, seed, STEPS).history for x in (rate, 1e-3))
+        tuned = paper(pefs, r, rate, seed, STEPS).history
+        default = paper(pefs, r, 1e-3, seed, STEPS).history if seed < 2 else None  # slow: two seeds say enough
         target = 1.01 * min(ours.history.loss[-1], tuned.loss[-1])
         runs.append(
             {
                 "our loss": float(ours.history.loss[-1]),
                 "paper's loss": float(tuned.loss[-1]),
-                "paper's loss, default rate": float(default.loss[-1]),
+                "paper's loss, default rate": float(default.loss[-1]) if default else np.nan,
                 "our seconds": compilation + around + reached(ours.history, target),
                 "of them iterations": reached(ours.history, target),
                 "paper's seconds": reached(tuned, target),
                 "paper's seconds, all steps": float(tuned.seconds[-1]),
-                "paper's seconds, default rate": reached(default, target),
+                "paper's seconds, default rate": reached(default, target) if default else np.nan,
             }
         )
-    result = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+    result = {name: float(np.nanmedian([run[name] for run in runs])) for name in runs[0]}
     result |= {"problem": problem, "r": r, "n": pefs.n_examples, "N": pefs.total_rows, "K": pefs.schema.keep}
     result |= {"compilation": compilation, "rate": rate, "rates": rates, "row space": ours.settings["row_space"]}
     # Where the paper's never arrives in its 1,500 steps, their whole time is a lower bound.
