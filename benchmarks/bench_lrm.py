@@ -3,9 +3,12 @@
     python benchmarks/bench_lrm.py [--problems digits tracr transformer planted] [--seeds 5] [--out bench_lrm.json]
 
 Ours: the default solver in the row space that `decompose` picks, from the first call in a fresh process: compilation,
-Gram matrix and recovery of the pseudo-Fishers included, and shown apart. The paper's: sparse rows, up to 1,500 steps, at the
-best of six learning rates (chosen on a seed of its own; the grid moves until the best is interior) and at the default
-rate (two seeds); its compilation is left out. Both start from the same vectors.
+Gram matrix and recovery of the pseudo-Fishers included, and shown apart. The paper's: sparse rows, 1,500 steps, at the
+best of six learning rates (chosen on a seed of its own; the grid moves until the best is interior) and, for two seeds,
+at the default rate; its compilation is left out. Both start from the same vectors.
+
+Where the paper's never arrives, because it is in a worse local minimum, the ratio is a lower bound. So there is a second
+one: to within 1% of the loss that the paper's itself ends at.
 """
 
 import argparse
@@ -25,8 +28,8 @@ WARM = npeff.Stopping(max_steps=1, tolerance=-1.0)
 
 
 def paper(pefs: npeff.Pefs, r: int, rate: float, seed: int, steps: int) -> npeff.Decomposition:
-    """The paper's algorithm on sparse rows, until it stands still."""
-    stopping = npeff.Stopping(max_steps=steps, tolerance=1e-6)
+    """The paper's algorithm on sparse rows."""
+    stopping = npeff.Stopping(max_steps=steps, tolerance=-1.0)
     return npeff.decompose(
         pefs, r, solver=npeff.Paper(rate), rows=npeff.Sparse(), seed=seed, stopping=stopping, progress=False
     )
@@ -87,6 +90,8 @@ def compare(problem: str, seeds: int) -> dict:
                 "our seconds": compilation + around + reached(ours.history, target),
                 "of them iterations": reached(ours.history, target),
                 "paper's seconds": reached(tuned, target),
+                "our seconds to paper's": compilation + around + reached(ours.history, 1.01 * tuned.loss[-1]),
+                "paper's seconds to paper's": reached(tuned, 1.01 * tuned.loss[-1]),
                 "paper's seconds, all steps": float(tuned.seconds[-1]),
                 "paper's seconds, default rate": reached(default, target) if default else np.nan,
             }
@@ -97,6 +102,9 @@ def compare(problem: str, seeds: int) -> dict:
     # Where the paper's never arrives in its 1,500 steps, their whole time is a lower bound.
     bounds = [min(run["paper's seconds"], run["paper's seconds, all steps"]) / run["our seconds"] for run in runs]
     result |= {"ratio": float(np.median(bounds)), "ratio is a bound": not np.isfinite(result["paper's seconds"])}
+    own = [run["paper's seconds to paper's"] / run["our seconds to paper's"] for run in runs]
+    result |= {"ratio to paper's": float(np.median(own))}
+    result |= {"arrived": sum(bool(np.isfinite(run["paper's seconds"])) for run in runs)}
     worse = [run["our loss"] / run["paper's loss"] - 1 for run in runs]
     return result | {"loss against paper's": float(np.median(worse)), "runs": runs}
 
@@ -108,7 +116,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench_lrm.json"))
     options = parser.parse_args()
     columns = ("our loss", "paper's loss", "paper's loss, default rate", "our seconds", "of them iterations")
-    columns += ("compilation", "paper's seconds", "ratio")
+    columns += ("compilation", "paper's seconds, all steps", "arrived", "ratio", "ratio to paper's")
     print(f"| problem | {' | '.join(columns)} | best rate |\n|---|{'---:|' * (len(columns) + 1)}")
     results = []
     for problem in options.problems:

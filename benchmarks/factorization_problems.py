@@ -21,13 +21,13 @@ class Problem:
     n_components: int
 
 
-def digits(n: int = 1200, keep: int = 2048) -> npeff.Pefs:
+def digits(n: int = 600, keep: int = 1024) -> npeff.Pefs:
     """The convolutional network of the demo, 1,418 parameters."""
     task = npeff.tasks.digits(progress=False)
     return npeff.compute_pefs(task.model, task.train_images[:n], npeff.LowRank(), keep=keep, progress=False)
 
 
-def tracr(n: int = 1000, length: int = 6) -> npeff.Pefs:
+def tracr(n: int = 500, length: int = 6) -> npeff.Pefs:
     """How often does the last token occur? Compiled by Tracr, sharpened by a temperature."""
     from tracr.compiler.compiling import compile_rasp_to_model
     from tracr.rasp import rasp
@@ -40,7 +40,7 @@ def tracr(n: int = 1000, length: int = 6) -> npeff.Pefs:
     return npeff.compute_pefs(model, examples, npeff.LowRank(), keep=2048, progress=False)
 
 
-def transformer(n: int = 1000, width: int = 48, keep: int = 2048) -> npeff.Pefs:
+def transformer(n: int = 500, width: int = 48, keep: int = 2048) -> npeff.Pefs:
     """Two attention blocks on the eight rows of a digit's image as tokens, trained."""
     task = npeff.tasks.digits(steps=1, progress=False)
     images, labels = task.train_images.reshape(-1, 8, 8), task.train_labels
@@ -80,7 +80,7 @@ def transformer(n: int = 1000, width: int = 48, keep: int = 2048) -> npeff.Pefs:
     return npeff.compute_pefs(npeff.Model(logits, params), images[:n], npeff.LowRank(), keep=keep, progress=False)
 
 
-def planted(seed: int = 0, n: int = 1000, m: int = 8000, r: int = 16, c: int = 3) -> npeff.Pefs:
+def planted(seed: int = 0, n: int = 400, m: int = 4000, r: int = 16, c: int = 3) -> npeff.Pefs:
     """Non-orthogonal, overlapping components under noise, every example's rows rotated at random."""
     rng = np.random.default_rng(seed)
     vectors = (rng.normal(size=(r, m)) + rng.normal(size=m)) * (rng.random((r, m)) < 0.1)
