@@ -7,8 +7,8 @@ Gram matrix and recovery of the pseudo-Fishers included, and shown apart. The pa
 best of six learning rates (chosen on a seed of its own; the grid moves until the best is interior) and, for two seeds,
 at the default rate; its compilation is left out. Both start from the same vectors.
 
-Where the paper's never arrives, because it is in a worse local minimum, the ratio is a lower bound. So there is a second
-one: to within 1% of the loss that the paper's itself ends at.
+Where the paper's never arrives, because it is in a worse local minimum, the ratio is a lower bound. So there is a
+second one: to within 1% of the loss that the paper's itself ends at.
 """
 
 import argparse

@@ -4,12 +4,17 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from jaxtyping import Float
 
+from npeff_jax._types import RowArray
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._nonnegative import solve_nonnegative
 from npeff_jax.factorization._stack import Stack, stack
 from npeff_jax.pefs import Kind, Pefs
+
+BLOCK_BYTES = 1 << 28
+"""Size of a block of pseudo-Fishers in memory."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,19 +58,16 @@ def fit_coefficients(
     check_same_origin(decomposition, pefs)
     low_rank = decomposition.kind is Kind.LOW_RANK
     stacked = stack(pefs, parameter_indices=decomposition.parameter_indices)
-    G = np.asarray(decomposition.pseudo_fishers[:])
-    GG = (G.astype(np.float64) @ G.astype(np.float64).T).astype(np.float32)
-    P = GG * GG if low_rank else GG
+    b, P = fixed_products(stacked, decomposition.pseudo_fishers, low_rank=low_rank)
     W, residual, terms = [], [], []
     for first in range(0, stacked.n_examples, chunk_size):
-        size = min(chunk_size, stacked.n_examples - first)
-        b = np.zeros((chunk_size, len(G)), np.float32)  # padded, so that every chunk is one compilation
-        b[:size] = numerators(stacked, G, first, first + size, low_rank=low_rank)
-        found, gap = solve_nonnegative(jnp.zeros_like(b), jnp.asarray(b), jnp.asarray(P), tolerance, max_sweeps)
-        W.append(np.asarray(found)[:size])
-        residual.append(np.asarray(gap)[:size])
+        part = b[first : first + chunk_size]
+        chunk = jnp.pad(jnp.asarray(part), ((0, chunk_size - len(part)), (0, 0)))  # every chunk is one compilation
+        found, gap = solve_nonnegative(jnp.zeros_like(chunk), chunk, jnp.asarray(P), tolerance, max_sweeps)
+        W.append(np.asarray(found)[: len(part)])
+        residual.append(np.asarray(gap)[: len(part)])
         w = W[-1].astype(np.float64)
-        terms.append(np.einsum("ij,ij->i", w, w @ P - 2 * b[:size]))
+        terms.append(np.einsum("ij,ij->i", w, w @ P - 2 * part))
     loss = stacked.example_norms + np.concatenate(terms)
     return Fit(
         coefficients=np.concatenate(W),
@@ -75,13 +77,30 @@ def fit_coefficients(
     )
 
 
-def numerators(stacked: Stack, G: np.ndarray, first: int, last: int, *, low_rank: bool) -> Float[np.ndarray, "n r"]:
-    """Σ_rows (a·g_j)², or x·h_j, of some examples."""
-    rows = slice(*np.searchsorted(stacked.owner, [first, last]))
-    AG = stacked.A[rows] @ G.T
-    b = np.zeros((last - first, len(G)), np.float32)
-    np.add.at(b, stacked.owner[rows] - first, AG * AG if low_rank else AG)
-    return b
+def fixed_products(
+    stacked: Stack, vectors: RowArray, *, low_rank: bool
+) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, "r r"]]:
+    """What does not depend on the coefficients: Σ_rows (a·g_j)² and (g_j·g_k)², or x·h_j and h_j·h_k.
+
+    The vectors are read a block of components at a time, so they may be larger than memory.
+    """
+    r, m = vectors.shape
+    size = max(1, BLOCK_BYTES // (4 * m))
+    blocks = [slice(first, min(first + size, r)) for first in range(0, r, size)]
+    N = len(stacked.owner)
+    per_example = scipy.sparse.csr_array(
+        (np.ones(N, np.float32), (stacked.owner, np.arange(N))), shape=(stacked.n_examples, N)
+    )
+    b, P = np.zeros((stacked.n_examples, r), np.float32), np.zeros((r, r), np.float32)
+    for k, left in enumerate(blocks):
+        G = np.asarray(vectors[left])
+        AG = np.asarray(stacked.A @ G.T)
+        b[:, left] = per_example @ (AG * AG if low_rank else AG)
+        for right in blocks[k:]:
+            GG = G @ (G if right == left else np.asarray(vectors[right])).T
+            P[left, right] = GG * GG if low_rank else GG
+            P[right, left] = P[left, right].T
+    return b, P
 
 
 def check_same_origin(decomposition: Decomposition, pefs: Pefs) -> None:
