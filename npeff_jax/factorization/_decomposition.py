@@ -124,7 +124,7 @@ class Decomposition:
             rows = 1 if name == "pseudo_fishers" else max(len(array), 1)
             stored = create_array(partial / name, array.shape, array.dtype, rows)
             for first in range(0, len(array), rows):
-                stored.write(first, min(first + rows, len(array)), np.asarray(array[first : first + rows]))
+                stored.write(first, min(first + rows, len(array)), np.asarray(array[first : first + rows])).result()
         manifest = {
             "version": SCHEMA_VERSION,
             "schema": self.schema.to_json(),
