@@ -1,4 +1,4 @@
-"""From a directory that save_pretrained wrote to a report, for every architecture; and parameters split over devices."""
+"""From what save_pretrained wrote to a report, for every architecture; and parameters split over devices."""
 
 import jax
 import numpy as np
