@@ -47,7 +47,8 @@ def docstrings(module: str) -> list[str]:
             if getattr(thing, "__module__", "").split(".")[0] != module:
                 continue
             for part in [thing, *(vars(thing).values() if inspect.isclass(thing) else [])]:
-                text = " ".join((getattr(part, "__doc__", None) or "").split())
+                doc = getattr(part, "__doc__", None)
+                text = " ".join(doc.split()) if isinstance(doc, str) else ""  # a mock's is no string
                 if len(text) > 30:
                     found[text[:300]] = None
     return list(found)
