@@ -18,8 +18,8 @@ class ConceptSearch:
         base: (concepts,), fraction of all examples that have each.
         share: (r, concepts), fraction of each component's top examples that have it.
         best: (r,), the concept that its top examples have most beyond its base rate.
-        permuted_shared: (permutations, r), whether all top examples share some concept when coefficients are permuted
-            over the examples, component by component: what chance does.
+        permuted_n_shared: (permutations, r), `n_shared` when coefficients are permuted over the examples, component by
+            component: what chance does.
         n_top: top examples looked at.
     """
 
@@ -27,13 +27,28 @@ class ConceptSearch:
     base: Float[np.ndarray, "concepts"]
     share: Float[np.ndarray, "r concepts"]
     best: Int[np.ndarray, "r"]
-    permuted_shared: Bool[np.ndarray, "permutations r"]
+    permuted_n_shared: Int[np.ndarray, "permutations r"]
     n_top: int
+
+    @property
+    def n_shared(self) -> Int[np.ndarray, "r"]:
+        """How many concepts all top examples of a component have."""
+        return (self.share == 1).sum(1)
 
     @property
     def shared(self) -> Bool[np.ndarray, "r"]:
         """Whether all top examples of a component share some concept."""
-        return self.share.max(1) == 1
+        return self.n_shared > 0
+
+    @property
+    def permuted_shared(self) -> Bool[np.ndarray, "permutations r"]:
+        """Whether they share some concept when coefficients are permuted."""
+        return self.permuted_n_shared > 0
+
+    def shared_names(self, component: int) -> tuple[str, ...]:
+        """The concepts that all of a component's top examples have, rarest first."""
+        found = np.flatnonzero(self.share[component] == 1)
+        return tuple(self.names[i] for i in found[np.argsort(self.base[found], kind="stable")])
 
     def note(self, component: int) -> str:
         """What the component's top examples share, in a line."""
@@ -42,7 +57,12 @@ class ConceptSearch:
         return f"{self.names[best]}: {own:.0%} of its top {self.n_top} examples, {base:.0%} of all"
 
     def __str__(self) -> str:
-        lines = [f"component {j}: {self.note(j)}" for j in range(len(self.best))]
+        chance_each = self.permuted_n_shared.mean(0)
+        lines = []
+        for j, best in enumerate(self.best):
+            nearest = f"none; nearest {self.names[best]} ({self.share[j, best]:.0%})"
+            shared = ", ".join(self.shared_names(j)) or nearest
+            lines.append(f"component {j}: {self.n_shared[j]} shared, permuted {chance_each[j]:.1f}: {shared}")
         chance = self.permuted_shared.sum(1).mean()
         lines.append(
             f"{self.shared.sum()} of {len(self.best)} components share a concept in all of their top {self.n_top} "
@@ -83,13 +103,13 @@ def search_concepts(
     has = np.stack(list(table.values()), axis=1)
     share = _share(coefficients, has, n_top)
     random = np.random.default_rng(seed)
-    permuted = [_share(random.permuted(coefficients, axis=0), has, n_top).max(1) == 1 for _ in range(n_permutations)]
+    permuted = [_share(random.permuted(coefficients, axis=0), has, n_top) for _ in range(n_permutations)]
     return ConceptSearch(
         names=tuple(table),
         base=has.mean(0),
         share=share,
         best=(share - has.mean(0)).argmax(1),
-        permuted_shared=np.array(permuted).reshape(n_permutations, r),
+        permuted_n_shared=(np.array(permuted).reshape(n_permutations, r, -1) == 1).sum(2),
         n_top=n_top,
     )
 

@@ -19,6 +19,20 @@ def test_planted_concepts_are_found_and_permuted_ones_are_not():
     assert found.permuted_shared.mean() < 0.01
     assert "5 of 6 components share a concept in all of their top 16 examples; 0.0 with permuted" in str(found)
     assert "common" not in found.names
+    lines = str(found).splitlines()
+    assert lines[0] == "component 0: 1 shared, permuted 0.0: c0"
+    assert lines[5].startswith("component 5: 0 shared, permuted 0.0: none; nearest c")
+
+
+def test_permuted_counts_are_what_chance_gives():
+    """Two concepts that half of the examples have, one top example: each is shared by chance half of the time."""
+    half = np.arange(100) % 2 == 0
+    found = search_concepts(np.ones((100, 1)).cumsum(0), {"a": half, "b": ~half}, n_top=1, n_permutations=500)
+    assert found.n_shared.tolist() == [1]
+    assert np.all(found.permuted_n_shared == 1)
+    found = search_concepts(np.ones((100, 1)).cumsum(0), {"a": half}, n_top=1, n_permutations=500)
+    assert 0.4 < found.permuted_shared.mean() < 0.6
+    assert found.shared_names(0) == ()
 
 
 def test_shares_are_counted():

@@ -85,7 +85,9 @@ def test_kept_entries_are_the_largest_and_what_is_lost_is_true(keep):
         )
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 5}, {"mesh": make_mesh}], ids=lambda o: next(iter(o)))
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 1}, {"batch_size": 5}, {"mesh": make_mesh}], ids=lambda o: next(iter(o))
+)
 def test_batches_and_devices_change_nothing(options):
     options = {name: value() if callable(value) else value for name, value in options.items()}
     whole = compute_pefs(MODEL, X, LowRank(), keep=30, progress=False)
