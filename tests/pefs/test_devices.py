@@ -98,7 +98,7 @@ def test_every_mesh_gives_the_rows_of_a_compiled_program(model_axis):
     jacobian_fn = jax.jit(jax.jacrev(model.logits_fn))
     probes = np.random.default_rng(1).normal(size=(model.space.size, 3))
     for rows, norm, example in zip(stacked(pefs), pefs.norms, x, strict=True):
-        jacobian = jax.jacrev(model.logits_fn)(model.params, example)
+        jacobian = jacobian_fn(model.params, example)
         J = np.concatenate(
             [np.asarray(leaf, float).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(jacobian)], 1
         )
