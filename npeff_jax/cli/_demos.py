@@ -62,8 +62,9 @@ def _explain_digits(
     stability = npeff.evaluation.compare_runs(decomposition, other).forward
     print(
         f"{flavour}: {np.median(pefs.kept_energy):.1%} of the PEFs' trace kept (median); loss "
-        f"{decomposition.history.loss[-1]:.4f} of their squared norm, {fit.loss:.4f} on held-out images; median "
-        f"similarity with a run of another seed {np.median(stability):.3f}"
+        f"{decomposition.history.loss[-1]:.4f} of their squared norm, {fit.loss:.4f} on held-out images "
+        f"(fitted to a KKT residual of {fit.kkt_residual.max():.1e}); median similarity "
+        f"with a run of another seed {np.median(stability):.3f}"
     )
     table = None
     if decomposition.kind is npeff.Kind.LOW_RANK:
