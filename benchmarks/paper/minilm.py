@@ -92,7 +92,7 @@ def fine_tune(model: npeff.Model, examples, labels: np.ndarray, steps: int, seed
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="more texts, steps, components: about an hour on two cores")
+    parser.add_argument("--full", action="store_true", help="more texts, steps, components")
     parser.add_argument("--out", type=pathlib.Path, help="a folder for report.html")
     full = parser.parse_args().full
     out = parser.parse_args().out

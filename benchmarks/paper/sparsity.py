@@ -1,7 +1,7 @@
 """Section 3.3, sparsity: do components survive keeping four or sixteen times fewer values an example?
 
 Paper: K = 16,384, 65,536 and 262,144 on BERT-base. Mean maximum cosine of coefficients against the other runs: 0.77
-for the smallest K; 0.76 and 0.80; 0.77 and 0.80. Here K = 1,024, 4,096 and 16,384 of 37,830 values. Two controls tell
+for the smallest K; 0.76 and 0.80; 0.77 and 0.80. Here K = 1,024, 4,096 and 16,384 of 37,702 values. Two controls tell
 what these numbers are worth: the same K from another seed (what any change costs), and coefficients permuted over
 examples (what chance gives).
 """
