@@ -1,9 +1,9 @@
 """What every script of this folder shares: the two settings, and how a result is printed and written.
 
 Each script answers one question of the paper, prints the paper's number beside ours, and writes a JSON, a figure and
-a row of `benchmarks/RESULTS.md` into the output folder. ``--fast`` runs the same code on little data; only full settings
-are results. Data, splits, criteria and seeds stand in these files. Their present sizes were cut for time after fast runs
-had been seen, and below the paper's: restore and commit them before the first full run that is to count.
+a row of `benchmarks/RESULTS.md` into the output folder. ``--fast`` runs the same code on little data; only full
+settings are results. Data, splits, criteria and seeds stand in these files. Their present sizes were cut for time after
+fast runs had been seen, and below the paper's: restore and commit them before the first full run that is to count.
 """
 
 import argparse
