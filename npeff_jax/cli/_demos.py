@@ -66,13 +66,10 @@ def _explain_digits(
         f"(fitted to a KKT residual of {fit.kkt_residual.max():.1e}); median similarity "
         f"with a run of another seed {np.median(stability):.3f}"
     )
-    table = None
-    if decomposition.kind is npeff.Kind.LOW_RANK:
-        images = digits.heldout_images
-        table = npeff.selectivity(
-            model, decomposition, heldout, images, fit=fit, n_top=16, norm=0.1, seed=seed, progress=progress
-        )
-        print(repr(table))
+    table = npeff.selectivity(
+        model, decomposition, heldout, digits.heldout_images, fit=fit, n_top=16, norm=0.1, seed=seed, progress=progress
+    )
+    print(repr(table))
     return npeff.write_report(
         out / f"{name}.html",
         decomposition,
@@ -82,7 +79,7 @@ def _explain_digits(
         display=digits.heldout_images,
         model=model,
         stability=stability,
-        title=f"Digits: a small convolutional network, {'LRM' if table is not None else 'D'}-NPEFF",
+        title=f"Digits: a small convolutional network, {'LRM' if isinstance(representation, npeff.LowRank) else 'D'}-NPEFF",
     )
 
 
@@ -119,6 +116,10 @@ def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
     )
     found = npeff.evaluation.search_concepts(decomposition.coefficients, task.concepts, n_top=16, seed=seed)
     print(found)
+    table = npeff.selectivity(
+        model, decomposition, pefs, task.examples, fit=decomposition, n_top=16, seed=seed, progress=progress
+    )
+    print(repr(table))
     traces = npeff.report.trace_components(
         model, decomposition, decomposition.coefficients, task.examples, positions=task.tokens, progress=progress
     )
@@ -126,6 +127,7 @@ def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
         out / "report.html",
         decomposition,
         heldout=pefs,
+        selectivity=table,
         display=npeff.report.Texts(task.texts, ("premise", "hypothesis")),
         model=model,
         notes=[found.note(j) for j in range(decomposition.n_components)],
