@@ -24,9 +24,10 @@ def digits_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     digits = npeff.tasks.digits(seed=seed, progress=progress)
     print(f"network: {digits.train_accuracy:.1%} of training images right, {digits.heldout_accuracy:.1%} of held-out")
-    written = []
-    for representation, keep, name in ((npeff.LowRank(), 2048, "report"), (npeff.Diagonal(), 1024, "report_diagonal")):
-        written.append(_explain_digits(digits, representation, keep, out, name, seed, progress))
+    written = [
+        _explain_digits(digits, npeff.LowRank(), 2048, "LRM-NPEFF", out / "report.html", seed, progress),
+        _explain_digits(digits, npeff.Diagonal(), 1024, "D-NPEFF", out / "report_diagonal.html", seed, progress),
+    ]
     print(f"look at {written[0].resolve()} (and {written[1].name} beside it)")
     return written[0]
 
@@ -35,8 +36,8 @@ def _explain_digits(
     digits: npeff.tasks.Digits,
     representation: npeff.LowRank | npeff.Diagonal,
     keep: int,
-    out: Path,
     name: str,
+    report: Path,
     seed: int,
     progress: Progress,
 ) -> Path:
@@ -48,7 +49,7 @@ def _explain_digits(
             representation,
             labels=labels,
             keep=keep,
-            path=out / f"{flavour.lower()}_{part}",
+            path=report.with_name(f"{flavour.lower()}_{part}"),
             on_existing="resume",
             progress=progress,
         )
@@ -61,7 +62,7 @@ def _explain_digits(
     fit = npeff.fit_coefficients(decomposition, heldout)
     stability = npeff.evaluation.compare_runs(decomposition, other).forward
     print(
-        f"{flavour}: {np.median(pefs.kept_energy):.1%} of the PEFs' trace kept (median); loss "
+        f"{name}: {np.median(pefs.kept_energy):.1%} of the PEFs' trace kept (median); loss "
         f"{decomposition.history.loss[-1]:.4f} of their squared norm, {fit.loss:.4f} on held-out images "
         f"(fitted to a KKT residual of {fit.kkt_residual.max():.1e}); median similarity "
         f"with a run of another seed {np.median(stability):.3f}"
@@ -71,7 +72,7 @@ def _explain_digits(
     )
     print(repr(table))
     return npeff.write_report(
-        out / f"{name}.html",
+        report,
         decomposition,
         heldout=heldout,
         fit=fit,
@@ -79,7 +80,7 @@ def _explain_digits(
         display=digits.heldout_images,
         model=model,
         stability=stability,
-        title=f"Digits: a small convolutional network, {'LRM' if isinstance(representation, npeff.LowRank) else 'D'}-NPEFF",
+        title=f"Digits: a small convolutional network, {name}",
     )
 
 

@@ -82,10 +82,10 @@ class Run:
         """Why to stop, or nothing."""
         window = stopping.window
         left_alone = self.steps - self.since >= window and self.steps > window
-        if left_alone and stopping.tolerance >= 0 and (self.trials >= exchanges or not self.slow(stopping)):
-            if self.decrease(window) < stopping.tolerance:
-                return (
-                    f"converged: over the last {window} of {self.steps} steps the loss fell by less than "
-                    f"tolerance={stopping.tolerance:g} of itself a step"
-                )
+        may_stop = left_alone and stopping.tolerance >= 0 and (self.trials >= exchanges or not self.slow(stopping))
+        if may_stop and self.decrease(window) < stopping.tolerance:
+            return (
+                f"converged: over the last {window} of {self.steps} steps the loss fell by less than "
+                f"tolerance={stopping.tolerance:g} of itself a step"
+            )
         return f"reached max_steps={stopping.max_steps}" if self.steps >= stopping.max_steps else ""
