@@ -8,10 +8,11 @@ network has not been trained on.
 import flax.linen as nn
 import jax
 import numpy as np
-from _language import train
+import optax
 from sklearn.datasets import load_digits
 
 import npeff_jax as npeff
+from npeff_jax.tasks import Dataset
 
 SIDE, STYLES, CLASSES = 12, 10, 100
 SEED = 0
@@ -56,27 +57,48 @@ def render(digits, style):
     ][style - 4]
 
 
-def build(n_train, n_examples, n_heldout, steps):
-    """The trained model, and images and labels to explain and held out. ``n_train`` digits are trained on, in all
-    styles.
+def split(n_train, n_examples, n_heldout):
+    """Data sets to decompose and to judge by, and the images and classes to train on: of the first ``n_train`` digits
+    in all styles. The others' hands are new to the network.
     """
     images, labels = load_digits(return_X_y=True)
     digits = (images / 16).astype(np.float32).reshape(-1, 8, 8)
     rendered = np.concatenate([render(digits, style)[..., None] for style in range(STYLES)])
-    classes = np.concatenate([STYLES * labels + style for style in range(STYLES)])
+    classes = np.concatenate([STYLES * labels + style for style in range(STYLES)]).astype(np.int32)
     hand = np.tile(np.arange(len(digits)), STYLES)
     trained, rest = np.flatnonzero(hand < n_train), np.flatnonzero(hand >= n_train)
     rest = np.random.default_rng(SEED).permutation(rest)[: n_examples + n_heldout]
     if len(rest) < n_examples + n_heldout:
         raise ValueError(f"{n_examples} and {n_heldout} images are more than the {len(rest)} not trained on")
+    first, second = (Dataset(rendered[rows], classes[rows], rendered[rows]) for rows in np.split(rest, [n_examples]))
+    return first, second, (rendered[trained], classes[trained])
 
+
+def train(images, classes, steps):
+    """Parameters after Adam with a cosine schedule over random minibatches."""
     net = Network()
-    params = net.init(jax.random.key(SEED), rendered[:1])["params"]
+    params = net.init(jax.random.key(SEED), images[:1])["params"]
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+    state = optimizer.init(params)
+    rng = np.random.default_rng(SEED)
 
-    def apply(params, x):
-        return net.apply({"params": params}, x)
+    @jax.jit
+    def step(params, state, images, classes):
+        def loss(p):
+            return optax.softmax_cross_entropy_with_integer_labels(net.apply({"params": p}, images), classes).mean()
 
-    params = train(apply, params, rendered[trained], classes[trained], steps, 1e-2)
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(steps):
+        rows = rng.integers(0, len(classes), 128)
+        params, state = step(params, state, images[rows], classes[rows])
+    return params
+
+
+def model(params):
+    """The model and its head."""
+    net = Network()
 
     def logits_fn(params, x):
         return net.apply({"params": params}, x[None])[0]
@@ -87,6 +109,4 @@ def build(n_train, n_examples, n_heldout, steps):
     def head(params, features):
         return net.apply({"params": params}, features, method="classify")
 
-    model = npeff.Model(logits_fn, params, intermediates_fn=intermediates)
-    examples, heldout = rest[:n_examples], rest[n_examples:]
-    return model, head, (rendered[examples], classes[examples]), (rendered[heldout], classes[heldout])
+    return npeff.Model(logits_fn, params, intermediates_fn=intermediates), head

@@ -7,7 +7,8 @@ is worth.
 """
 
 import numpy as np
-from _harness import Row, Script, figure, language
+from _harness import Row, Script, figure
+from _settings import language
 
 import npeff_jax as npeff
 from npeff_jax.evaluation import activations, cluster, gradient_features, logit_gradients, tcav
@@ -15,15 +16,13 @@ from npeff_jax.evaluation import activations, cluster, gradient_features, logit_
 
 def main():
     script = Script("Baselines: k-means on activations, gradient clustering, TCAV")
-    setting = language(script.fast)
+    setting = language(script.cache, script.fast)
     n_clusters = 8 if script.fast else 128
-    decomposition = npeff.decompose(setting.pefs(), setting.n_components, seed=0, progress=False)
-    heldout = setting.heldout_pefs()
-    fit = npeff.fit_coefficients(decomposition, heldout)
-    script.log(f"components: loss {decomposition.history.loss[-1]:.4f}")
-    values = activations(setting.model, setting.heldout, "final")
+    fit = setting.fit()
+    script.log(f"components: loss {fit.loss:.4f}")
+    values = activations(setting.model, setting.heldout.examples, "final")
     clusters = cluster(values, n_clusters, seed=0)
-    gradients = cluster(gradient_features(setting.model, setting.heldout, seed=0), n_clusters, seed=0)
+    gradients = cluster(gradient_features(setting.model, setting.heldout.examples, seed=0), n_clusters, seed=0)
     script.log("clusters found")
 
     rows, details = [], setting.describe() | {"n_clusters": n_clusters}
@@ -40,7 +39,7 @@ def main():
             rows.append(Row(f"{name} clusters, {direction}, mean maximum cosine", number, f"{real.mean():.2f}", note))
         details[name] = {"forward": ours.forward, "backward": ours.backward}
 
-    predictions = heldout.logits.argmax(-1)
+    predictions = setting.predictions(setting.heldout)
     jacobians = logit_gradients(setting.model, values, setting.head)
     top = lambda coefficients, k: npeff.top_examples(coefficients, k, setting.n_top)  # noqa: E731
     sizes = np.bincount(clusters.assignment, minlength=n_clusters)

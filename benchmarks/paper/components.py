@@ -1,29 +1,29 @@
 """Section 3.3, number of components: do larger runs split the components of smaller ones?
 
-Paper: with 32, 128 and 512 components (here 8, 32 and 128) every component of a smaller run has at least one split in
-a larger one. Chance is shown beside it (the larger run's coefficients permuted over examples), because with four or
-sixteen times as many components most have a split by accident.
+Paper: with 32, 128 and 512 components every component of a smaller run has at least one split in a larger one. Chance
+is shown beside it (the larger run's coefficients permuted over examples), because with four or sixteen times as many
+components most have a split by accident.
 """
 
 import itertools
 
 import numpy as np
-from _harness import Row, Script, figure, language
+from _harness import Row, Script, figure
+from _settings import language
 
 import npeff_jax as npeff
 
 
 def main():
     script = Script("Number of components: components of the smaller run with a split in the larger")
-    setting = language(script.fast)
-    counts = (4, 8, 16) if script.fast else (8, 32, 128)
-    pefs = setting.pefs()
+    setting = language(script.cache, script.fast)
+    counts = (4, 12, 24) if script.fast else (32, 128, 512)
     runs = []
     for count in counts:
-        runs.append(npeff.decompose(pefs, count, seed=0, progress=False))
+        runs.append(setting.decomposition(r=count))
         script.log(f"{count} components: loss {runs[-1].history.loss[-1]:.4f}, {runs[-1].stopped}")
     rows, details = [], setting.describe() | {"losses": [run.history.loss[-1] for run in runs]}
-    shuffled = np.random.default_rng(0).permutation(len(setting.labels))
+    shuffled = np.random.default_rng(0).permutation(len(setting.examples))
     drawn, axes = figure(3)
     for axis, (i, j) in zip(axes, itertools.combinations(range(3), 2), strict=True):
         splits = npeff.find_splits(runs[i], runs[j])

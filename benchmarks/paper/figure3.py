@@ -2,49 +2,36 @@
 
 Paper: LRM-NPEFF on two language models, D-NPEFF on a vision model; histograms of log₂ KL ratios lie to the right of
 those of PEF norms. The medians are given in section 3.3: 7.64 for the inference model, 4.81 for the vision model.
-Beside them: other components' perturbations on the same examples, random directions, what eq. 5 predicts, and plain
-directions.
+Beside them: other components' perturbations on the same examples, random directions, the sign that the loss gradient
+chooses, what eq. 5 predicts, and plain directions. Norms are summed up twice, because their mean is that of a few
+outliers where they range over orders of magnitude.
 """
 
 import numpy as np
-from _harness import Row, Script, figure, language, median, vision
+from _harness import Row, Script, figure, median
+from _settings import language, vision
 
-import npeff_jax as npeff
-
-
-def measure(script, setting, diagonal):
-    """Components of the examples, perturbed and judged on the held-out ones."""
-    decomposition = npeff.decompose(setting.pefs(diagonal), setting.n_components, seed=0, progress=False)
-    script.log(f"{setting.name}: loss {decomposition.history.loss[-1]:.4f}, {decomposition.stopped}")
-    heldout = setting.heldout_pefs(diagonal)
-    fit = npeff.fit_coefficients(decomposition, heldout)
-    options = {"fit": fit, "n_top": setting.n_top, "seed": 0, "progress": False}
-    table = npeff.selectivity(setting.model, decomposition, heldout, setting.heldout, **options)
-    script.log(repr(table))
-    if diagonal:
-        return table, None
-    plain = npeff.selectivity(setting.model, decomposition, heldout, setting.heldout, **options, reject_below=None)
-    script.log(f"plain directions: {plain!r}")
-    return table, plain
+PAPER = {"language": "7.64", "vision": "4.81"}
 
 
-def rows_of(name, table, plain, paper):
+def rows_of(name, setting, table, norms):
     better = np.mean(table.kl_ratio > table.pef_norm_ratio)
-    rows = [
+    typical = np.median(norms[table.top], axis=1) / np.median(norms)
+    largest = np.sort(norms)[-len(norms) // 100 :].sum() / norms.sum()
+    loss_sign = np.where(table.loss_sign > 0, table.kl_ratios[:, 0], table.kl_ratios[:, 1])
+    ceiling = f"ceiling with the top left in {table.ceiling:.0f}"
+    return [
+        Row(f"{name}: median KL ratio", PAPER[setting.name], median(table.kl_ratio), ceiling),
+        Row(f"{name}: the same, sign by the loss gradient", "–", median(loss_sign), "lowers the top examples' loss"),
         Row(
-            f"{name}: median KL ratio",
-            paper,
-            median(table.kl_ratio),
-            f"ceiling with the top left in {table.ceiling:.0f}",
-        ),
-        Row(f"{name}: median PEF-norm ratio", "–", median(table.pef_norm_ratio), "the confounder"),
-        Row(f"{name}: KL ratio above PEF-norm ratio", "most", f"{better:.0%} of components"),
-        Row(
-            f"{name}: KL ratio under other components",
+            f"{name}: median PEF-norm ratio",
             "–",
-            median(table.null_kl_ratio),
-            "the null, same signs' maximum",
+            median(table.pef_norm_ratio),
+            f"the confounder; 1% of the examples hold {largest:.0%} of the sum of norms",
         ),
+        Row(f"{name}: ratio of median PEF norms", "–", median(typical), "without outliers"),
+        Row(f"{name}: KL ratio above PEF-norm ratio", "most", f"{better:.0%} of components"),
+        Row(f"{name}: KL ratio under other components", "–", median(table.null_kl_ratio), "same signs' maximum"),
         Row(f"{name}: KL ratio under random directions", "–", median(table.random_kl_ratio), "equal norm"),
         Row(
             f"{name}: other components that reach a component's ratio",
@@ -55,16 +42,13 @@ def rows_of(name, table, plain, paper):
         Row(f"{name}: rank correlation of eq. 5 with KL", "–", median(table.prediction_correlation)),
         Row(f"{name}: rank correlation of coefficient with KL", "–", median(table.coefficient_correlation)),
     ]
-    if plain is not None:
-        rows.append(Row(f"{name}: median KL ratio, plain direction", "–", median(plain.kl_ratio), "without rejection"))
-    return rows
 
 
 def draw(axis, name, table):
     logs = table.log2_ratios()
-    edges = np.linspace(-3, 8, 45)
+    edges = np.linspace(-8, 8, 49)
     for label in ("KL", "PEF norm", "other components"):
-        axis.hist(np.clip(logs[label][np.isfinite(logs[label])], -3, 8), edges, alpha=0.55, label=label)
+        axis.hist(np.clip(logs[label][np.isfinite(logs[label])], -8, 8), edges, alpha=0.55, label=label)
     axis.set(title=name, xlabel="log₂ ratio, top to random examples", ylabel="components")
     axis.legend()
 
@@ -73,20 +57,30 @@ def main():
     script = Script("Figure 3: selectivity of perturbations")
     drawn, axes = figure(2)
     rows, details = [], {}
-    for axis, make, diagonal, paper in ((axes[0], language, False, "7.64"), (axes[1], vision, True, "4.81")):
-        setting = make(script.fast)
+    for axis, make, diagonal in ((axes[0], language, False), (axes[1], vision, True)):
+        setting = make(script.cache, script.fast)
         details[setting.name] = setting.describe()
         script.log(f"{setting.name}: {details[setting.name]}")
         name = f"{setting.name}, {'D' if diagonal else 'LRM'}"
-        table, plain = measure(script, setting, diagonal)
-        rows += rows_of(name, table, plain, paper)
+        decomposition, fit = setting.decomposition(diagonal=diagonal), setting.fit(diagonal=diagonal)
+        script.log(f"loss {decomposition.history.loss[-1]:.4f}, held out {fit.loss:.4f}, {decomposition.stopped}")
+        table = setting.selectivity(diagonal=diagonal)
+        script.log(repr(table))
+        norms = np.asarray(setting.pefs(diagonal=diagonal, heldout=True).norms)
+        rows += rows_of(name, setting, table, norms)
+        if not diagonal:
+            plain = setting.selectivity(reject_below=None)
+            rows.append(Row(f"{name}: median KL ratio, plain direction", "–", median(plain.kl_ratio), "not rejected"))
         draw(axis, name, table)
         details[setting.name] |= {
+            "loss": decomposition.history.loss[-1],
+            "heldout_loss": fit.loss,
             "log2_ratios": table.log2_ratios(),
             "kl_ratios": table.kl_ratios,
-            "sign": table.sign,
+            "loss_sign": table.loss_sign,
             "prediction_correlation": table.prediction_correlation,
             "coefficient_correlation": table.coefficient_correlation,
+            "norm_quantiles": np.quantile(norms, [0, 0.1, 0.5, 0.9, 0.99, 1]),
         }
     script.finish(rows, details, drawn)
 

@@ -22,6 +22,9 @@ from npeff_jax.evaluation._prediction import component_curvatures as component_c
 from npeff_jax.evaluation._prediction import predicted_kl as predicted_kl
 from npeff_jax.evaluation._ranking import rank_correlation as rank_correlation
 from npeff_jax.evaluation._ranking import top_examples as top_examples
+from npeff_jax.evaluation._repairs import Repairs as Repairs
+from npeff_jax.evaluation._repairs import find_repairs as find_repairs
+from npeff_jax.evaluation._repairs import top_share as top_share
 from npeff_jax.evaluation._selectivity import Fitted as Fitted
 from npeff_jax.evaluation._selectivity import selectivity as selectivity
 from npeff_jax.evaluation._selectivity_table import Selectivity as Selectivity

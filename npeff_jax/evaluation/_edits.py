@@ -50,7 +50,7 @@ def low_rank_edits(
 
     def edits() -> Iterator[PyTree]:
         for component in components.tolist():
-            direction = next(directions) if component in alive else _nothing(model)
+            direction = next(directions) if component in alive else nothing(model)
             for sign in SIGNS:
                 yield jax.tree.map(lambda leaf, scale=sign * norm: scale * leaf, direction)
 
@@ -72,14 +72,14 @@ def diagonal_edits(
     for position, component in enumerate(top.of.tolist()):
         for sign in SIGNS:
             if not np.any(decomposition.pseudo_fishers[component]):
-                yield _nothing(model)
+                yield nothing(model)
                 continue
             labels = None if top.labels is None else top.labels[position]
             options = {"fisher": fisher, "labels": labels, "sign": sign, "settings": settings}
             try:
                 yield diagonal_edit(model, decomposition, component, top.examples[position], **options).change
             except UnreachableKLError:
-                yield _nothing(model)
+                yield nothing(model)
 
 
 def random_edits(model: Model, count: int, norm: float, seed: int) -> Iterator[PyTree]:
@@ -90,5 +90,6 @@ def random_edits(model: Model, count: int, norm: float, seed: int) -> Iterator[P
             yield model.space.unravel(sign * norm * vector / jnp.linalg.norm(vector))
 
 
-def _nothing(model: Model) -> PyTree:
+def nothing(model: Model) -> PyTree:
+    """The edit that changes nothing."""
     return model.space.unravel(jnp.zeros(model.space.size))

@@ -16,7 +16,7 @@ from npeff_jax.evaluation._prediction import predicted_kl
 from npeff_jax.evaluation._ranking import rank_correlation, top_examples
 from npeff_jax.evaluation._selectivity_table import Selectivity
 from npeff_jax.factorization import Decomposition
-from npeff_jax.models import Model
+from npeff_jax.models import Categorical, Model
 from npeff_jax.pefs import Kind, Pefs
 from npeff_jax.perturbation import (
     PAPER_THRESHOLD,
@@ -25,6 +25,7 @@ from npeff_jax.perturbation import (
     check_decomposition_of,
     dataset_fisher,
     iterate_perturbed_kl,
+    loss_sign,
 )
 
 
@@ -115,10 +116,12 @@ def selectivity(
         f = dataset_fisher(model, _chosen(examples, drawn), mesh=mesh) if fisher is None else fisher
         edits = diagonal_edits(model, decomposition, _top_of(chosen, top, examples, pefs), f, diagonal)
     coefficients, alpha = fit.coefficients[evaluated], np.asarray(pefs.norms)[evaluated]
-    predicted, norms = [], []
+    predicted, norms, loss_signs = [], [], []
 
     def recorded(edits: Iterator[PyTree]) -> Iterator[PyTree]:
-        for edit in edits:
+        for position, edit in enumerate(edits):
+            if position % 2 == 0:  # the component's sign +
+                loss_signs.append(_loss_sign(model, edit, examples, top[position // 2], pefs.labels))
             predicted.append(predicted_kl(model, decomposition, coefficients, alpha, edit))
             norms.append(float(jnp.linalg.norm(model.space.ravel(edit))))
             yield edit
@@ -151,6 +154,7 @@ def selectivity(
         predicted_kl=prediction,
         norms=np.reshape(norms, (-1, 2)),
         kl_ratios=own,
+        loss_sign=np.array(loss_signs),
         pef_norm_ratio=_ratios(alpha[None, None], is_top, is_random)[0, 0],
         null_kl_ratios=np.fmax(ratios[:, 0], ratios[:, 1]).T,
         random_kl_ratios=np.fmax(random_ratios[:, 0], random_ratios[:, 1]).T,
@@ -180,6 +184,18 @@ def _chosen(examples: Examples, rows: Int[np.ndarray, "e"]) -> Examples:
 def _top_of(chosen: Int[np.ndarray, "c"], top: Int[np.ndarray, "c k"], examples: Examples, pefs: Pefs) -> TopExamples:
     labels = None if pefs.labels is None else tuple(pefs.labels[row] for row in top)
     return TopExamples(chosen, tuple(slice_examples(examples, row) for row in top), labels)
+
+
+def _loss_sign(
+    model: Model,
+    edit: PyTree,
+    examples: Examples,
+    top: Int[np.ndarray, "k"],
+    labels: Int[np.ndarray, "n"] | None,
+) -> int:
+    if not isinstance(model.output, Categorical):
+        return 0
+    return int(loss_sign(model, edit, slice_examples(examples, top), None if labels is None else labels[top]))
 
 
 def _ratios(

@@ -27,6 +27,8 @@ class Selectivity:
         predicted_kl: (c, 2, e), what eq. 5 predicts of it.
         norms: (c, 2), ‖δ‖.
         kl_ratios: (c, 2), of a component's perturbation on its own top examples, sign by sign.
+        loss_sign: (c,), the sign that lowers the loss of the top examples, by its gradient there: +1 or −1, 0 where the
+            model's outputs have no loss. Unlike `sign` it is chosen without looking at divergences.
         pef_norm_ratio: (c,), the same ratio of the PEFs' norms: what sensitivity to any perturbation would give.
         null_kl_ratios: (c, c), entry [j, k] the ratio on the top examples of j under the perturbation of k.
         random_kl_ratios: (c, d), the ratio under random directions of equal norm.
@@ -44,6 +46,7 @@ class Selectivity:
     predicted_kl: Float[np.ndarray, "c 2 e"]
     norms: Float[np.ndarray, "c 2"]
     kl_ratios: Float[np.ndarray, "c 2"]
+    loss_sign: Int[np.ndarray, "c"]
     pef_norm_ratio: Float[np.ndarray, "c"]
     null_kl_ratios: Float[np.ndarray, "c c"]
     random_kl_ratios: Float[np.ndarray, "c d"]

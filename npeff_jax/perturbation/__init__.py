@@ -21,6 +21,7 @@ from npeff_jax.perturbation._direction import perturb as perturb
 from npeff_jax.perturbation._divergence import batches as batches
 from npeff_jax.perturbation._divergence import iterate_perturbed_kl as iterate_perturbed_kl
 from npeff_jax.perturbation._divergence import perturbed_kl as perturbed_kl
+from npeff_jax.perturbation._divergence import perturbed_predictions as perturbed_predictions
 from npeff_jax.perturbation._loss import loss_gradient as loss_gradient
 from npeff_jax.perturbation._loss import loss_sign as loss_sign
 from npeff_jax.perturbation._rejection import pseudo_fisher_gram as pseudo_fisher_gram

@@ -1,20 +1,23 @@
-"""How far predictions move when the parameters do: KL(p_θ ‖ p_{θ+δ}), example by example (eq. 2)."""
+"""What predictions become when the parameters move: KL(p_θ ‖ p_{θ+δ}), example by example (eq. 2), and classes."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from npeff_jax._checks import count_examples, slice_examples
 from npeff_jax._parameters import ParameterSpace
 from npeff_jax._sharding import EXAMPLES, default_mesh, pad_rows, round_up, sharded
 from npeff_jax._types import Examples, LogitsFn, PyTree
 from npeff_jax.models import Model, Output
+
+Measure = Callable[[Output, jax.Array, jax.Array], jax.Array]
+"""``(output, logits before, logits after)`` to a number; NaN if they do not allow one."""
 
 
 def perturbed_kl(
@@ -44,6 +47,25 @@ def perturbed_kl(
     return np.stack(list(iterate_perturbed_kl(model, examples, directions, scales, batch_size, mesh, precision)))
 
 
+def perturbed_predictions(
+    model: Model,
+    examples: Examples,
+    directions: Iterable[PyTree],
+    scales: Sequence[float] = (1.0,),
+    *,
+    batch_size: int = 256,
+    mesh: Mesh | None = None,
+    precision: str = "highest",
+) -> Int[np.ndarray, "directions scales n"]:
+    """The class with the largest logit at θ + scale · direction. Arguments as for `perturbed_kl`.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    found = _iterate(model, examples, directions, scales, _largest, batch_size, mesh, precision)
+    return np.stack(list(found)).astype(np.int64)
+
+
 def iterate_perturbed_kl(
     model: Model,
     examples: Examples,
@@ -54,6 +76,27 @@ def iterate_perturbed_kl(
     precision: str = "highest",
 ) -> Iterator[Float[np.ndarray, "scales n"]]:
     """`perturbed_kl` a direction at a time."""
+    return _iterate(model, examples, directions, scales, _divergence, batch_size, mesh, precision)
+
+
+def _divergence(output: Output, before: jax.Array, after: jax.Array) -> jax.Array:
+    return output.kl(before, after)
+
+
+def _largest(output: Output, before: jax.Array, after: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(after).all(), jnp.argmax(after), jnp.nan)
+
+
+def _iterate(
+    model: Model,
+    examples: Examples,
+    directions: Iterable[PyTree],
+    scales: Sequence[float],
+    measure: Measure,
+    batch_size: int,
+    mesh: Mesh | None,
+    precision: str,
+) -> Iterator[Float[np.ndarray, "scales n"]]:
     mesh = default_mesh(mesh)
     n = count_examples(examples)
     size = round_up(min(batch_size, n), mesh.shape[EXAMPLES])
@@ -64,16 +107,18 @@ def iterate_perturbed_kl(
     for position, direction in enumerate(directions):
         with jax.default_matmul_precision(precision):  # inside the loop: a generator must not hold a context open
             selected = place(model.space.select(direction), mesh)
-            kl = [
-                _kl(params, selected, steps, batch, logits, model.logits_fn, model.output, model.space, mesh)
+            parts = [
+                _measure(
+                    params, selected, steps, batch, logits, model.logits_fn, model.output, model.space, mesh, measure
+                )
                 for batch, logits in zip(batches(examples, size), reference, strict=True)
             ]
-        found = np.concatenate([np.asarray(part) for part in kl], axis=1)[:, :n]
+        found = np.concatenate([np.asarray(part) for part in parts], axis=1)[:, :n]
         if not np.isfinite(found).all():
             step, example = np.argwhere(~np.isfinite(found))[0]
             raise ValueError(
-                f"the KL divergence of example {example} under perturbation {position} at scale {scales[step]} is "
-                f"{found[step, example]}; use a smaller norm, or look at the model's logits on that example"
+                f"example {example} has no finite prediction under perturbation {position} at scale {scales[step]}; "
+                "use a smaller norm, or look at the model's logits on that example"
             )
         yield found
 
@@ -106,8 +151,8 @@ def _logits(params: PyTree, batch: Examples, *, logits_fn: LogitsFn, mesh: Mesh)
     return over_examples(jax.vmap(logits_fn, (None, 0)), mesh, (False, True))(params, batch)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8))
-def _kl(
+@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
+def _measure(
     params: PyTree,
     direction: tuple[jax.Array, ...],
     scales: jax.Array,
@@ -117,11 +162,12 @@ def _kl(
     output: Output,
     space: ParameterSpace,
     mesh: Mesh,
+    measure: Measure,
 ) -> jax.Array:
-    """(scales, batch): the divergences of one batch along one direction."""
+    """(scales, batch): the measure of one batch along one direction."""
 
     def at(params: PyTree, batch: Examples, reference: jax.Array) -> jax.Array:
-        return jax.vmap(lambda x, logits: output.kl(logits, logits_fn(params, x)))(batch, reference)
+        return jax.vmap(lambda x, logits: measure(output, logits, logits_fn(params, x)))(batch, reference)
 
     shared = over_examples(at, mesh, (False, True, True))
 

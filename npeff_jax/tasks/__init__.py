@@ -9,6 +9,8 @@ from npeff_jax.tasks._labels import LabelCheck as LabelCheck
 from npeff_jax.tasks._labels import check_labels as check_labels
 from npeff_jax.tasks._nli import Inference as Inference
 from npeff_jax.tasks._nli import inference as inference
+from npeff_jax.tasks._shortcut import Shortcut as Shortcut
+from npeff_jax.tasks._shortcut import shortcut as shortcut
 from npeff_jax.tasks._tables import Columns as Columns
 from npeff_jax.tasks._tables import read_qqp as read_qqp
 from npeff_jax.tasks._tables import read_snli as read_snli

@@ -88,7 +88,7 @@ def test_what_is_not_finite_is_named(setting):
     broken = npeff.Model(lambda p, x: jnp.where(x["x"][0] > 1e3, jnp.nan, 1.0) * model.logits_fn(p, x), model.params)
     examples = jax.tree.map(np.copy, examples)
     examples["x"][17, 0] = 1e4
-    with pytest.raises(ValueError, match="KL divergence of example 17 under perturbation 0 at scale"):
+    with pytest.raises(ValueError, match="example 17 has no finite prediction under perturbation 0 at scale"):
         npeff.perturbed_kl(broken, examples, along, SCALES)
 
 
