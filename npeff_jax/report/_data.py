@@ -2,20 +2,22 @@
 
 The classes below are its schema: a field of theirs is a key of the document, a tuple a list, None null. The HTML, the
 exports and other people's tools read the document; nothing reads the decomposition behind their back. Numbers that no
-one can see differ are rounded to four digits, so that 512 components stay small.
+one can see differ are rounded to four digits, so that 512 components stay small. `json_schema` says the same in the
+language of JSON Schema.
 """
 
 import dataclasses
 import json
-import math
 import os
-import types
-import typing
 from pathlib import Path
 from typing import Any
 
+from npeff_jax.report._component import Component
+from npeff_jax.report._json import dumps, from_plain, json_schema_of, to_plain
+
 FORMAT = "npeff-report"
-VERSION = 1
+VERSION = 2
+"""2: base rates of pairs of classes, words of top texts, wrong predictions, how many components exceed a ratio."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,95 +154,6 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True)
-class Causal:
-    """Is the component what the model uses? Ratios of the mean over its top examples to the mean over others.
-
-    Attributes:
-        kl_ratio: of the KL divergence that moving the parameters along the component causes.
-        pef_norm_ratio: of the PEFs' norms, which alone makes some examples react more to anything.
-        null_kl_ratio: of the KL divergence that *other* components' perturbations cause on the same examples.
-    """
-
-    kl_ratio: float | None
-    pef_norm_ratio: float | None
-    null_kl_ratio: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Trace:
-    """Where a perturbation along the component enters, and how it reaches the output, to first order.
-
-    Attributes:
-        example: position in the examples shown from.
-        stages: names of the intermediate values, in the order of the computation.
-        positions: tokens, or numbers of positions.
-        change: for each stage and position, the relative change of the intermediate value, per unit of length.
-        layers: the layers whose parameters were moved.
-        classes: the classes most probable for the example.
-        logits: for each layer and each of these classes, what the layer's parameters alone change of its logit, per
-            unit of length; over layers they add up to the whole.
-    """
-
-    example: int
-    stages: tuple[str, ...]
-    positions: tuple[str, ...]
-    change: tuple[tuple[float, ...], ...]
-    layers: tuple[str, ...]
-    classes: tuple[int, ...]
-    logits: tuple[tuple[float, ...], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Component:
-    """One component's card.
-
-    Attributes:
-        index: its number.
-        frozen: whether it was given rather than learned.
-        share: its fraction of Σ W², how much of what was found it carries.
-        breadth: fraction of examples whose coefficient is at least a tenth of its largest.
-        top: (position in ``Examples.shown``, coefficient), largest coefficient first.
-        random: likewise, drawn from all examples.
-        near_misses: likewise, predicted like the top ones, yet with hardly any coefficient.
-        n_mix: how many top examples the two mixes below are over.
-        predicted_mix: (class, fraction) of the top examples it is predicted for, largest first.
-        label_mix: (class, fraction) of the top examples it labels; None without labels.
-        pair_mix: (class, class, fraction) of the top examples whose two likeliest classes these are, largest first, at
-            most three; what a prediction's Fisher is mostly about. Empty for two classes.
-        decay: at each of ``ReportData.decay_at``, the coefficient as a fraction of the largest, of the examples shown.
-        decomposed_decay: likewise of the examples that were decomposed.
-        places: its energy's share in each layer and kind; sums to 1.
-        parameters: (name, share), the parameter arrays with most of its energy.
-        neighbours: (component, similarity), the most similar ones.
-        causal: is it what the model uses, if that was measured.
-        stability: similarity with its match in other runs, from 0 to 1, the mean over runs, if given.
-        note: what someone or something says of it, if given.
-        traces: of some of its top examples, if made.
-    """
-
-    index: int
-    frozen: bool
-    share: float
-    breadth: float
-    top: tuple[tuple[int, float], ...]
-    random: tuple[tuple[int, float], ...]
-    near_misses: tuple[tuple[int, float], ...]
-    n_mix: int
-    predicted_mix: tuple[tuple[int, float], ...]
-    label_mix: tuple[tuple[int, float], ...] | None
-    pair_mix: tuple[tuple[int, int, float], ...]
-    decay: tuple[float, ...]
-    decomposed_decay: tuple[float, ...]
-    places: tuple[tuple[float, ...], ...]
-    parameters: tuple[tuple[str, float], ...]
-    neighbours: tuple[tuple[int, float], ...]
-    causal: Causal | None = None
-    stability: float | None = None
-    note: str = ""
-    traces: tuple[Trace, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
 class ReportData:
     """The document.
 
@@ -254,7 +167,8 @@ class ReportData:
         decay_at: ranks at which decays are given, as fractions of the examples.
         places: the rows and columns of "where it lives".
         map: for each component (x, y), similar ones close to each other.
-        selectivity_ceiling: the largest ratio that the selectivity of this many examples can reach.
+        selectivity_ceiling: the largest ratio there could be if top examples counted among the others too, as in the
+            paper. Here they do not, and ratios can be larger.
         components: one card each.
         format: always "npeff-report".
         version: of this schema.
@@ -276,7 +190,7 @@ class ReportData:
 
     def to_json(self) -> dict[str, Any]:
         """The document as JSON's own types. Numbers that are not finite become null."""
-        return _plain(self)
+        return to_plain(self)
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the document, compact and in UTF-8."""
@@ -298,7 +212,7 @@ class ReportData:
                 f"report data of version {document.get('version')}; this package reads version {VERSION}. Write the "
                 "report again from its decomposition"
             )
-        return _typed(cls, document, "report")
+        return from_plain(cls, document, "report")
 
 
 def read_report_data(path: str | os.PathLike[str]) -> ReportData:
@@ -314,55 +228,6 @@ def read_report_data(path: str | os.PathLike[str]) -> ReportData:
     return ReportData.from_json(document)
 
 
-def dumps(document: Any) -> str:
-    """Compact JSON of a document's plain types."""
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(entry) for entry in value]
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return value
-    if hasattr(value, "item"):
-        return _plain(value.item())
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else None
-    return str(value)
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as the type of a field, recursively; the reverse of `_plain`."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return _typed(next(a for a in arguments if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        names = {field.name: field for field in dataclasses.fields(kind)}
-        if not isinstance(value, dict) or set(value) != set(names):
-            got = sorted(value) if isinstance(value, dict) else type(value).__name__
-            raise ValueError(f"{where} has {got}; expected the fields {sorted(names)}")
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in names})
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} is {type(value).__name__}; expected a list")
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_typed(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
-        if len(value) != len(arguments):
-            raise ValueError(f"{where} has {len(value)} entries; expected {len(arguments)}")
-        return tuple(_typed(a, entry, f"{where}[{i}]") for i, (a, entry) in enumerate(zip(arguments, value)))
-    if origin is dict:
-        kind = dict
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is not Any and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise ValueError(f"{where} is {type(value).__name__}; expected {kind.__name__}")
-    return value
+def json_schema() -> dict[str, Any]:
+    """The document's JSON Schema, for tools that are not written in Python."""
+    return json_schema_of(ReportData) | {"title": f"{FORMAT}, version {VERSION}"}

@@ -16,8 +16,8 @@ class Shown:
     Attributes:
         top: with the largest coefficients.
         random: drawn from all examples, the background that the top ones stand out from.
-        near_misses: predicted like the top ones, yet with hardly any coefficient.
-        mix: top examples that the mixes of predictions and labels are over.
+        near_misses: of those with hardly any coefficient, the ones predicted most like the top ones.
+        mix: top examples that the mixes of predictions, labels and words are over, at most; a tenth of all if fewer.
         seed: of the draw.
     """
 
@@ -46,7 +46,7 @@ def random_of(n: int, k: int, seed: int, component: int) -> Int[np.ndarray, "k"]
 def near_misses_of(
     column: Float[np.ndarray, "n"], probabilities: Float[np.ndarray, "n C"], top: Int[np.ndarray, "t"], k: int
 ) -> Int[np.ndarray, "k"]:
-    """K examples whose predictions are closest to the top examples' mean prediction, yet whose coefficients are small.
+    """K examples: of those whose coefficients are small, the ones predicted most like the top ones on average.
 
     Closest in Hellinger distance, which is bounded and counts small probabilities too. What such examples lack is what
     the component adds to a prediction.
@@ -65,11 +65,15 @@ def mix_of(classes: Int[np.ndarray, "t"]) -> tuple[tuple[int, float], ...]:
     return tuple((int(found[i]), float(counts[i] / counts.sum())) for i in order)
 
 
-def pair_mix_of(probabilities: Float[np.ndarray, "t C"]) -> tuple[tuple[int, int, float], ...]:
-    """(class, class, fraction), largest first, of the pairs of the two likeliest classes."""
-    if probabilities.shape[1] < 3 or not len(probabilities):
-        return ()
-    pairs = np.sort(np.argsort(-probabilities, axis=1, kind="stable")[:, :2], axis=1)
-    found, counts = np.unique(pairs, axis=0, return_counts=True)
+def likeliest_pairs(probabilities: Float[np.ndarray, "n C"]) -> Int[np.ndarray, "n 2"]:
+    """Each example's two likeliest classes, the smaller number first."""
+    return np.sort(np.argpartition(-probabilities, 1, axis=1)[:, :2], axis=1)
+
+
+def pair_mix_of(pairs: Int[np.ndarray, "n 2"], top: Int[np.ndarray, "t"]) -> tuple[tuple[int, int, float, float], ...]:
+    """(class, class, fraction of the top examples, of all), most frequent among the top ones first, at most three."""
+    found, counts = np.unique(pairs[top], axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:3]
-    return tuple((int(found[i, 0]), int(found[i, 1]), float(counts[i] / counts.sum())) for i in order)
+    of_all = [np.all(pairs == found[i], axis=1).mean() for i in order]
+    own = counts[order] / len(top)
+    return tuple((int(found[i, 0]), int(found[i, 1]), float(a), float(b)) for i, a, b in zip(order, own, of_all))

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from npeff_jax.report._data import Component, ReportData
+from npeff_jax.report._component import Component
+from npeff_jax.report._data import ReportData
 
 _WIDTH, _ROW, _TOP = 960, 46, 104
 _GREYS = 6
@@ -68,7 +69,7 @@ def headline(report: ReportData, component: Component) -> str:
     if component.note:
         return component.note
     if component.pair_mix and component.pair_mix[0][2] >= 0.6:
-        a, b, fraction = component.pair_mix[0]
+        a, b, fraction, _ = component.pair_mix[0]
         return f"“{name[a]}” or “{name[b]}”, {fraction:.0%}"
     return ", ".join(f"“{name[c]}” {fraction:.0%}" for c, fraction in component.predicted_mix[:2])
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from npeff_jax.report._data import Component, ReportData
+from npeff_jax.report._component import Component
+from npeff_jax.report._data import ReportData
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {symbol: "\\" + symbol for symbol in "&%$#_{}"} | {

@@ -14,7 +14,7 @@ from npeff_jax.evaluation import Tracer, top_examples
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.perturbation import component_direction
-from npeff_jax.report._data import Trace
+from npeff_jax.report._component import Trace
 from npeff_jax.report._places import places_of
 
 _SHOWN_CLASSES = 3

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from npeff_jax.evaluation import Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.pefs import Pefs
-from npeff_jax.report._collect import Extras, collect
-from npeff_jax.report._data import ReportData, Trace
+from npeff_jax.report._cards import Extras
+from npeff_jax.report._collect import collect
+from npeff_jax.report._component import Trace
+from npeff_jax.report._data import ReportData
 from npeff_jax.report._display import as_display
 from npeff_jax.report._examples import Shown
 from npeff_jax.report._html import render
@@ -22,16 +25,9 @@ def write_report(
     decomposition: Decomposition,
     heldout: Pefs | None = None,
     fit: Any = None,
-    selectivity: Any = None,
+    selectivity: Selectivity | None = None,
     display: Any = None,
-    *,
-    model: Model | None = None,
-    title: str | None = None,
-    class_names: Sequence[str] | None = None,
-    stability: Any = None,
-    notes: Sequence[str] | None = None,
-    traces: Sequence[Sequence[Trace]] | None = None,
-    shown: Shown | None = None,
+    **options: Any,
 ) -> Path:
     """Write a self-contained HTML report of a decomposition. It opens from disk and fetches nothing.
 
@@ -40,16 +36,10 @@ def write_report(
         decomposition: what to show.
         heldout: PEFs of the examples to show it by. Without ``fit``, those that were decomposed.
         fit: coefficients of ``heldout``, from `fit_coefficients`.
-        selectivity: from `selectivity`, over the same components.
+        selectivity: from `selectivity`, of all components or of some.
         display: what to show of each example: an array of images, a text each, several texts each, `Images` or `Texts`.
-        model: for what its logits mean and its classes are called; a softmax over numbered classes otherwise.
-        title: of the page.
-        class_names: names of the C classes, before those of ``model``.
-        stability: (r,) or (runs, r), each component's similarity with its match in other runs, from
-            `evaluation.compare_runs(decomposition, other).forward`.
-        notes: a line for each component, such as the concept its top examples share.
-        traces: for each component the traces of some of its top examples, from `report.trace_components`.
-        shown: how many examples a card shows.
+        **options: ``model``, ``title``, ``class_names``, ``stability``, ``notes``, ``traces`` and ``shown``, as for
+            `report_data`.
 
     Returns:
         The path written. Its data is available from `report_data`.
@@ -57,39 +47,14 @@ def write_report(
     Raises:
         ValueError: the arguments do not belong together.
     """
-    report = report_data(
-        decomposition,
-        heldout,
-        fit,
-        selectivity,
-        display,
-        model=model,
-        title=title,
-        class_names=class_names,
-        stability=stability,
-        notes=notes,
-        traces=traces,
-        shown=shown,
-    )
-    return write_html(path, report)
-
-
-def write_html(path: str | os.PathLike[str], report: ReportData) -> Path:
-    """Write the page of report data that is at hand already."""
-    page = render(report)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)  # a report is there whole or not at all
-    return path
+    return write_html(path, report_data(decomposition, heldout, fit, selectivity, display, **options))
 
 
 def report_data(
     decomposition: Decomposition,
     heldout: Pefs | None = None,
     fit: Any = None,
-    selectivity: Any = None,
+    selectivity: Selectivity | None = None,
     display: Any = None,
     *,
     model: Model | None = None,
@@ -100,7 +65,26 @@ def report_data(
     traces: Sequence[Sequence[Trace]] | None = None,
     shown: Shown | None = None,
 ) -> ReportData:
-    """The data of a report: everything it shows, as one versioned document. Arguments as for `write_report`."""
+    """The data of a report: everything it shows, as one versioned document.
+
+    Args:
+        decomposition: as for `write_report`.
+        heldout: as for `write_report`.
+        fit: as for `write_report`.
+        selectivity: as for `write_report`.
+        display: as for `write_report`.
+        model: for what its logits mean and its classes are called; a softmax over numbered classes otherwise.
+        title: of the page.
+        class_names: names of the C classes, before those of ``model``.
+        stability: (r,) or (runs, r), each component's similarity with its match in other runs, from
+            `evaluation.compare_runs(decomposition, other).forward`.
+        notes: a line for each component, such as the concept its top examples share.
+        traces: for each component the traces of some of its top examples, from `report.trace_components`.
+        shown: how many examples a card shows.
+
+    Raises:
+        ValueError: the arguments do not belong together.
+    """
     r = decomposition.n_components
     coefficients = None if fit is None else np.asarray(fit.coefficients)
     _check_examples(decomposition, heldout, coefficients)
@@ -108,10 +92,10 @@ def report_data(
     display = as_display(display)
     if display is not None and len(display) != n:
         raise ValueError(f"display has {len(display)} entries, but {n} examples are shown; pass one for each of them")
-    if selectivity is not None and np.shape(selectivity.kl_ratio) != (r,):
+    if selectivity is not None and max(selectivity.components) >= r:
         raise ValueError(
-            f"selectivity is of {np.shape(selectivity.kl_ratio)[0]} components, the decomposition has {r}; measure it "
-            "on this decomposition"
+            f"selectivity is of component {max(selectivity.components)} too, the decomposition has {r} components; "
+            "measure it on this decomposition"
         )
     for name, value in (("notes", notes), ("traces", traces)):
         if value is not None and len(value) != r:
@@ -126,6 +110,17 @@ def report_data(
     title = title if title is not None else f"{r} components of {n:,} examples"
     extras = Extras(selectivity, stability, notes, traces)
     return collect(decomposition, heldout, fit, display, model, title, class_names, shown or Shown(), extras)
+
+
+def write_html(path: str | os.PathLike[str], report: ReportData) -> Path:
+    """Write the page of report data that is at hand already."""
+    page = render(report)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(page, encoding="utf-8")
+    beside.replace(path)  # a report is there whole or not at all
+    return path
 
 
 def _check_examples(decomposition: Decomposition, heldout: Pefs | None, coefficients: np.ndarray | None) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from npeff_jax import Decomposition, History, Kind, Pefs
+from npeff_jax import Decomposition, History, Kind, Pefs, Selectivity
 from npeff_jax._parameters import Parameter, ParameterLayout
 from npeff_jax.pefs import Schema
 
@@ -21,14 +21,6 @@ HOSTILE = [
 class Fit:
     coefficients: np.ndarray
     loss: float = 0.1
-
-
-@dataclasses.dataclass
-class Selectivity:
-    kl_ratio: np.ndarray
-    pef_norm_ratio: np.ndarray
-    null_kl_ratio: np.ndarray
-    ceiling: float
 
 
 @dataclasses.dataclass
@@ -89,8 +81,36 @@ def made(r=6, n=90, heldout=60, classes=3, names=NETWORK, kind=Kind.LOW_RANK, se
         np.zeros(heldout, np.float32),
         labels,
     )
-    ratios = random.gamma(4.0, 2.0, (3, r))
-    return Made(decomposition, pefs, Fit(fitted), Selectivity(ratios[0] + 5, ratios[1] / 8 + 1, ratios[2] / 4 + 1, 9.0))
+    ratios = (random.gamma(4.0, scale, shape) for scale, shape in ((2.0, (r, 2)), (0.3, r), (1.0, (r, r))))
+    own, norms, null = (ratio + 1 for ratio in ratios)
+    return Made(decomposition, pefs, Fit(fitted), selectivity_of(np.arange(r), own + 4, norms, null))
+
+
+def selectivity_of(components, kl_ratios, pef_norm_ratio, null_kl_ratios, n=60) -> Selectivity:
+    """A table of these ratios; what they were made from is blank."""
+    c = len(components)
+    blank = np.zeros((c, 2, n))
+    return Selectivity(
+        components=components,
+        top=np.tile(np.arange(4), (c, 1)),
+        evaluated=np.arange(n),
+        random=np.ones(n, bool),
+        kl=blank,
+        predicted_kl=blank,
+        norms=np.full((c, 2), 0.1),
+        kl_ratios=kl_ratios,
+        pef_norm_ratio=pef_norm_ratio,
+        null_kl_ratios=null_kl_ratios,
+        random_kl_ratios=np.ones((c, 3)),
+        prediction_correlation=np.zeros(c),
+        coefficient_correlation=np.zeros(c),
+        ceiling=9.0,
+    )
+
+
+@pytest.fixture
+def make_selectivity():
+    return selectivity_of
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 
 from npeff_jax import Kind, report
 from npeff_jax.report import ReportData, Texts, read_report_data, report_data
+from npeff_jax.report._words import Words
 
 pytestmark = pytest.mark.fast
 
@@ -22,7 +23,7 @@ def test_written_and_read_is_the_same(results, tmp_path):
     assert once == ReportData.from_json(data.to_json()) == read_report_data(once.write(tmp_path / "again.json"))
     document = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
     assert document["format"] == "npeff-report"
-    assert document["version"] == 1
+    assert document["version"] == 2
 
 
 def test_top_examples_are_the_largest_coefficients(results):
@@ -60,13 +61,56 @@ def test_mix_and_base_rate(results):
     )
 
 
+def test_words_of_the_top_texts_against_their_base_rate(make):
+    """Component 0 is of the examples i % 3 == 0, which alone have the planted word in their second segment."""
+    results = make(heldout=300)
+    texts = [(f"it's number {i}", "planted here" if i % 3 == 0 else "here") for i in range(300)]
+    data = of(results, display=texts, shown=report.Shown(mix=30))
+    assert data.components[0].words == ((1, "planted", 1.0, 100 / 300),)
+    assert data.components[1].words == ()  # these lack a word, and numbers are too rare to be typical
+
+
+def test_typical_words_are_no_accident():
+    """2,000 words by chance in 500 texts: none is typical of 50 texts drawn at random."""
+    random = np.random.default_rng(0)
+    texts = [(" ".join(f"w{w}" for w in random.integers(2000, size=60)),) for _ in range(500)]
+    words = Words.of(texts)
+    for seed in range(20):
+        assert words.typical(np.random.default_rng(seed).choice(500, 50, replace=False)) == ()
+
+
+def test_selectivity_of_some_components(results, make_selectivity):
+    own, null = np.array([[2.0, 3.0], [5.0, 4.0]]), np.array([[9.0, 7.0], [1.0, 9.0]])
+    table = make_selectivity(np.array([4, 1]), own, np.array([1.5, 0.5]), null)
+    components = report_data(results.decomposition, results.heldout, results.fit, table).components
+    assert components[4].causal == report.Causal(3.0, 1.5, 7.0, 1.0)
+    assert components[1].causal == report.Causal(5.0, 0.5, 1.0, 0.0)
+    assert components[0].causal is None
+    with pytest.raises(ValueError, match="selectivity is of component 4 too, the decomposition has 3 components"):
+        report_data(
+            dataclasses.replace(results.decomposition, coefficients=np.ones((90, 3), np.float32)), None, None, table
+        )
+
+
+def test_json_schema_holds_and_catches(results):
+    jsonschema = pytest.importorskip("jsonschema")
+    document = of(results, display=[("a", "b")] * 60, notes=["x"] * 6).to_json()
+    validator = jsonschema.Draft202012Validator(report.json_schema())
+    validator.check_schema(report.json_schema())
+    validator.validate(document)
+    for change in ({"title": 3}, {"map": [[0.0]]}, {"stray": 1}, {"components": [{}]}):
+        assert not validator.is_valid(document | change)
+
+
 def test_pairs_are_the_two_likeliest_classes(make):
     results = make(classes=5, heldout=100)
     data = of(results, shown=report.Shown(mix=16))
     most = np.argsort(-results.fit.coefficients[:, 0], kind="stable")[: data.components[0].n_mix]
     pairs = [tuple(sorted(np.argsort(-row)[:2].tolist())) for row in results.heldout.logits[most]]
-    for a, b, fraction in data.components[0].pair_mix:
+    everywhere = [tuple(sorted(np.argsort(-row)[:2].tolist())) for row in results.heldout.logits]
+    for a, b, fraction, of_all in data.components[0].pair_mix:
         assert fraction == pairs.count((a, b)) / len(pairs)
+        assert of_all == everywhere.count((a, b)) / 100
     assert data.components[0].pair_mix[0][2] == max(pairs.count(pair) for pair in pairs) / len(pairs)
 
 
@@ -133,7 +177,7 @@ def test_examples_without_coefficients(results):
     ("change", "message"),
     [
         (lambda d: d | {"format": "other"}, "this is not report data"),
-        (lambda d: d | {"version": 99}, "version 99; this package reads version 1"),
+        (lambda d: d | {"version": 99}, "version 99; this package reads version 2"),
         (lambda d: {k: v for k, v in d.items() if k != "map"}, "report has .*; expected the fields"),
         (lambda d: d | {"title": 3}, "report.title is int; expected str"),
         (lambda d: d | {"map": [[0.0]]}, r"report.map\[0\] has 1 entries; expected 2"),

@@ -18,15 +18,29 @@ const s = (tag, attributes, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 // Numbers as a person reads them.
-const percent = (v) => v === null ? "–" : v > 0 && v < 0.0095 ? "<1 %" : `${Math.round(100 * v)} %`;
-const times = (v) => v === null || v === undefined ? "–" : `${v >= 100 ? Math.round(v) : v >= 10 ? v.toFixed(1) : v >= 0.005 || v === 0 ? v.toFixed(2) : "<0.01"}×`;
-const number = (v) => v === null || v === undefined ? "–" : Math.abs(v) >= 1000 ? Math.round(v).toLocaleString("en")
-  : v === 0 ? "0" : Math.abs(v) < 1e-4 ? v.toExponential(0) : String(Number(v.toPrecision(3)));
-const className = (c) => data.class_names[c] === undefined ? String(c) : data.class_names[c];
+const percent = (v) => (v === null ? "–" : v > 0 && v < 0.0095 ? "<1%" : `${Math.round(100 * v)}%`);
+const times = (v) =>
+  v === null || v === undefined
+    ? "–"
+    : `${v >= 100 ? Math.round(v) : v >= 10 ? v.toFixed(1) : v >= 0.005 || v === 0 ? v.toFixed(2) : "<0.01"}×`;
+const number = (v) =>
+  v === null || v === undefined
+    ? "–"
+    : Math.abs(v) >= 1000
+      ? Math.round(v).toLocaleString("en")
+      : v === 0
+        ? "0"
+        : Math.abs(v) < 1e-4
+          ? v.toExponential(0)
+          : String(Number(v.toPrecision(3)));
+const signed = (v, most) =>
+  Math.abs(v) < most / 500 ? "≈ 0" : (v < 0 ? "−" : "+") + number(Number(Math.abs(v).toPrecision(2)));
+const className = (c) => (data.class_names[c] === undefined ? String(c) : data.class_names[c]);
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
 function median(values) {
-  const sorted = [...values].sort((a, b) => a - b), middle = (sorted.length - 1) / 2;
+  const sorted = [...values].sort((a, b) => a - b),
+    middle = (sorted.length - 1) / 2;
   return sorted.length ? (sorted[Math.floor(middle)] + sorted[Math.ceil(middle)]) / 2 : null;
 }
 
@@ -39,17 +53,43 @@ const hasImages = sheets.length > 0;
 const hasText = data.examples.shown.some((example) => example.text !== null);
 
 // One image cut from its sheet; drawn when it comes into view.
-const drawer = new IntersectionObserver((entries) => {
-  for (const entry of entries) if (entry.isIntersecting) { drawer.unobserve(entry.target); entry.target.draw(); }
-}, { rootMargin: "200px" });
+const drawer = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries)
+      if (entry.isIntersecting) {
+        drawer.unobserve(entry.target);
+        entry.target.draw();
+      }
+  },
+  { rootMargin: "200px" },
+);
 function picture(place, label) {
-  let sheet = 0, within = place;
+  let sheet = 0,
+    within = place;
   while (within >= sheets[sheet].count) within -= sheets[sheet++].count;
   const { columns, width, height, ready, picture: source } = sheets[sheet];
-  const canvas = h("canvas", { width, height, class: Math.max(width, height) < 48 ? "pixels" : null,
-    ...(label ? { role: "img", "aria-label": label } : { "aria-hidden": "true" }) });
-  canvas.draw = () => ready.then(() => canvas.getContext("2d").drawImage(source,
-    (within % columns) * width, Math.floor(within / columns) * height, width, height, 0, 0, width, height));
+  const canvas = h("canvas", {
+    width,
+    height,
+    class: Math.max(width, height) < 48 ? "pixels" : null,
+    ...(label ? { role: "img", "aria-label": label } : { "aria-hidden": "true" }),
+  });
+  canvas.draw = () =>
+    ready.then(() =>
+      canvas
+        .getContext("2d")
+        .drawImage(
+          source,
+          (within % columns) * width,
+          Math.floor(within / columns) * height,
+          width,
+          height,
+          0,
+          0,
+          width,
+          height,
+        ),
+    );
   drawer.observe(canvas);
   return canvas;
 }

@@ -1,45 +1,115 @@
 // What the numbers of a component say, in words.
 function headline(c) {
   if (c.note) return c.note;
-  const pair = mainPair(c);
-  if (pair) return pair[2] < 0.995 ? `“${className(pair[0])}” or “${className(pair[1])}” ${percent(pair[2])}` : `“${className(pair[0])}” or “${className(pair[1])}”`;
-  if (!c.predicted_mix.length) return c.top.length ? `${plural(c.top.length, "top example")}` : "no example uses it";
-  return c.predicted_mix.slice(0, 3).filter(([, f]) => f >= 0.1).map(([k, f]) => `“${className(k)}” ${percent(f)}`).join(" · ") || "many classes";
+  if (!c.top.length) return "no example uses it";
+  const pair = mainPair(c),
+    word = c.words[0];
+  const said = word && word[2] >= 0.5 ? [`${wordName(word)} ${percent(word[2])}`] : [];
+  if (pair) return [`“${className(pair[0])}” or “${className(pair[1])}” ${percent(pair[2])}`, ...said].join(" · ");
+  if (!c.predicted_mix.length) return said[0] || plural(c.top.length, "top example");
+  const classes = c.predicted_mix
+    .slice(0, 3)
+    .filter(([, f]) => f >= 0.1)
+    .map(([k, f]) => `“${className(k)}” ${percent(f)}`);
+  return [...(classes.length ? classes : ["many classes"]), ...said].join(" · ");
 }
-// The two classes that most top examples are undecided between, where that says more than the predicted class alone.
+// The two classes that most top examples are undecided between, where these are so more often than others, and where
+// it says more than the predicted class alone.
 function mainPair(c) {
-  return c.pair_mix.length && c.pair_mix[0][2] >= 0.6 && c.predicted_mix[0][1] < 0.9 ? c.pair_mix[0] : null;
+  const pair = c.pair_mix[0];
+  return pair && pair[2] >= 0.6 && pair[2] >= 1.5 * pair[3] && c.predicted_mix[0][1] < 0.9 ? pair : null;
 }
+const wordName = ([segment, word]) => {
+  const name = data.examples.segment_names[segment];
+  return `“${word}”${name ? ` in the ${name}` : ""}`;
+};
 function mainPlace(c) {
   let best = [0, 0, 0];
-  c.places.forEach((row, i) => row.forEach((v, k) => { if (v > best[2]) best = [i, k, v]; }));
+  c.places.forEach((row, i) =>
+    row.forEach((v, k) => {
+      if (v > best[2]) best = [i, k, v];
+    }),
+  );
   return { layer: data.places.layers[best[0]], kind: data.places.kinds[best[1]], share: best[2] };
 }
-function sentences(c) {
-  const said = [];
-  if (!c.top.length) return ["No example uses this component: nothing to see here."];
-  if (c.predicted_mix.length) {
-    const pair = mainPair(c);
-    if (pair) said.push(`For ${percent(pair[2])} of its top ${c.n_mix} examples the two likeliest classes are “${className(pair[0])}” and “${className(pair[1])}”: it is about telling these two apart.`);
-    const [k, f] = c.predicted_mix[0], base = data.examples.predicted_rate[k];
-    if (!pair) said.push(f > 0.5 ? `Of its top ${c.n_mix} examples ${percent(f)} are predicted “${className(k)}”, against ${percent(base)} of all examples.`
-      : `Its top ${c.n_mix} examples are predicted as several classes, most often “${className(k)}” (${percent(f)}, against ${percent(base)} of all).`);
+// What its top examples are.
+function aboutExamples(c) {
+  const said = [],
+    pair = mainPair(c),
+    [k, f] = c.predicted_mix[0] || [];
+  if (pair) {
+    said.push(
+      `Of its top ${c.n_mix} examples ${percent(pair[2])} (of all: ${percent(pair[3])}) have “${className(pair[0])}” and “${className(pair[1])}” ` +
+        "as their two likeliest classes: it is about telling these two apart.",
+    );
+  } else if (k !== undefined) {
+    const base = data.examples.predicted_rate[k];
+    said.push(
+      f > 0.5
+        ? `Of its top ${c.n_mix} examples ${percent(f)} (of all: ${percent(base)}) are predicted “${className(k)}”.`
+        : `Its top ${c.n_mix} examples are predicted as several classes, most often “${className(k)}” (${percent(f)}; of all: ${percent(base)}).`,
+    );
   }
-  if (c.label_mix && c.predicted_mix.length) {
-    const label = c.label_mix[0], predicted = c.predicted_mix[0];
-    if (label[0] !== predicted[0] && label[1] > 0.3) said.push(`Most of them are labelled “${className(label[0])}”: a heuristic that may be wrong.`);
+  if (c.words.length) {
+    said.push(
+      `More of them than of others have ${c.words
+        .slice(0, 3)
+        .map((word) => `${wordName(word)} (${percent(word[2])}; of all: ${percent(word[3])})`)
+        .join(", ")}.`,
+    );
   }
-  const causal = c.causal;
-  if (causal && causal.kl_ratio !== null) {
-    const rest = [causal.null_kl_ratio !== null && `${times(causal.null_kl_ratio)} for other components' perturbations on the same examples`,
-      causal.pef_norm_ratio !== null && `${times(causal.pef_norm_ratio)} in how strongly these examples react to anything`].filter(Boolean);
-    said.push(`Moving the parameters along it changes their predictions ${times(causal.kl_ratio)} as much as those of random examples${rest.length ? ` (${rest.join("; ")})` : ""}.`);
+  const wrong = data.examples.accuracy === null ? null : 1 - data.examples.accuracy;
+  if (c.wrong !== null && wrong !== null && c.wrong >= 0.2 && c.wrong >= 2 * wrong) {
+    said.push(
+      `${percent(c.wrong)} of them (of all: ${percent(wrong)}) are predicted otherwise than labelled: it may stand for a flawed heuristic.`,
+    );
   }
-  const place = mainPlace(c);
-  said.push(`${percent(place.share)} of its energy is in ${place.kind === "other" ? "" : `${place.kind} parameters of `}${place.layer}.`);
   return said;
 }
-const searchText = data.components.map((c) => [c.index, `component ${c.index}`, c.note, c.frozen ? "frozen" : "",
-  ...c.predicted_mix.filter(([, f]) => f >= 0.1).map(([k]) => className(k)), ...c.pair_mix.flatMap(([a, b, f]) => f >= 0.3 ? [className(a), className(b)] : []), ...(c.label_mix || []).filter(([, f]) => f >= 0.1).map(([k]) => className(k)),
-  mainPlace(c).layer, mainPlace(c).kind,
-  ...c.top.flatMap(([place]) => data.examples.shown[place].text || [])].join("\n").toLowerCase());
+// Whether the model uses it, and where it lives.
+function aboutModel(c) {
+  const said = [],
+    causal = c.causal,
+    place = mainPlace(c);
+  if (causal && causal.kl_ratio !== null) {
+    const beside = [
+      causal.null_kl_ratio !== null &&
+        `other components' perturbations reach ${times(causal.null_kl_ratio)} on these examples`,
+      causal.pef_norm_ratio !== null && `${times(causal.pef_norm_ratio)} is how much more these react to anything`,
+    ].filter(Boolean);
+    said.push(
+      `Moving the parameters along it changes the predictions of its top examples ${times(causal.kl_ratio)} as much as those of others${beside.length ? ` (${beside.join("; ")})` : ""}: ${verdict(causal)}.`,
+    );
+  }
+  said.push(
+    `${percent(place.share)} of its energy is in ${place.kind === "other" ? "" : `${place.kind} parameters of `}${place.layer}.`,
+  );
+  return said;
+}
+function verdict({ kl_ratio, null_kl_ratio, pef_norm_ratio }) {
+  const most = Math.max(1, null_kl_ratio || 0, pef_norm_ratio || 0);
+  return kl_ratio > 1.5 * most
+    ? "the model uses it for these"
+    : kl_ratio > most
+      ? "weak evidence that the model uses it for these"
+      : "no evidence that the model uses it for these in particular";
+}
+const sentences = (c) =>
+  c.top.length ? [...aboutExamples(c), ...aboutModel(c)] : ["No example uses this component: nothing to see here."];
+const searchText = data.components.map((c) =>
+  [
+    c.index,
+    `component ${c.index}`,
+    c.note,
+    c.frozen ? "frozen" : "",
+    ...c.predicted_mix.filter(([, f]) => f >= 0.1).map(([k]) => className(k)),
+    ...c.pair_mix.flatMap(([a, b, f]) => (f >= 0.3 ? [className(a), className(b)] : [])),
+    ...c.words.map(([, word]) => word),
+    ...(c.label_mix || []).filter(([, f]) => f >= 0.1).map(([k]) => className(k)),
+    mainPlace(c).layer,
+    mainPlace(c).kind,
+    ...c.top.flatMap(([place]) => data.examples.shown[place].text || []),
+  ]
+    .join("\n")
+    .toLowerCase(),
+);

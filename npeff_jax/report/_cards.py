@@ -1,0 +1,139 @@
+"""The cards: for each component its examples, what they share, where it lives, and how far to trust it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from npeff_jax.evaluation import Selectivity
+from npeff_jax.factorization import Decomposition
+from npeff_jax.report._anatomy import Anatomy
+from npeff_jax.report._component import Causal, Component, Trace
+from npeff_jax.report._examples import Shown, mix_of, near_misses_of, pair_mix_of, random_of, top_of
+from npeff_jax.report._places import Places
+from npeff_jax.report._shelf import Shelf
+
+_DECAY_POINTS = 40
+_NEIGHBOURS = 5
+_LARGEST_ARRAYS = 6
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Extras:
+    """What cards may show besides, each optional; arrays have one entry a component.
+
+    Attributes:
+        selectivity: of all components or of some.
+        stability: (r,) or (runs, r), similarity with the matched component of other runs.
+        notes: r strings.
+        traces: for each component its traces.
+    """
+
+    selectivity: Selectivity | None = None
+    stability: Any = None
+    notes: Sequence[str] | None = None
+    traces: Sequence[Sequence[Trace]] | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class Cards:
+    """Makes cards, and numbers the examples they show, each once.
+
+    Attributes:
+        decomposition: the components.
+        shelf: the examples to choose from.
+        shown: how many of them.
+        anatomy: energy and likeness of the components.
+        places: the table "where it lives".
+        extras: what else there is.
+        numbers: the position in the report of each example shown so far.
+    """
+
+    decomposition: Decomposition
+    shelf: Shelf
+    shown: Shown
+    anatomy: Anatomy
+    places: Places
+    extras: Extras
+    numbers: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def all(self) -> tuple[Component, ...]:
+        """Every component's card."""
+        squared = np.square(self.decomposition.coefficients, dtype=float).sum(0)
+        share = squared / (squared.sum() or 1.0)
+        return tuple(self._card(j, float(share[j])) for j in range(self.decomposition.n_components))
+
+    @property
+    def decay_at(self) -> Float[np.ndarray, "points"]:
+        """Ranks from the first example to the last, evenly in their logarithm, as fractions of the examples."""
+        n = len(self.shelf.coefficients)
+        return np.unique(np.round(np.geomspace(1, n, _DECAY_POINTS)).astype(int)) / n
+
+    def _card(self, j: int, share: float) -> Component:
+        shelf, shown, extras = self.shelf, self.shown, self.extras
+        column = np.asarray(shelf.coefficients[:, j], float)
+        n = len(column)
+        top = top_of(column, shown.top)
+        near = near_misses_of(column, shelf.probabilities, top, shown.near_misses) if shelf.n_classes else top[:0]
+        most = top_of(column, min(shown.mix, max(n // 10, shown.top)))
+        with_classes = shelf.n_classes > 0 and len(most) > 0
+        stability = None if extras.stability is None else np.atleast_2d(np.asarray(extras.stability, float))[:, j]
+        energy = self.anatomy.energy[j]
+        largest = [a for a in np.argsort(-energy, kind="stable")[:_LARGEST_ARRAYS] if energy[a] > 0]
+        return Component(
+            index=j,
+            frozen=j < self.decomposition.n_frozen,
+            share=share,
+            breadth=float(np.mean(column >= 0.1 * column.max())) if column.max() > 0 else 0.0,
+            top=self._listed(column, top),
+            random=self._listed(column, random_of(n, shown.random, shown.seed, j)),
+            near_misses=self._listed(column, near),
+            n_mix=len(most),
+            predicted_mix=mix_of(shelf.predicted[most]) if with_classes else (),
+            label_mix=mix_of(shelf.labels[most]) if shelf.labels is not None and len(most) else None,
+            wrong=float(np.mean(shelf.labels[most] != shelf.predicted[most]))
+            if shelf.labels is not None and len(most)
+            else None,
+            pair_mix=pair_mix_of(shelf.pairs, most) if shelf.pairs is not None and len(most) else (),
+            words=() if shelf.words is None else shelf.words.typical(most),
+            decay=_decay(column, self.decay_at),
+            decomposed_decay=_decay(np.asarray(self.decomposition.coefficients[:, j], float), self.decay_at),
+            places=as_rows(self.places.table(energy)),
+            parameters=tuple((self.decomposition.schema.layout.parameters[a].name, float(energy[a])) for a in largest),
+            neighbours=self._neighbours(j),
+            causal=_causal(extras.selectivity, j),
+            stability=None if stability is None else float(stability.mean()),
+            note="" if extras.notes is None else str(extras.notes[j]),
+            traces=() if extras.traces is None else tuple(extras.traces[j]),
+        )
+
+    def _listed(self, column: Float[np.ndarray, "n"], examples: Int[np.ndarray, "k"]) -> tuple[tuple[int, float], ...]:
+        return tuple((self.numbers.setdefault(int(i), len(self.numbers)), float(column[i])) for i in examples)
+
+    def _neighbours(self, j: int) -> tuple[tuple[int, float], ...]:
+        alike = self.anatomy.similarity[j]
+        others = [int(k) for k in np.argsort(-alike, kind="stable") if k != j]
+        return tuple((k, float(alike[k])) for k in others[:_NEIGHBOURS])
+
+
+def as_rows(table: Float[np.ndarray, "a b"]) -> tuple[tuple[float, ...], ...]:
+    """A table as tuples of numbers, as report data has it."""
+    return tuple(tuple(float(v) for v in row) for row in table)
+
+
+def _causal(table: Selectivity | None, j: int) -> Causal | None:
+    if table is None or j not in table.components:
+        return None
+    place = int(np.flatnonzero(table.components == j)[0])
+    ratios = (table.kl_ratio, table.pef_norm_ratio, table.null_kl_ratio, table.null_exceeds)
+    return Causal(*(float(ratio[place]) if np.isfinite(ratio[place]) else None for ratio in ratios))
+
+
+def _decay(column: Float[np.ndarray, "n"], at: Float[np.ndarray, "points"]) -> tuple[float, ...]:
+    """Coefficients in descending order at given fractions of their number, as fractions of the largest."""
+    descending = np.sort(column)[::-1]
+    ranks = np.clip(np.ceil(at * len(column)).astype(int), 1, len(column)) - 1
+    largest = descending[0] if descending[0] > 0 else 1.0
+    return tuple(float(v) for v in descending[ranks] / largest)

@@ -1,0 +1,100 @@
+"""The part of the report data that is one component's card."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal:
+    """Is the component what the model uses? Ratios of the mean over its top examples to the mean over others.
+
+    Attributes:
+        kl_ratio: of the KL divergence that moving the parameters along the component causes.
+        pef_norm_ratio: of the PEFs' norms, which alone makes some examples react more to anything.
+        null_kl_ratio: of the KL divergence that *other* components' perturbations cause on the same examples, their
+            median.
+        null_exceeds: the fraction of other components whose ratio on the same examples is at least ``kl_ratio``.
+    """
+
+    kl_ratio: float | None
+    pef_norm_ratio: float | None
+    null_kl_ratio: float | None
+    null_exceeds: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Where a perturbation along the component enters, and how it reaches the output, to first order.
+
+    Attributes:
+        example: position in the examples shown from.
+        stages: names of the intermediate values, in the order of the computation.
+        positions: tokens, or numbers of positions.
+        change: for each stage and position, the relative change of the intermediate value, per unit of length.
+        layers: the layers whose parameters were moved.
+        classes: the classes most probable for the example.
+        logits: for each layer and each of these classes, what the layer's parameters alone change of its logit, per
+            unit of length; over layers they add up to the whole.
+    """
+
+    example: int
+    stages: tuple[str, ...]
+    positions: tuple[str, ...]
+    change: tuple[tuple[float, ...], ...]
+    layers: tuple[str, ...]
+    classes: tuple[int, ...]
+    logits: tuple[tuple[float, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """One component's card.
+
+    Attributes:
+        index: its number.
+        frozen: whether it was given rather than learned.
+        share: its fraction of Σ W², how much of what was found it carries.
+        breadth: fraction of examples whose coefficient is at least a tenth of its largest.
+        top: (position in ``Examples.shown``, coefficient), largest coefficient first.
+        random: likewise, drawn from all examples.
+        near_misses: likewise; of those with hardly any coefficient the ones predicted most like the top examples.
+        n_mix: how many top examples the mixes and words below are over.
+        predicted_mix: (class, fraction) of the top examples it is predicted for, largest first.
+        label_mix: (class, fraction) of the top examples it labels; None without labels.
+        wrong: the fraction of the top examples that is predicted otherwise than labelled; None without labels.
+        pair_mix: (class, class, fraction of the top examples, fraction of all) whose two likeliest classes these are,
+            largest first, at most three; what a prediction's Fisher is mostly about. Empty for two classes.
+        words: (segment, word, fraction of the top examples, fraction of all) whose texts have the word in that segment,
+            the largest difference first.
+        decay: at each of ``ReportData.decay_at``, the coefficient as a fraction of the largest, of the examples shown.
+        decomposed_decay: likewise of the examples that were decomposed.
+        places: its energy's share in each layer and kind; sums to 1.
+        parameters: (name, share), the parameter arrays with most of its energy.
+        neighbours: (component, similarity), the most similar ones.
+        causal: is it what the model uses, if that was measured for it.
+        stability: similarity with its match in other runs, from 0 to 1, the mean over runs, if given.
+        note: what someone or something says of it, if given.
+        traces: of some of its top examples, if made.
+    """
+
+    index: int
+    frozen: bool
+    share: float
+    breadth: float
+    top: tuple[tuple[int, float], ...]
+    random: tuple[tuple[int, float], ...]
+    near_misses: tuple[tuple[int, float], ...]
+    n_mix: int
+    predicted_mix: tuple[tuple[int, float], ...]
+    label_mix: tuple[tuple[int, float], ...] | None
+    wrong: float | None
+    pair_mix: tuple[tuple[int, int, float, float], ...]
+    words: tuple[tuple[int, str, float, float], ...]
+    decay: tuple[float, ...]
+    decomposed_decay: tuple[float, ...]
+    places: tuple[tuple[float, ...], ...]
+    parameters: tuple[tuple[str, float], ...]
+    neighbours: tuple[tuple[int, float], ...]
+    causal: Causal | None = None
+    stability: float | None = None
+    note: str = ""
+    traces: tuple[Trace, ...] = ()

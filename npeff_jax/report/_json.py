@@ -1,0 +1,93 @@
+"""Frozen dataclasses as JSON, and back with every field checked; and what is expected, as a JSON Schema."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from typing import Any
+
+
+def dumps(document: Any) -> str:
+    """Compact JSON of a document's plain types."""
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def to_plain(value: Any) -> Any:
+    """``value`` in JSON's own types: a field a key, a tuple a list, numbers to four digits, those not finite null."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_plain(entry) for entry in value]
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if hasattr(value, "item"):
+        return to_plain(value.item())
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return str(value)
+
+
+def from_plain(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as an object of type ``kind``; the reverse of `to_plain`.
+
+    Raises:
+        ValueError: a field is missing, unknown, or of another type. The message starts with ``where`` it is.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else from_plain(_not_none(arguments), value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, dict) or set(value) != set(hints):
+            got = sorted(value) if isinstance(value, dict) else type(value).__name__
+            raise ValueError(f"{where} has {got}; expected the fields {sorted(hints)}")
+        return kind(**{name: from_plain(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {type(value).__name__}; expected a list")
+        kinds = [arguments[0]] * len(value) if arguments[1:] == (Ellipsis,) else list(arguments)
+        if len(value) != len(kinds):
+            raise ValueError(f"{where} has {len(value)} entries; expected {len(kinds)}")
+        return tuple(from_plain(one, entry, f"{where}[{i}]") for i, (one, entry) in enumerate(zip(kinds, value)))
+    if kind is Any:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    expected = origin or kind
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise ValueError(f"{where} is {type(value).__name__}; expected {expected.__name__}")
+    return value
+
+
+def json_schema_of(kind: type) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a dataclass's document."""
+    definitions: dict[str, Any] = {}
+    reference = _schema(kind, definitions)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **reference, "$defs": definitions}
+
+
+def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if kind.__name__ not in definitions:
+            hints = typing.get_type_hints(kind)
+            properties = {name: _schema(hint, definitions) for name, hint in hints.items()}
+            closed = {"required": list(hints), "additionalProperties": False}
+            definitions[kind.__name__] = {"type": "object", "properties": properties, **closed}
+        return {"$ref": f"#/$defs/{kind.__name__}"}
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return {"anyOf": [_schema(_not_none(arguments), definitions), {"type": "null"}]}
+    if origin is tuple and arguments[1:] == (Ellipsis,):
+        return {"type": "array", "items": _schema(arguments[0], definitions)}
+    if origin is tuple:
+        entries = [_schema(one, definitions) for one in arguments]
+        return {"type": "array", "prefixItems": entries, "minItems": len(entries), "maxItems": len(entries)}
+    names = {float: "number", int: "integer", str: "string", bool: "boolean", dict: "object"}
+    return {} if kind is Any else {"type": names[origin or kind]}
+
+
+def _not_none(arguments: tuple[Any, ...]) -> Any:
+    return next(one for one in arguments if one is not type(None))

@@ -1,0 +1,78 @@
+"""The examples that a report chooses from, with what is known of each."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from npeff_jax.factorization import Decomposition
+from npeff_jax.models import Gaussian, Model
+from npeff_jax.pefs import Pefs
+from npeff_jax.report._display import Display, Texts
+from npeff_jax.report._examples import likeliest_pairs
+from npeff_jax.report._words import Words
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shelf:
+    """All n examples.
+
+    Attributes:
+        coefficients: W.
+        probabilities: of the C classes; no columns where the outputs are no distribution over classes, or unknown.
+        outputs: the model's outputs where they are no distribution over classes.
+        predicted: the likeliest class; zeros without classes.
+        pairs: the two likeliest of three or more classes.
+        labels: of the data set.
+        held_out: whether coefficients were fitted to them, or found with the components.
+        pefs: theirs, if given.
+        words: of their texts, if they are shown as text.
+    """
+
+    coefficients: Float[np.ndarray, "n r"]
+    probabilities: Float[np.ndarray, "n C"]
+    outputs: Float[np.ndarray, "n C"] | None
+    predicted: Int[np.ndarray, "n"]
+    pairs: Int[np.ndarray, "n 2"] | None
+    labels: Int[np.ndarray, "n"] | None
+    held_out: bool
+    pefs: Pefs | None
+    words: Words | None
+
+    @property
+    def n_classes(self) -> int:
+        """C, or 0 where predictions are not known as probabilities of classes."""
+        return self.probabilities.shape[1]
+
+
+def shelf_of(
+    decomposition: Decomposition,
+    pefs: Pefs | None,
+    fitted: Float[np.ndarray, "n r"] | None,
+    model: Model | None,
+    display: Display | None,
+) -> Shelf:
+    """The examples of ``pefs`` with coefficients ``fitted`` to them; those that were decomposed if there are none."""
+    coefficients = np.asarray(decomposition.coefficients if fitted is None else fitted)
+    n = len(coefficients)
+    probabilities, outputs, predicted, labels = np.zeros((n, 0)), None, np.zeros(n, int), None
+    if pefs is not None:
+        logits, output = np.asarray(pefs.logits, np.float32), None if model is None else model.output
+        if isinstance(output, Gaussian) or logits.shape[1] < 2:
+            outputs = logits
+        else:
+            softened = jax.nn.softmax if output is None else output.probabilities
+            probabilities, predicted = np.asarray(jax.vmap(softened)(jax.numpy.asarray(logits))), logits.argmax(-1)
+            labels = None if pefs.labels is None else np.asarray(pefs.labels)
+    return Shelf(
+        coefficients=coefficients,
+        probabilities=probabilities,
+        outputs=outputs,
+        predicted=predicted,
+        pairs=likeliest_pairs(probabilities) if probabilities.shape[1] > 2 else None,
+        labels=labels,
+        held_out=fitted is not None,
+        pefs=pefs,
+        words=Words.of(display.segments) if isinstance(display, Texts) else None,
+    )

@@ -1,0 +1,64 @@
+"""Words that the texts of a component's top examples have more often than texts have in general."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+
+_DEVIATIONS = 4.0
+"""Standard deviations of chance by which a word must exceed its base rate: hardly one in 10,000 words does by luck."""
+
+_DIFFERENCE = 0.15
+"""Words must exceed their base rate by as much besides: a rare word in a few more texts says little."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Words:
+    """Which of the words of n texts are in which.
+
+    Attributes:
+        names: (segment, word) of each of the words; a word counts apart in each segment.
+        found: for each text, its words, each once.
+        base: fraction of the texts that have each word.
+    """
+
+    names: list[tuple[int, str]]
+    found: list[Int[np.ndarray, "_"]]
+    base: Float[np.ndarray, "words"]
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[str]]) -> "Words":
+        """The words of texts in segments, in lower case."""
+        numbers: dict[tuple[int, str], int] = {}
+        found = [
+            np.array(
+                sorted(
+                    {
+                        numbers.setdefault((segment, word), len(numbers))
+                        for segment, text in enumerate(segments)
+                        for word in _WORD.findall(text.lower())
+                    }
+                ),
+                int,
+            )
+            for segments in texts
+        ]
+        counts = np.bincount(np.concatenate([np.empty(0, int), *found]), minlength=len(numbers))
+        return cls(list(numbers), found, counts / max(len(found), 1))
+
+    def typical(self, examples: Int[np.ndarray, "t"], most: int = 6) -> tuple[tuple[int, str, float, float], ...]:
+        """(segment, word, its fraction of these examples, of all), the largest difference first, of words that these
+        examples have more often than chance would have it.
+        """
+        if not len(examples):
+            return ()
+        own = np.bincount(np.concatenate([self.found[i] for i in examples]), minlength=len(self.names)) / len(examples)
+        more = own - self.base
+        chance = np.sqrt(self.base * (1 - self.base) / len(examples))
+        clear = np.flatnonzero((more >= _DIFFERENCE) & (more >= _DEVIATIONS * chance))
+        chosen = clear[np.argsort(-more[clear], kind="stable")][:most]
+        return tuple((*self.names[w], float(own[w]), float(self.base[w])) for w in chosen)
