@@ -99,6 +99,7 @@ def selectivity_of(components, kl_ratios, pef_norm_ratio, null_kl_ratios, n=60) 
         predicted_kl=blank,
         norms=np.full((c, 2), 0.1),
         kl_ratios=kl_ratios,
+        loss_sign=np.ones(c, int),
         pef_norm_ratio=pef_norm_ratio,
         null_kl_ratios=null_kl_ratios,
         random_kl_ratios=np.ones((c, 3)),
