@@ -47,6 +47,24 @@ def slice_examples(examples: Examples, rows: Any) -> Examples:
     return jax.tree.map(lambda leaf: np.asarray(leaf[rows]), examples)
 
 
+class _Chosen:
+    """Some examples of a source, read when they are needed."""
+
+    def __init__(self, source: Examples, rows: np.ndarray) -> None:
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Any) -> Examples:
+        return slice_examples(self._source, self._rows[rows])
+
+
+def choose_examples(examples: Examples, rows: np.ndarray) -> Examples:
+    """Examples at an integer array of ``rows``: of a source another source, which has read nothing yet."""
+    return _Chosen(examples, rows) if is_source(examples) else slice_examples(examples, rows)
+
+
 def check_labels(labels: Any, n_examples: int) -> np.ndarray | None:
     """Labels as an integer array of shape (n,), or None.
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from npeff_jax._checks import check_in_range, count_examples, is_source, slice_examples
+from npeff_jax._checks import check_in_range, choose_examples, count_examples, slice_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.evaluation._edits import TopExamples, diagonal_edits, low_rank_edits, random_edits
@@ -113,7 +113,7 @@ def selectivity(
     if decomposition.kind is Kind.LOW_RANK:
         edits = low_rank_edits(model, decomposition, chosen, norm, reject_below)
     else:
-        f = dataset_fisher(model, _chosen(examples, drawn), mesh=mesh) if fisher is None else fisher
+        f = dataset_fisher(model, choose_examples(examples, drawn), mesh=mesh) if fisher is None else fisher
         edits = diagonal_edits(model, decomposition, _top_of(chosen, top, examples, pefs), f, diagonal)
     coefficients, alpha = fit.coefficients[evaluated], np.asarray(pefs.norms)[evaluated]
     predicted, norms, loss_signs = [], [], []
@@ -126,7 +126,7 @@ def selectivity(
             norms.append(float(jnp.linalg.norm(model.space.ravel(edit))))
             yield edit
 
-    subset = _chosen(examples, evaluated)
+    subset = choose_examples(examples, evaluated)
     with progress_bar(progress, "perturb", 2 * (len(chosen) + n_directions), "edits") as advance:
 
         def divergences(edits: Iterator[PyTree]) -> Float[np.ndarray, "d 2 e"]:
@@ -162,23 +162,6 @@ def selectivity(
         coefficient_correlation=_rank_correlations(coefficients[:, chosen].T, kl[best]),
         ceiling=n / n_top,
     )
-
-
-class _Chosen:
-    """Some examples of a source, read when they are needed."""
-
-    def __init__(self, source: Examples, rows: np.ndarray) -> None:
-        self._source, self._rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, rows: slice) -> Examples:
-        return slice_examples(self._source, self._rows[rows])
-
-
-def _chosen(examples: Examples, rows: Int[np.ndarray, "e"]) -> Examples:
-    return _Chosen(examples, rows) if is_source(examples) else slice_examples(examples, rows)
 
 
 def _top_of(chosen: Int[np.ndarray, "c"], top: Int[np.ndarray, "c k"], examples: Examples, pefs: Pefs) -> TopExamples:

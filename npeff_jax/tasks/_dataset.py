@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
-from npeff_jax._checks import count_examples
+from npeff_jax._checks import choose_examples, count_examples
 from npeff_jax._types import Examples
 
 
@@ -17,7 +16,7 @@ class Dataset:
     """n examples of a task.
 
     Attributes:
-        examples: a pytree of arrays that share a leading axis n.
+        examples: a pytree of arrays that share a leading axis n, or a sized source that can be sliced.
         labels: (n,), the class of each as the data set numbers them, or None.
         display: n texts, pairs of texts, or images, as they were before encoding; what a report shows.
         label_names: of the classes, in the order of the numbers; None if the data set does not name them.
@@ -36,9 +35,9 @@ class Dataset:
         index = np.arange(len(self))[rows]
         return dataclasses.replace(
             self,
-            examples=jax.tree.map(lambda leaf: leaf[index], self.examples),
+            examples=choose_examples(self.examples, index),
             labels=None if self.labels is None else self.labels[index],
-            display=[self.display[i] for i in index],
+            display=self.display[index] if hasattr(self.display, "shape") else [self.display[i] for i in index],
         )
 
     def relabel(self, label_map: Mapping[int, int], label_names: tuple[str, ...] | None = None) -> "Dataset":

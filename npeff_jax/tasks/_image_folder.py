@@ -12,6 +12,20 @@ from npeff_jax.tasks._dataset import Dataset
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm")
 
 
+class ImageFiles:
+    """Images as a model takes them, decoded when they are sliced: ImageNet's 50,000 would take 30 GB."""
+
+    def __init__(self, files: Sequence[pathlib.Path], processor: ImageProcessor) -> None:
+        self._files, self._processor = np.array(files, object), processor
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, rows: Any) -> dict[str, np.ndarray]:
+        """``pixel_values`` (rows, height, width, channels) of a slice or an integer array."""
+        return self._processor([_open(file) for file in self._files[rows]])
+
+
 def read_image_folder(
     folder: str | pathlib.Path,
     processor: ImageProcessor,
@@ -21,7 +35,8 @@ def read_image_folder(
     seed: int | None = None,
     thumbnail: int = 96,
 ) -> Dataset:
-    """An image data set: ``folder/<class>/<image>``.
+    """An image data set: ``folder/<class>/<image>``. Each image is read once to see that it can be; its pixels are not
+    kept, but read again when they are needed.
 
     Args:
         folder: of folders, one a class.
@@ -29,12 +44,14 @@ def read_image_folder(
         label_names: the folders' names in the order of the labels; sorted by default, the order of ImageNet's.
         limit: at most so many images.
         seed: which ones, drawn over all classes; without it the first in sorted order, class by class.
-        thumbnail: longest side of the copies kept as ``display``, in pixels.
+        thumbnail: side of the square copies kept as ``display``, in pixels.
 
     Raises:
         FileNotFoundError: there is no such folder, or none of ``label_names`` in it.
         ValueError: no images, or one that cannot be read, which is named.
     """
+    import PIL.ImageOps
+
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -42,26 +59,20 @@ def read_image_folder(
     absent = [name for name in names if not (folder / name).is_dir()]
     if absent:
         raise FileNotFoundError(f"{folder} has no folder {absent[0]!r}, the class {names.index(absent[0])}")
-    files = [
+    found = [
         (file, label)
         for label, name in enumerate(names)
         for file in sorted((folder / name).iterdir())
         if file.suffix.lower() in _ENDINGS
     ]
-    if not files:
+    if not found:
         raise ValueError(f"{folder} has no images; expected folder/<class>/<image>, ending in {', '.join(_ENDINGS)}")
-    if limit is not None and limit < len(files):
-        order = range(limit) if seed is None else np.random.default_rng(seed).permutation(len(files))[:limit]
-        files = [files[i] for i in order]
-    pixels, display = [], []
-    for file, _ in files:  # one at a time: decoded originals of a whole data set would not fit
-        image = _open(file)
-        pixels.append(processor([image])["pixel_values"][0])
-        small = image.copy()
-        small.thumbnail((thumbnail, thumbnail))
-        display.append(np.asarray(small))
-    labels = np.array([label for _, label in files], np.int32)
-    return Dataset({"pixel_values": np.stack(pixels)}, labels, display, names)
+    if limit is not None and limit < len(found):
+        order = range(limit) if seed is None else np.random.default_rng(seed).permutation(len(found))[:limit]
+        found = [found[i] for i in order]
+    files, labels = zip(*found, strict=True)
+    display = [np.asarray(PIL.ImageOps.pad(_open(file), (thumbnail, thumbnail), color="white")) for file in files]
+    return Dataset(ImageFiles(files, processor), np.array(labels, np.int32), np.stack(display), names)
 
 
 def _open(file: pathlib.Path) -> Any:

@@ -60,11 +60,14 @@ def read_table(
     file = pathlib.Path(file)
     wanted = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
     rows = (row for row in _rows(file, wanted) if columns.label is None or str(row[columns.label]) not in columns.skip)
-    chosen = list(itertools.islice(rows, start, None if limit is None else start + limit))
+    try:
+        chosen = list(itertools.islice(rows, start, None if limit is None else start + limit))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} cannot be read as a table in UTF-8 ({error})") from error
     if not chosen:
         raise ValueError(f"{file} has no examples" + (f" from number {start} on" if start else ""))
-    texts = [str(row[columns.text]) for row in chosen]
-    pairs = None if columns.pair is None else [str(row[columns.pair]) for row in chosen]
+    texts = [_text(row[columns.text]) for row in chosen]
+    pairs = None if columns.pair is None else [_text(row[columns.pair]) for row in chosen]
     labels, names = None, columns.label_names
     if columns.label is not None:
         labels, names = _number_labels([row[columns.label] for row in chosen], names, file)
@@ -93,6 +96,11 @@ def read_qqp(
     """
     columns = Columns("question1", "question2", "is_duplicate", QQP_LABELS)
     return read_table(file, processor, columns, limit=limit, start=start)
+
+
+def _text(cell: Any) -> str:
+    """A cell of a text column; one without a value (JSON's null, Parquet's) is an empty text."""
+    return "" if cell is None else str(cell)
 
 
 def _rows(file: pathlib.Path, wanted: Sequence[str]) -> Iterator[Mapping[str, Any]]:
@@ -138,6 +146,8 @@ def _json_rows(file: pathlib.Path, wanted: Sequence[str]) -> Iterator[Mapping[st
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{file}, line {number} is not JSON ({error}); expected one object a line") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}, line {number} is a JSON {type(row).__name__}; expected one object a line")
             _check_columns(list(row), wanted, file)
             yield row
 
@@ -145,7 +155,10 @@ def _json_rows(file: pathlib.Path, wanted: Sequence[str]) -> Iterator[Mapping[st
 def _parquet_rows(file: pathlib.Path, wanted: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     import pyarrow.parquet
 
-    table = pyarrow.parquet.ParquetFile(file)
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{file} is not a Parquet file, or is damaged ({error})") from error
     _check_columns(table.schema_arrow.names, wanted, file)
     for batch in table.iter_batches(columns=list(wanted)):
         yield from batch.to_pylist()

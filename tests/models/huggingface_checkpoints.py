@@ -26,13 +26,13 @@ class Case:
         torch_class: in transformers.
         config: arguments of its configuration.
         inputs: ``(rng) -> examples``, as our models take them.
-        expected: ``(outputs, inputs) -> (n, C)``, PyTorch's version of our logits.
+        logits: ``(model, inputs) -> (n, C)``, PyTorch's version of our logits.
     """
 
     torch_class: str
     config: dict[str, Any]
     inputs: Callable[[np.random.Generator], dict[str, np.ndarray]]
-    expected: Callable[[Any, dict[str, np.ndarray]], Any] = lambda outputs, inputs: outputs.logits
+    logits: Callable[[Any, dict[str, Any]], Any] = lambda model, inputs: model(**inputs).logits
 
 
 def tokens(*names: str, length: int = 10, padding_id: int = 0, words: int = 40) -> Callable:
@@ -57,10 +57,35 @@ def images(size: int = 32) -> Callable:
     }
 
 
-def after_last_token(outputs: Any, inputs: dict[str, Any]) -> Any:
+def after_last_token(model: Any, inputs: dict[str, Any]) -> Any:
     """A language model's log-probabilities after the last token that the mask shows."""
     last = inputs["attention_mask"].sum(-1) - 1
-    return outputs.logits.log_softmax(-1)[range(len(last)), last]
+    return model(**inputs).logits.log_softmax(-1)[range(len(last)), last]
+
+
+def after_position(model: Any, inputs: dict[str, Any]) -> Any:
+    """The same after the token at a chosen position."""
+    position = inputs.pop("position")
+    return model(**inputs).logits.log_softmax(-1)[range(len(position)), position]
+
+
+def of_answers(*answers: list[int]) -> Callable:
+    """The sum of the log-probabilities of an answer's tokens, each after the prompt and those before it."""
+
+    def logits(model: Any, inputs: dict[str, Any]) -> Any:
+        import torch
+
+        rows = []
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+            prompt = ids[mask == 1].tolist()
+            row = []
+            for answer in answers:
+                log_p = model(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
+                row.append(sum(log_p[len(prompt) + t - 1, token] for t, token in enumerate(answer)))
+            rows.append(torch.stack(row))
+        return torch.stack(rows)
+
+    return logits
 
 
 DISTIL = {
@@ -124,9 +149,29 @@ CASES = {
         tokens(),
         after_last_token,
     ),
+    "gpt2-position": Case(
+        "GPT2LMHeadModel",
+        GPT2,
+        lambda rng: tokens()(rng) | {"position": np.array([9, 1, 0, 3], np.int32)},
+        after_position,
+    ),
 }
-# One case an architecture, for the longer tests.
-ARCHITECTURES = ["bert", "roberta", "distilbert", "resnet-bottleneck", "vit", "gpt2"]
+
+# Each architecture once more with a single layer, for the longer tests: compilation is most of their time.
+SHALLOW = {
+    "bert": {"num_hidden_layers": 1},
+    "roberta": {"num_hidden_layers": 1},
+    "distilbert": {"n_layers": 1},
+    "gpt2": {"n_layer": 1},
+    "resnet-bottleneck": {"depths": [1, 1]},
+    "resnet-basic": {"depths": [1, 1]},
+    "vit": {"num_hidden_layers": 1},
+}
+
+
+def shallow(name: str) -> Case:
+    """The case of that name with one layer, or one block a stage."""
+    return dataclasses.replace(CASES[name], config=CASES[name].config | SHALLOW[name])
 
 
 def torch_model(case: Case, seed: int = 0) -> Any:

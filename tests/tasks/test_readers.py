@@ -92,6 +92,25 @@ def test_columns_by_name(tmp_path):
     assert len(unlabelled) == 2
 
 
+def test_the_hubs_snli_in_parquet(tmp_path):
+    """Its columns and label numbers, −1 where annotators did not agree, and a cell without a text."""
+    rows = [
+        {"premise": "a man", "hypothesis": "a cat", "label": -1},
+        {"premise": "a man", "hypothesis": None, "label": 1},
+        {"premise": "the dog", "hypothesis": "a dog", "label": 0},
+    ]
+    columns = tasks.Columns("premise", "hypothesis", "label", ("entailment", "neutral", "contradiction"), skip=("-1",))
+    data = tasks.read_table(write(tmp_path, ".parquet", rows), Lengths(), columns)
+    np.testing.assert_array_equal(data.labels, [1, 0])
+    assert data.display == [("a man", ""), ("the dog", "a dog")]
+    (tmp_path / "latin.csv").write_bytes("premise,hypothesis,label\ncafé,x,0\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.csv cannot be read as a table in UTF-8"):
+        tasks.read_table(tmp_path / "latin.csv", Lengths(), columns)
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(ValueError, match=r"damaged\.parquet is not a Parquet file, or is damaged"):
+        tasks.read_table(tmp_path / "damaged.parquet", Lengths(), columns)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "columns", "message"),
     [
@@ -108,6 +127,7 @@ def test_columns_by_name(tmp_path):
         ),
         ("a.tsv", "text\tlabel\nx\n", tasks.Columns("text"), "line 2: 1 cells, the header has 2"),
         ("a.jsonl", '{"text": "x", "label": 0}\n{"text"\n', tasks.Columns("text"), "line 2 is not JSON"),
+        ("a.json", '[{"text": "x", "label": 0}]', tasks.Columns("text"), "line 1 is a JSON list; expected one object"),
         ("a.xml", "<x/>", tasks.Columns("text"), r"ends in '\.xml'; expected \.csv"),
     ],
 )
@@ -126,8 +146,13 @@ def test_image_folders(tmp_path):
         (tmp_path / name / "notes.txt").write_text(str(label))
     data = tasks.read_image_folder(tmp_path, Thumbs())
     np.testing.assert_array_equal(data.labels, [0, 0, 1, 1])
-    np.testing.assert_array_equal(data.examples["pixel_values"][:, 0, 0, 0], [50, 51, 200, 201])
-    assert data.display[0].shape == (4, 6, 3)
+    np.testing.assert_array_equal(data.examples[:]["pixel_values"][:, 0, 0, 0], [50, 51, 200, 201])
+    assert data.display.shape == (4, 96, 96, 3)
+    assert data.display[2, 48, 48, 0] == 200
+    part = data.subset([3, 0]).subset(slice(1))
+    np.testing.assert_array_equal(part.examples[0:1]["pixel_values"][:, 0, 0, 0], [201])
+    np.testing.assert_array_equal(part.labels, [1])
+    np.testing.assert_array_equal(part.display, data.display[3:])
     drawn = tasks.read_image_folder(tmp_path, Thumbs(), limit=2, seed=1, label_names=("dog", "cat"))
     assert len(drawn) == 2
     (tmp_path / "cat" / "0.png").write_bytes(b"not an image")
