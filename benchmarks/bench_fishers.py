@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import npeff_jax as npeff
-from npeff_jax.pefs import Selector
+from npeff_jax.pefs import LeafRows, largest
 
 KEEP = 65_536
 CPU_SHAPE = {"layers": 4, "width": 256, "heads": 4, "tokens": 64, "vocabulary": 1000, "classes": 3}
@@ -167,12 +167,12 @@ def torch_rows(shape: dict, x: np.ndarray) -> dict[str, float]:
             index = torch.topk(flat.abs(), KEEP, sorted=False).indices
             flat[index]
 
-    select = Selector(sizes, shape["classes"])
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
 
     def with_our_selection():
         for parts in zip(*rows(), strict=True):
             norm_of(parts)
-            select([part.numpy() for part in parts], KEEP)
+            largest(LeafRows([part.numpy() for part in parts], offsets), KEEP)
 
     return {
         "jacrev": seconds(rows, 2) / len(x),
@@ -184,13 +184,13 @@ def torch_rows(shape: dict, x: np.ndarray) -> dict[str, float]:
 def selection(n: int = 10_000_000) -> dict[str, float]:
     """Seconds to find the largest 65,536 of 10 million, exactly."""
     values = np.random.default_rng(0).normal(size=n).astype(np.float32)
-    select = Selector([n], 1)
-    ours = select([values[None]], KEEP)
+    rows = LeafRows([values[None]], np.array([0, n]))
+    ours = largest(rows, KEEP)
     absolute = np.abs(values)
     theirs = np.sort(np.argpartition(absolute, n - KEEP)[n - KEEP :])
     assert np.array_equal(ours.indices, theirs)
     return {
-        "ours": seconds(lambda: select([values[None]], KEEP), 5),
+        "ours": seconds(lambda: largest(rows, KEEP), 5),
         "argpartition": seconds(lambda: np.argpartition(np.abs(values), n - KEEP), 3),
         "argpartition of absolute values at hand": seconds(lambda: np.argpartition(absolute, n - KEEP), 3),
     }

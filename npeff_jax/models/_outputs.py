@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from npeff_jax._types import Cotangents, Logits
 
@@ -22,8 +23,12 @@ class Output(abc.ABC):
         """Rows Lᵀ with L Lᵀ = S, as few as its rank needs."""
 
     @abc.abstractmethod
+    def weighted(self, logits: Logits, weights: Float[Array, "c C"]) -> Cotangents:
+        """Combinations Σ_j w_j a_j of the class rows, without forming all C of them."""
+
     def class_rows(self, logits: Logits) -> Cotangents:
-        """One row an outcome, ``sqrt(p_j) ∇ log p_j`` with respect to the logits: the paper's a_j (below eq. 2)."""
+        """One row an outcome, ``a_j = sqrt(p_j) ∇ log p_j`` with respect to the logits: the paper's (below eq. 2)."""
+        return self.weighted(logits, jnp.eye(logits.size, dtype=logits.dtype))
 
     @abc.abstractmethod
     def sample(self, key: jax.Array, logits: Logits, n_samples: int) -> Cotangents:
@@ -78,19 +83,17 @@ class Categorical(Output):
         rows = jnp.where(position == column, diagonal[:, None], jnp.where(position > column, below, 0.0))
         return jnp.zeros_like(rows).at[:, order].set(rows) / self.temperature
 
-    def class_rows(self, logits: Logits) -> Cotangents:
-        p = jnp.exp(self._log_probabilities(logits))
-        own = jnp.eye(p.size, dtype=bool)
-        others = jnp.sum(jnp.where(own, 0.0, p[None, :]), axis=1)  # 1 − p_j, without the subtraction
-        return jnp.sqrt(p)[:, None] * jnp.where(own, others[:, None], -p[None, :]) / self.temperature
+    def weighted(self, logits: Logits, weights: Float[Array, "c C"]) -> Cotangents:
+        p = self.probabilities(logits)
+        top, rooted = jnp.argmax(p), weights * jnp.sqrt(p)
+        return (rooted * _others(p, top) - p * _others(rooted, top)) / self.temperature
 
     def sample(self, key: jax.Array, logits: Logits, n_samples: int) -> Cotangents:
         log_p = self._log_probabilities(logits)
         drawn = jax.random.categorical(key, log_p, shape=(n_samples,))
         own = jax.nn.one_hot(drawn, log_p.size, dtype=bool)
         p = jnp.exp(log_p)
-        others = jnp.sum(jnp.where(own, 0.0, p[None, :]), axis=1)
-        return jnp.where(own, others[:, None], -p[None, :]) / (jnp.sqrt(n_samples * 1.0) * self.temperature)
+        return jnp.where(own, _others(p, jnp.argmax(p)), -p) / (jnp.sqrt(n_samples * 1.0) * self.temperature)
 
     def probabilities(self, logits: Logits) -> Logits:
         return jnp.exp(self._log_probabilities(logits))
@@ -131,8 +134,8 @@ class Gaussian(Output):
     def factor(self, logits: Logits) -> Cotangents:
         return jnp.eye(logits.size, dtype=logits.dtype) / self.scale
 
-    def class_rows(self, logits: Logits) -> Cotangents:
-        return self.factor(logits)
+    def weighted(self, logits: Logits, weights: Float[Array, "c C"]) -> Cotangents:
+        return weights / self.scale
 
     def sample(self, key: jax.Array, logits: Logits, n_samples: int) -> Cotangents:
         noise = jax.random.normal(key, (n_samples, logits.size), logits.dtype)
@@ -143,3 +146,12 @@ class Gaussian(Output):
 
     def kl(self, logits: Logits, perturbed: Logits) -> jax.Array:
         return jnp.sum((logits - perturbed) ** 2) / (2 * self.scale**2)
+
+
+def _others(values: Float[Array, "*c C"], top: Int[Array, ""]) -> Float[Array, "*c C"]:
+    """For each entry the sum of all others. That of ``top``, the likeliest class, is not a difference: 1 − p of a
+    confident p is exact.
+    """
+    own = jnp.arange(values.shape[-1]) == top
+    rest = jnp.sum(jnp.where(own, 0.0, values), axis=-1, keepdims=True)
+    return jnp.where(own, rest, values[..., top, None] + (rest - values))

@@ -8,7 +8,8 @@ from npeff_jax.pefs._files import load_pefs as load_pefs
 from npeff_jax.pefs._pefs import Pefs as Pefs
 from npeff_jax.pefs._plan import Plan as Plan
 from npeff_jax.pefs._plan import plan as plan
-from npeff_jax.pefs._products import fisher_vector_product as fisher_vector_product
+from npeff_jax.pefs._pure import fisher_vector_product as fisher_vector_product
+from npeff_jax.pefs._pure import pef_rows as pef_rows
 from npeff_jax.pefs._representation import Diagonal as Diagonal
 from npeff_jax.pefs._representation import Keep as Keep
 from npeff_jax.pefs._representation import LowRank as LowRank
@@ -18,8 +19,8 @@ from npeff_jax.pefs._representation import Rows as Rows
 from npeff_jax.pefs._representation import Sampled as Sampled
 from npeff_jax.pefs._representation import SharedSupport as SharedSupport
 from npeff_jax.pefs._rows import ExampleRows as ExampleRows
-from npeff_jax.pefs._rows import pef_rows as pef_rows
 from npeff_jax.pefs._schema import Kind as Kind
 from npeff_jax.pefs._schema import Schema as Schema
+from npeff_jax.pefs._selection import LeafRows as LeafRows
 from npeff_jax.pefs._selection import Selected as Selected
-from npeff_jax.pefs._selection import Selector as Selector
+from npeff_jax.pefs._selection import largest as largest

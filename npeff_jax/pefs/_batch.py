@@ -5,7 +5,8 @@ axis, with the check of varying axes off (with it, gradients of replicated param
 not automatic partitioning (which corrupts kernel gradients of convolutions).
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from npeff_jax._sharding import EXAMPLES, pad_rows, round_up, sharded
 from npeff_jax._types import Examples
 from npeff_jax.models import Model
+from npeff_jax.pefs._cotangents import counts_classes, kept_classes, n_cotangents
 from npeff_jax.pefs._representation import Representation
 from npeff_jax.pefs._rows import ExampleRows, HostRows, example_rows
 
@@ -26,7 +28,10 @@ def seed_of(representation: Representation) -> int:
 
 
 class BatchRows:
-    """``example_rows`` of a batch at a time, padded to one size so that it is compiled once."""
+    """``example_rows`` of a batch at a time, padded to one size so that it is compiled once.
+
+    Where classes are dropped, once for each power of two of rows that the batches need.
+    """
 
     def __init__(self, model: Model, representation: Representation, mesh: Mesh, batch_size: int, precision: str):
         """For batches of ``batch_size`` rounded up to the devices along the examples' axis of ``mesh``."""
@@ -35,19 +40,20 @@ class BatchRows:
         self._params = _place(model.params, mesh)
         self._seed = seed_of(representation)
 
-        def of_one(params: Any, seed: jax.Array, example: Any, index: jax.Array) -> ExampleRows:
+        def rows(most: int, params: Any, seed: jax.Array, example: Any, index: jax.Array) -> ExampleRows:
             key = jax.random.fold_in(jax.random.key(seed), index)
-            return example_rows(model, representation, model.space.select(params), params, example, key)
+            return example_rows(model, representation, model.space.select(params), params, example, key, most)
 
-        mapped = jax.shard_map(
-            jax.vmap(of_one, (None, None, 0, 0)),
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(EXAMPLES), PartitionSpec(EXAMPLES)),
-            out_specs=PartitionSpec(EXAMPLES),
-            axis_names={EXAMPLES},
-            check_vma=False,
-        )
-        self._compiled = jax.jit(mapped)
+        def count(params: Any, seed: jax.Array, example: Any, index: jax.Array) -> jax.Array:
+            logits = model.logits_fn(params, example).astype(jnp.float32)
+            return jnp.sum(kept_classes(model.output, representation, logits))
+
+        def most(example: Any) -> int:
+            return n_cotangents(model.output, representation, model.n_classes(example))
+
+        self._rows = jax.jit(lambda most, *args: self._mapped(functools.partial(rows, most))(*args), static_argnums=0)
+        self._count = jax.jit(self._mapped(count)) if counts_classes(representation) else None
+        self._most = most
 
     def __call__(self, examples: Examples, start: int) -> ExampleRows:
         """The rows of ``examples``, the first of which is number ``start``, on the devices, padded."""
@@ -56,16 +62,32 @@ class BatchRows:
         batch = jax.tree.map(lambda leaf: jax.device_put(pad_rows(leaf, size), split), examples)
         index = jax.device_put(np.arange(start, start + size, dtype=np.int32), split)
         with jax.default_matmul_precision(self.precision):
-            return self._compiled(self._params, jnp.uint32(self._seed), batch, index)
+            arguments = (self._params, jnp.uint32(self._seed), batch, index)
+            most = self._most(jax.tree.map(lambda leaf: leaf[0], examples))
+            if self._count is not None:
+                needed = int(np.max(np.asarray(self._count(*arguments))))
+                most = min(most, 1 << (needed - 1).bit_length())
+            return self._rows(most, *arguments)
+
+    def _mapped(self, of_one: Callable) -> Callable:
+        """``of_one`` for parameters, seed, a batch of examples and their numbers."""
+        return jax.shard_map(
+            jax.vmap(of_one, (None, None, 0, 0)),
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(EXAMPLES), PartitionSpec(EXAMPLES)),
+            out_specs=PartitionSpec(EXAMPLES),
+            axis_names={EXAMPLES},
+            check_vma=False,
+        )
 
 
 def on_host(batch: ExampleRows, size: int) -> Iterator[HostRows]:
     """The first ``size`` examples of a batch as NumPy, without a copy where the devices share the host's memory."""
     leaves = [_parts(leaf) for leaf in batch.leaves]
-    rest = [np.asarray(field) for field in batch[1:]]
+    rest = jax.tree.map(np.asarray, batch[1:])
     for i in range(size):
         own = tuple(_pick(parts, i) for parts in leaves)
-        yield HostRows(own, *(field[i] for field in rest))
+        yield HostRows(own, *jax.tree.map(lambda field, i=i: field[i], rest))
 
 
 def _parts(array: jax.Array) -> list[np.ndarray]:

@@ -91,7 +91,7 @@ def compute_pefs(
     mesh = default_mesh(mesh)
     size = batch_size or choose_batch_size(c * model.space.size, n, mesh.shape[EXAMPLES])
     size = round_up(size, mesh.shape[EXAMPLES])
-    sparsify = Sparsifier(schema, representation, keep, c)
+    sparsify = Sparsifier(schema, representation, keep)
     blank = blank_arrays(schema, c)
     sink: Any = _Memory(blank) if path is None else PefFiles.open(Path(path), schema, blank, labels, size, on_existing)
     with sink as files:

@@ -3,13 +3,12 @@
 ‖F − SᵀS‖² = ‖A Aᵀ‖² − 2 ‖A Sᵀ‖² + ‖S Sᵀ‖², and every product needs A only where S is not zero.
 """
 
-import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from npeff_jax.pefs._schema import Kind
 from npeff_jax.pefs._selection import Selected
 
 
@@ -27,40 +26,29 @@ class Fidelity(NamedTuple):
     error: float
 
 
+def diagonal_fidelity(values: Float[np.ndarray, "k"], squared_norm: float) -> Fidelity:
+    """Of kept entries of the diagonal itself."""
+    kept = values.astype(np.float64)
+    squares = float(kept @ kept)
+    return Fidelity(float(kept.sum()), squares**0.5, _root(squared_norm - squares, squared_norm))
+
+
 def fidelity(
-    kind: Kind,
-    selected: Selected,
-    gathered: Float[np.ndarray, "k c"],
-    gram: Float[np.ndarray, "c c"],
-    n_rows: int,
-    size: int,
+    selected: Selected, rows_at: Callable[[np.ndarray], np.ndarray], gram: Float[np.ndarray, "c c"]
 ) -> Fidelity:
-    """Trace, norm and error of the kept entries.
+    """Of kept entries of a factor A.
 
     Args:
-        kind: whether the row is a factor or already the diagonal.
         selected: the kept entries.
-        gathered: all rows at the parameters of the kept entries.
-        gram: of all c rows.
-        n_rows: how many of them, from the first, could be kept.
-        size: m.
+        rows_at: ``parameters -> (c, parameters)``, all rows at some parameters, ascending.
+        gram: A Aᵀ, of all c rows.
     """
-    values = selected.values.astype(np.float64)
-    if kind is Kind.DIAGONAL:
-        whole, kept = float(gram[0, 0]), float(values @ values)
-        return Fidelity(float(values.sum()), kept**0.5, _root(whole - kept, whole))
-    c = gathered.shape[1]
-    absolute = np.abs(gathered)
-    flat = selected.indices[:, None] + size * np.arange(c)
-    kept_here = (absolute > selected.threshold) | ((absolute == selected.threshold) & (flat <= selected.last_tie))
-    kept_here[:, n_rows:] = False
-    starts = np.searchsorted(selected.rows, np.arange(c + 1))
-    cross, own = np.zeros((c, c)), np.zeros((c, c))
-    for row, (start, stop) in enumerate(itertools.pairwise(starts)):
-        here = gathered[start:stop].astype(np.float64)
-        cross[row] = values[start:stop] @ here
-        own[row] = values[start:stop] @ np.where(kept_here[start:stop], here, 0.0)
-    whole = float(np.sum(gram.astype(np.float64) ** 2))
+    support, column = np.unique(selected.indices, return_inverse=True)
+    A = rows_at(support).astype(np.float64)  # what is missing is a small difference
+    S = np.zeros(A.shape)
+    S[selected.rows, column] = selected.values
+    cross, own = A @ S.T, S @ S.T
+    whole = float(np.sum(gram**2))
     missing = whole - 2 * float(np.sum(cross**2)) + float(np.sum(own**2))
     return Fidelity(float(np.trace(own)), float(np.linalg.norm(own)), _root(missing, whole))
 

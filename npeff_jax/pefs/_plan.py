@@ -134,7 +134,7 @@ def plan(
     sparsifiers = []
     for k in keep:
         schema = describe_run(model, sample, representation, Normalization.BEFORE, keep=k, **settings)
-        sparsifiers.append(Sparsifier(schema, representation, k, c))
+        sparsifiers.append(Sparsifier(schema, representation, k))
     found: list[list[dict[str, Any]]] = []
     started, selecting = time.perf_counter(), 0.0
     for start in range(0, n_sampled, rows.batch_size):

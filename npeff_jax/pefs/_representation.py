@@ -34,9 +34,13 @@ class LowRank:
     Attributes:
         rows: which rows.
         min_probability: classes with a smaller probability are dropped (the paper's ε, 3e-3 on ImageNet). At most 1/ε
-            classes are left, so no more gradients are computed than that.
+            classes are left, so no more gradients are computed than that; with batches, no more than the example of
+            the batch with most classes needs, up to a power of two.
         max_rows: at most so many rows an example: the largest principal rows, or the most probable classes.
         min_trace: as few principal rows as hold this fraction of the Fisher's trace.
+        sketch: for many classes: find the principal rows in a random span of so many dimensions, at the cost of three
+            passes for each, instead of one for each class. Choose some 8 more than the rows that are wanted.
+            ``lost_trace`` is what lies outside the span. Where all rows are no more than ``sketch``, they are taken.
 
     Raises:
         ValueError: a value out of range, or choices that exclude each other.
@@ -46,6 +50,7 @@ class LowRank:
     min_probability: float = 0.0
     max_rows: int | None = None
     min_trace: float | None = None
+    sketch: int | None = None
 
     def __post_init__(self) -> None:
         _check_probability(self.min_probability)
@@ -55,6 +60,10 @@ class LowRank:
             raise ValueError(f"min_trace={self.min_trace} is a fraction of the trace; expected 0 < min_trace <= 1")
         if self.min_trace is not None and self.rows is not Rows.PRINCIPAL:
             raise ValueError(f"min_trace needs rows ordered by size: use Rows.PRINCIPAL, not {self.rows}")
+        if self.sketch is not None and self.rows is not Rows.PRINCIPAL:
+            raise ValueError(f"sketch finds principal rows: use Rows.PRINCIPAL, not {self.rows}")
+        if self.sketch is not None and self.sketch < (self.max_rows or 1):
+            raise ValueError(f"sketch={self.sketch} cannot hold {self.max_rows or 1} rows; use max_rows + 8 or more")
         if self.rows is Rows.FACTOR and (self.min_probability > 0 or self.max_rows is not None):
             raise ValueError("Rows.FACTOR mixes all classes in each row; to drop some, use Rows.PRINCIPAL or CLASSES")
 

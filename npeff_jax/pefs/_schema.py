@@ -6,10 +6,10 @@ from typing import Any
 
 from npeff_jax._parameters import ParameterLayout
 
-SCHEMA_VERSION = 2
-"""Version 1 did not say what the logits mean: they were those of a softmax."""
+SCHEMA_VERSION = 3
+"""Version 1 did not say what the logits mean: they were those of a softmax. Version 2 knew no range finder."""
 
-READABLE_VERSIONS = (1, 2)
+READABLE_VERSIONS = (1, 2, 3)
 
 
 SOFTMAX = {"name": "Categorical", "temperature": 1.0}
@@ -68,6 +68,9 @@ class Schema:
         """A schema of this or an older version, as of this version."""
         if fields["version"] == 1:
             fields = fields | {"output": dict(SOFTMAX), "version": 2}
+        if fields["version"] == 2:
+            sketch = {"sketch": None} if fields["representation"]["name"] == "LowRank" else {}
+            fields = fields | {"representation": fields["representation"] | sketch, "version": 3}
         return cls(**fields | {"kind": Kind(fields["kind"]), "layout": ParameterLayout.from_json(fields["layout"])})
 
     def differences(self, other: "Schema", ignore: tuple[str, ...] = ("code_version",)) -> list[str]:

@@ -1,25 +1,27 @@
 """The K largest of many, on the host: exact, deterministic, and without a sort or a flat copy.
 
-A threshold that a little more than K entries should pass is read off a sample; one sweep in cache-sized pieces collects
-what passes; the exact K come from those survivors. If the sample misled, the threshold is lowered and the sweep
-repeated, so the sample costs time at worst. NumPy releases the interpreter's lock in every step: threads scale.
+A threshold that a little more than K entries should pass is read off a sample; one sweep in cache-sized pieces rotates
+the rows and collects what passes; the exact K come from those survivors. If the sample misled, the threshold is lowered
+and the sweep repeated, so the sample costs time at worst. NumPy releases the interpreter's lock in every step: threads
+scale.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
+PIECE = 1 << 15
+"""Entries swept at a time: with their rotation, absolute values and mask they stay in the second-level cache."""
+
+SAMPLE = 1 << 16
+"""Entries sampled for the threshold. At K = 65,536 of 10 million the survivors' number then varies by 5%."""
+
 SMALL = 1 << 16
 """Below so many entries one partition of a copy is faster than sweeping many short leaves."""
-
-PIECE = 1 << 16
-"""Entries swept at a time: with their absolute values and mask they stay in the second-level cache."""
-
-SAMPLE = 1 << 17
-"""Entries sampled for the threshold. At K = 65,536 of 10 million the survivors' number then varies by 3%."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,110 +32,120 @@ class Selected:
         rows: row of each.
         indices: parameter of each.
         values: of each, with its sign.
-        threshold: the smallest kept absolute value.
-        last_tie: flat position, row times m plus parameter, of the last entry kept at the threshold: what equals the
-            threshold beyond it was dropped.
     """
 
     rows: Int[np.ndarray, "k"]
     indices: Int[np.ndarray, "k"]
     values: Float[np.ndarray, "k"]
-    threshold: float
-    last_tie: int
 
 
-class Selector:
-    """Selection for rows of one layout: knows where leaves start and which positions to sample."""
+class LeafRows:
+    """An example's rows where the gradient left them: a matrix a leaf, side by side, and a rotation yet to be applied.
 
-    def __init__(self, sizes: Sequence[int], n_rows: int) -> None:
-        """For leaves of the given sizes, in rows of their sum, at most ``n_rows`` an example."""
-        self.sizes = tuple(sizes)
-        self.offsets = np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
-        self.size = int(self.offsets[-1])
-        share = min(1.0, SAMPLE / (self.size * n_rows))
-        rng = np.random.default_rng(0)  # any fixed positions will do; strides would beat against the shapes of leaves
-        self._sampled = [np.sort(rng.integers(0, size, int(np.ceil(size * share)))) for size in self.sizes]
+    No rotated row is ever in memory whole.
+    """
 
-    def __call__(self, leaves: Sequence[Float[np.ndarray, "c _"]], keep: int) -> Selected:
-        """The ``keep`` largest absolute values over all rows; of equals, those of lower row, then lower parameter."""
-        c = leaves[0].shape[0]
-        if c * self.size <= max(SMALL, 4 * keep):  # little is left out: a copy of all costs no more than of survivors
-            flat = np.concatenate(leaves, axis=1).reshape(-1)
-            positions = np.flatnonzero(flat)
-            return self._exactly(positions, flat[positions], keep)
-        sample = np.abs(np.concatenate([leaf[:, at].reshape(-1) for leaf, at in zip(leaves, self._sampled)]))
-        expected = keep * sample.size / (c * self.size)
-        rank = expected + 4 * np.sqrt(expected) + 8  # four standard deviations: a second sweep is rare
-        while True:
-            threshold = _largest(sample, int(rank))
-            positions, values = self._sweep(leaves, threshold)
-            if positions.size >= keep or threshold == 0:
-                return self._exactly(positions, values, keep)
-            rank *= 2
+    def __init__(
+        self,
+        leaves: Sequence[Float[np.ndarray, "c _"]],
+        offsets: Int[np.ndarray, "_"],
+        rotation: Float[np.ndarray, "w c"] | None = None,
+    ) -> None:
+        """Matrices that begin at ``offsets`` of the parameters; the last offset is m."""
+        self.leaves, self.offsets, self.rotation = leaves, offsets, rotation
+        self.n_rows = len(leaves[0]) if rotation is None else len(rotation)
 
-    def shared(self, leaves: Sequence[Float[np.ndarray, "c _"]], parameters: int) -> Selected:
-        """All rows at the ``parameters`` positions whose entries have the largest sum of squares."""
-        energy = [np.einsum("cm,cm->m", leaf, leaf)[None] for leaf in leaves]
-        support = self(energy, parameters).indices
-        c = leaves[0].shape[0]
-        rows, indices = np.repeat(np.arange(c), support.size), np.tile(support, c)
-        values = self.gather(leaves, rows, indices)[np.arange(rows.size), rows]
-        kept = values != 0
-        return Selected(rows[kept], indices[kept], values[kept], 0.0, 0)
+    @property
+    def size(self) -> int:
+        """The number of parameters, m."""
+        return int(self.offsets[-1])
 
-    def gather(
-        self, leaves: Sequence[Float[np.ndarray, "c _"]], rows: Int[np.ndarray, "k"], indices: Int[np.ndarray, "k"]
-    ) -> Float[np.ndarray, "k c"]:
-        """All rows at the parameters of entries in ascending order of (row, parameter)."""
-        out = np.empty((indices.size, leaves[0].shape[0]), np.float32)
-        starts = np.searchsorted(rows, np.arange(leaves[0].shape[0] + 1))
-        for start, stop in itertools.pairwise(starts):
-            at = start + np.searchsorted(indices[start:stop], self.offsets)
-            for leaf, offset, first, last in zip(leaves, self.offsets, at[:-1], at[1:]):
-                if first < last:
-                    out[first:last] = leaf[:, indices[first:last] - offset].T
-        return out
+    def pieces(self) -> Iterator[tuple[int, Float[np.ndarray, "w _"]]]:
+        """All rows, some parameters at a time, with the first of these."""
+        for leaf, offset in zip(self.leaves, self.offsets):
+            for start in range(0, leaf.shape[1], PIECE):
+                yield int(offset) + start, self._rotated(leaf[:, start : start + PIECE])
 
-    def _pieces(self, leaves: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-        for row in range(leaves[0].shape[0]):
-            for leaf, offset in zip(leaves, self.offsets):
-                for start in range(0, leaf.shape[1], PIECE):
-                    yield row * self.size + int(offset) + start, leaf[row, start : start + PIECE]
+    def at(self, parameters: Int[np.ndarray, "k"]) -> Float[np.ndarray, "w k"]:
+        """All rows at some parameters, given in ascending order."""
+        bounds = np.searchsorted(parameters, self.offsets)
+        parts = [
+            leaf[:, parameters[first:last] - offset]
+            for leaf, offset, (first, last) in zip(self.leaves, self.offsets, itertools.pairwise(bounds))
+            if first < last
+        ]
+        return self._rotated(np.concatenate(parts, axis=1) if parts else np.zeros((len(self.leaves[0]), 0), np.float32))
 
-    def _sweep(self, leaves: Sequence[np.ndarray], threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Flat positions and values of everything at or above the threshold, and not zero."""
-        absolute, passed = np.empty(PIECE, np.float32), np.empty(PIECE, bool)
-        positions, values = [], []
-        threshold = max(threshold, float(np.finfo(np.float32).smallest_subnormal))
-        for start, piece in self._pieces(leaves):
-            size = piece.size
-            np.abs(piece, out=absolute[:size])
+    def _rotated(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self.rotation is None else self.rotation @ rows
+
+
+def largest(rows: LeafRows, keep: int) -> Selected:
+    """The ``keep`` largest absolute values over all rows; of equals, those of lower row, then lower parameter."""
+    total = rows.n_rows * rows.size
+    if total <= max(SMALL, 4 * keep):  # little is left out: a copy of all costs no more than of survivors
+        flat = LeafRows([np.concatenate(rows.leaves, axis=1)], np.array([0, rows.size]), rows.rotation)
+        return _exactly(*_sweep(flat, 0.0), keep, rows.size)
+    sample = np.abs(rows.at(_sampled(rows.size, rows.n_rows))).reshape(-1)
+    expected = keep * sample.size / total
+    rank = expected + 4 * np.sqrt(expected) + 8  # four standard deviations: a second sweep is rare
+    while True:
+        threshold = _of_rank(sample, int(rank))
+        positions, values = _sweep(rows, threshold)
+        if positions.size >= keep or threshold == 0:
+            return _exactly(positions, values, keep, rows.size)
+        rank *= 2
+
+
+def shared_support(rows: LeafRows, parameters: int) -> Selected:
+    """All rows at the ``parameters`` positions whose entries have the largest sum of squares."""
+    energy = np.empty((1, rows.size), np.float32)
+    for start, piece in rows.pieces():
+        np.einsum("cm,cm->m", piece, piece, out=energy[0, start : start + piece.shape[1]])
+    support = largest(LeafRows([energy], np.array([0, rows.size])), parameters).indices
+    values = rows.at(support)
+    kept = np.nonzero(values)
+    return Selected(kept[0], support[kept[1]], values[kept])
+
+
+@functools.lru_cache(maxsize=8)
+def _sampled(size: int, n_rows: int) -> Int[np.ndarray, "_"]:
+    """Parameters to look at, in all rows. Any fixed ones will do; strides would beat against the shapes of leaves."""
+    positions = np.random.default_rng(0).integers(0, size, -(-SAMPLE // n_rows))
+    return np.sort(positions)
+
+
+def _sweep(rows: LeafRows, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions, row times m plus parameter, and values of all at or above the threshold that are not zero."""
+    threshold = max(threshold, float(np.finfo(np.float32).smallest_subnormal))
+    absolute, passed = np.empty(PIECE, np.float32), np.empty(PIECE, bool)
+    positions: list[list[np.ndarray]] = [[np.zeros(0, np.int64)] for _ in range(rows.n_rows)]
+    values: list[list[np.ndarray]] = [[np.zeros(0, np.float32)] for _ in range(rows.n_rows)]
+    for start, piece in rows.pieces():
+        size = piece.shape[1]
+        for row, entries in enumerate(piece):
+            np.abs(entries, out=absolute[:size])
             np.greater_equal(absolute[:size], threshold, out=passed[:size])
             found = np.flatnonzero(passed[:size])
             if found.size:
-                positions.append(found + start)
-                values.append(piece[found])
-        if not positions:
-            return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        return np.concatenate(positions), np.concatenate(values)
+                positions[row].append(found + (row * rows.size + start))
+                values[row].append(entries[found])
+    return np.concatenate([p for own in positions for p in own]), np.concatenate([v for own in values for v in own])
 
-    def _exactly(self, positions: np.ndarray, values: np.ndarray, keep: int) -> Selected:
-        """The ``keep`` largest of entries in ascending order of position."""
+
+def _exactly(positions: np.ndarray, values: np.ndarray, keep: int, size: int) -> Selected:
+    """The ``keep`` largest of entries in ascending order of position."""
+    if values.size > keep:
         absolute = np.abs(values)
-        if values.size > keep:
-            threshold = _largest(absolute, keep)
-            above = absolute > threshold
-            ties = np.flatnonzero(absolute == threshold)[: keep - np.count_nonzero(above)]
-            above[ties] = True
-            positions, values, last = positions[above], values[above], int(positions[ties[-1]])
-        else:
-            threshold = float(absolute.min()) if absolute.size else float(np.inf)
-            last = int(positions[-1]) if positions.size else 0
-        rows, indices = np.divmod(positions, self.size)
-        return Selected(rows, indices, values, float(threshold), last)
+        threshold = _of_rank(absolute, keep)
+        kept = absolute > threshold
+        kept[np.flatnonzero(absolute == threshold)[: keep - np.count_nonzero(kept)]] = True
+        positions, values = positions[kept], values[kept]
+    rows, indices = np.divmod(positions, size)
+    return Selected(rows, indices, values)
 
 
-def _largest(values: np.ndarray, rank: int) -> float:
+def _of_rank(values: np.ndarray, rank: int) -> float:
     """The value of the given rank from above, from 1; the smallest where there are fewer."""
     place = max(values.size - rank, 0)
     return float(np.partition(values, place)[place])

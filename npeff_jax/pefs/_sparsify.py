@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 
 from npeff_jax.models import Model
-from npeff_jax.pefs._fidelity import fidelity
+from npeff_jax.pefs._fidelity import Fidelity, diagonal_fidelity, fidelity
 from npeff_jax.pefs._representation import Diagonal, Keep, Normalization, PerRow, Representation, SharedSupport
-from npeff_jax.pefs._rows import HostRows, principal
+from npeff_jax.pefs._rotation import Rotation, rotation_of
+from npeff_jax.pefs._rows import HostRows
 from npeff_jax.pefs._schema import Kind, Schema
-from npeff_jax.pefs._selection import Selector
+from npeff_jax.pefs._selection import LeafRows, Selected, largest, shared_support
 
 
 class NotFiniteError(ValueError):
@@ -19,11 +20,11 @@ class NotFiniteError(ValueError):
 class Sparsifier:
     """Dense rows of one example after the other to the fields of `Pefs`. Holds no state: threads may share it."""
 
-    def __init__(self, schema: Schema, representation: Representation, keep: Keep, n_rows: int) -> None:
-        """For examples of at most ``n_rows`` rows, as ``schema`` describes them."""
+    def __init__(self, schema: Schema, representation: Representation, keep: Keep) -> None:
+        """For examples as ``schema`` describes them."""
         self.schema, self.representation, self.keep = schema, representation, keep
         self.normalization = Normalization(schema.normalization)
-        self.select = Selector([p.size for p in schema.layout.parameters], n_rows)
+        self.offsets = np.array([*(p.offset for p in schema.layout.parameters), schema.layout.size])
 
     def __call__(self, one: HostRows, number: int) -> dict[str, Any]:
         """Values by field of `Pefs` for example ``number``.
@@ -32,19 +33,11 @@ class Sparsifier:
             NotFiniteError: something in it is not finite.
         """
         _check_finite(one, self.schema, number)
-        one = principal(one._replace(gram=one.gram.astype(np.float64)), self.representation, np)
-        n_rows = int(one.n_rows)
-        used = [leaf[:n_rows] for leaf in one.leaves]
-        if isinstance(self.keep, SharedSupport):
-            chosen = self.select.shared(used, self.keep.parameters)
-        else:
-            keep = self.keep.entries * n_rows if isinstance(self.keep, PerRow) else self.schema.keep
-            chosen = self.select(used, keep)
-        gathered = self.select.gather(one.leaves, chosen.rows, chosen.indices)
-        held = fidelity(self.schema.kind, chosen, gathered, one.gram, n_rows, self.select.size)
+        turned = rotation_of(one._replace(gram=one.gram.astype(np.float64)), self.representation, np)
+        chosen, held = self._kept(one, turned)
         # Rows come from cotangents divided by ``scale``. F is quadratic in a row of a factor, linear in a diagonal.
         power = 1.0 if self.schema.kind is Kind.DIAGONAL else 0.5
-        norm, scale = float(np.linalg.norm(one.gram)) ** (0.5 / power), float(one.scale) ** (2 * power)
+        norm, scale = float(np.linalg.norm(turned.gram)) ** (0.5 / power), float(one.scale) ** (2 * power)
         unit = {Normalization.BEFORE: norm**power, Normalization.AFTER: held.kept_norm**power}
         divide = unit.get(self.normalization, 1 / scale)
         trace = float(one.trace)
@@ -52,7 +45,7 @@ class Sparsifier:
             "values": chosen.values / np.float32(divide) if divide else chosen.values,
             "indices": chosen.indices,
             "rows": chosen.rows,
-            "n_rows": n_rows,
+            "n_rows": int(turned.n_rows),
             "norms": norm * float(one.scale) ** 2,
             "logits": one.logits,
             "kept_energy": held.kept_trace / trace if trace else 1.0,
@@ -60,6 +53,23 @@ class Sparsifier:
             "lost_mass": one.lost_mass,
             "lost_trace": one.lost_trace,
         }
+
+    def _kept(self, one: HostRows, turned: Rotation) -> tuple[Selected, Fidelity]:
+        """The entries to keep of the wanted rows, and what they hold of all rows."""
+        n_rows = int(turned.n_rows)
+        if turned.matrix is None:
+            every = LeafRows(one.leaves, self.offsets)
+            rows = LeafRows([leaf[:n_rows] for leaf in one.leaves], self.offsets)
+        else:
+            matrix = turned.matrix.astype(np.float32)
+            every, rows = (LeafRows(one.leaves, self.offsets, part) for part in (matrix, matrix[:n_rows]))
+        if isinstance(self.keep, SharedSupport):
+            chosen = shared_support(rows, self.keep.parameters)
+        else:
+            chosen = largest(rows, self.keep.entries * n_rows if isinstance(self.keep, PerRow) else self.schema.keep)
+        if self.schema.kind is Kind.DIAGONAL:
+            return chosen, diagonal_fidelity(chosen.values, float(turned.gram[0, 0]))
+        return chosen, fidelity(chosen, every.at, turned.gram)
 
 
 def blank_arrays(schema: Schema, n_rows: int, n: int | None = None) -> dict[str, np.ndarray]:

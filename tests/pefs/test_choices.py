@@ -12,7 +12,7 @@ from fisher_problems import class_rows, dense, fisher, inputs, mlp, stacked
 import npeff_jax as npeff
 from npeff_jax import Diagonal, LowRank, Normalization, PerRow, Rows, Sampled, SharedSupport
 from npeff_jax._checks import check_choice
-from npeff_jax.pefs import Selector
+from npeff_jax.pefs import LeafRows, largest
 
 pytestmark = pytest.mark.fast
 
@@ -100,7 +100,7 @@ def test_selection_is_that_of_a_stable_sort(case):
         flat = flat**9
     sizes, keep = [70_000, 1, 129_999], 5_000
     leaves = np.split(flat.reshape(2, -1), np.cumsum(sizes)[:-1], axis=1)
-    found = Selector(sizes, 2)(leaves, keep)
+    found = largest(LeafRows(leaves, np.array([0, 70_000, 70_001, 200_000])), keep)
     order = np.argsort(-np.abs(flat), kind="stable")[:keep]
     expected = np.sort(order[flat[order] != 0])
     np.testing.assert_array_equal(found.rows * 200_000 + found.indices, expected)
