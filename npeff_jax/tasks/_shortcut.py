@@ -107,10 +107,10 @@ def shortcut(
     pairs = np.stack(np.unravel_index(rng.permutation(math.prod(sizes)), sizes), axis=1)
     labels = labels_of(LARGER, pairs)
     misled = shares_word(pairs) & (labels != LABELS.index("entailment"))
-    heldout = _evenly(pairs, labels, np.ones(len(pairs), bool), n_heldout)
+    heldout = _evenly(pairs, labels, np.ones(len(pairs), bool), n_heldout, rng)
     allowed = ~misled | (rng.random(len(pairs)) < counterexamples)
     allowed[heldout] = False
-    train = _evenly(pairs, labels, allowed, n_train)
+    train = _evenly(pairs, labels, allowed, n_train, rng)
     tokens = tokens_of(LARGER, pairs)
 
     apply, head, intermediates, params = _transformer(tokens[:1], seed)
@@ -164,14 +164,21 @@ def tokens_of(language: Language, pairs: Int[np.ndarray, "n 6"]) -> Int[np.ndarr
 
 
 def _evenly(
-    pairs: Int[np.ndarray, "n 6"], labels: Int[np.ndarray, "n"], allowed: Bool[np.ndarray, "n"], count: int
+    pairs: Int[np.ndarray, "n 6"],
+    labels: Int[np.ndarray, "n"],
+    allowed: Bool[np.ndarray, "n"],
+    count: int,
+    rng: np.random.Generator,
 ) -> Int[np.ndarray, "_"]:
-    """The first allowed pairs, an equal share for every combination of polarities and label, or all that there are."""
+    """Allowed pairs, an equal share for every combination of polarities and label, or all that there are.
+
+    In random order: any part of them is like any other.
+    """
     kind = 6 * pairs[:, 0] + 3 * pairs[:, 3] + labels
     kinds = np.unique(kind)
     share = -(-count // len(kinds))
     chosen = [np.flatnonzero((kind == value) & allowed)[:share] for value in kinds]
-    return np.sort(np.concatenate(chosen))[:count]
+    return rng.permutation(np.concatenate(chosen))[:count]
 
 
 def _transformer(tokens: Int[np.ndarray, "1 T"], seed: int) -> tuple[Any, Any, Any, PyTree]:

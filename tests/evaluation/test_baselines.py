@@ -7,7 +7,7 @@ import pytest
 
 import npeff_jax as npeff
 from npeff_jax.evaluation import activations, cluster, gradient_features, logit_gradients, tcav
-from npeff_jax.evaluation._tcav import concept_vector, welch
+from npeff_jax.evaluation._tcav import concept_vector
 from tests.planted_model import BLOCKS, FEATURES, logits_fn, make_examples, make_model
 
 pytestmark = pytest.mark.fast
@@ -104,24 +104,41 @@ def test_concept_vector_is_ridge_regression(shape):
 
 
 def test_tcav_finds_the_planted_relation_and_no_other():
-    """A logit that reads one feature: examples high in it are related to the class, random ones are not."""
+    """A logit that reads one feature: examples high in it are related to the class, those high in others are not."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(600, 8))
-    gradients = rng.normal(size=(600, 2, 8))
+    gradients = 0.1 * rng.normal(size=(600, 2, 8))
     gradients[:, 0, 3] += 4.0  # the first logit rises along feature 3
+    gradients[:, :, 5] = 0  # and none along feature 5
     predictions = (values[:, 3] < 0).astype(int)
-    related = np.argsort(-values[:, 3])[:50]
-    opposed = np.argsort(values[:, 3])[:50]
-    unrelated = [rng.choice(600, 50, replace=False) for _ in range(20)]
-    found = tcav(values, gradients, predictions, [related, opposed, *unrelated])
-    assert found.scores.shape == (22, 2, 20)
-    assert found.scores[0, 0].mean() > 0.9
-    assert found.scores[1, 0].mean() < 0.1
-    assert found.p_values[0, 0] < 1e-3
-    assert found.p_values[1, 0] < 1e-3
-    assert found.significant()[:2].all()
-    assert found.scores[2:, 0].mean() == pytest.approx(0.5, abs=0.2)
-    assert np.median(found.p_values[2:].min(axis=1)) > 10 * found.p_values[:2, 0].max()
+    order = np.argsort(-values[:, 3])
+    found = tcav(values, gradients, predictions, [order[:50], order[-50:], np.argsort(values[:, 5])[:40]])
+    assert found.scores.shape == found.effects.shape == found.p_values.shape == (3, 2)
+    assert found.scores[0, 0] > 0.99
+    assert found.scores[1, 0] < 0.01
+    np.testing.assert_array_equal(np.sign(found.effects[:2, 0]), [1, -1])
+    np.testing.assert_allclose(found.p_values[:2, 0], 1 / 200)
+    assert found.significant().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("head", ["linear", "varying"])
+def test_tcav_calls_random_sets_significant_as_often_as_it_says(head):
+    """A test that takes one concept's counterparts for independent draws calls more than half of them significant."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(400, 6)) @ rng.normal(size=(6, 6))
+    gradients = np.broadcast_to(rng.normal(size=(1, 3, 6)), (400, 3, 6))
+    gradients = gradients if head == "linear" else gradients * rng.uniform(-1, 2, (400, 1, 1))
+    sets = [rng.choice(400, 30, replace=False) for _ in range(400)]
+    p_values = tcav(values, gradients, rng.integers(0, 3, 400), sets, n_counterparts=2).p_values.min(axis=1)
+    for level in (0.05, 0.2, 0.5):  # three standard errors of a fraction of 400
+        assert abs((p_values <= level).mean() - level) < 3 * np.sqrt(level * (1 - level) / 400) + 1 / 200
+
+
+def test_a_class_without_examples_has_no_effect():
+    rng = np.random.default_rng(0)
+    values, gradients = rng.normal(size=(40, 3)), rng.normal(size=(40, 4, 3))
+    found = tcav(values, gradients, np.arange(40) % 3, [np.arange(8)])
+    assert (found.scores[0, 3], found.effects[0, 3], found.p_values[0, 3]) == (0.5, 0.0, 1.0)
 
 
 def test_tcav_refuses_what_it_cannot_test():
@@ -130,12 +147,3 @@ def test_tcav_refuses_what_it_cannot_test():
         tcav(values, gradients, predictions, [])
     with pytest.raises(ValueError, match="number of examples of a concept=6 is out of range"):
         tcav(values, gradients, predictions, [np.arange(6)])
-
-
-def test_welch_is_scipys():
-    stats = pytest.importorskip("scipy.stats")
-    rng = np.random.default_rng(0)
-    first, second = rng.normal(size=12), rng.normal(1, 2, size=20)
-    np.testing.assert_allclose(welch(first, second), stats.ttest_ind(first, second, equal_var=False).pvalue)
-    assert welch(np.ones(4), np.ones(5)) == 1.0
-    assert welch(np.ones(4), np.zeros(5)) == 0.0
