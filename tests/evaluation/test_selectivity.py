@@ -1,5 +1,7 @@
 """Selectivity: planted truth, ratios by hand, predictions, and what is refused."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -84,6 +86,30 @@ def test_ratios_by_hand(planted, table):
         np.testing.assert_allclose(table.null_kl_ratios[component], null, rtol=1e-5)
         np.testing.assert_allclose(table.null_kl_ratio[component], np.median(np.delete(null, component)), rtol=1e-5)
     assert table.ceiling == 9.0
+
+
+def test_the_loss_sign_lowers_the_loss_of_the_top_examples(planted):
+    """Chosen by a gradient at θ, judged by the loss after a small step."""
+    model, decomposition, pefs, examples, _ = planted
+    labels = np.random.default_rng(3).integers(0, 3, 90)
+    labelled = dataclasses.replace(pefs, labels=labels)
+    options = {"fit": decomposition, "n_top": 10, "n_directions": 0, "norm": 1e-3, "progress": False}
+    signs = {}
+    for data in (pefs, labelled):
+        found = npeff.selectivity(model, decomposition, data, examples, **options)
+        y = np.asarray(jax.vmap(model.logits_fn, (None, 0))(model.params, examples)).argmax(-1)
+        y = y if data.labels is None else labels
+        for component in range(BLOCKS):
+            direction = npeff.component_direction(model, decomposition, component, reject_below=0.35)
+
+            def loss(scale, direction=direction, top=found.top[component], y=y):
+                moved = jax.tree.map(lambda leaf, step: leaf + scale * step, model.params, direction)
+                logits = jax.vmap(model.logits_fn, (None, 0))(moved, examples)
+                return -np.asarray(jax.nn.log_softmax(logits))[top, y[top]].sum()
+
+            assert loss(0.05 * found.loss_sign[component]) < loss(-0.05 * found.loss_sign[component])
+        signs[data is pefs] = found.loss_sign.tolist()
+    assert signs[True] != signs[False]
 
 
 def test_equation_5_by_hand(planted, table):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import npeff_jax as npeff
-from tests.planted_model import make_examples, make_model, oracle_fisher, oracle_kl
+from npeff_jax.perturbation import perturbed_predictions
+from tests.planted_model import logits_fn, make_examples, make_model, oracle_fisher, oracle_kl
 
 pytestmark = pytest.mark.fast
 
@@ -37,6 +38,18 @@ def test_kl_is_the_oracles(setting):
             expected = oracle_kl(model.params, delta, examples)
             np.testing.assert_allclose(found[i, j], expected, rtol=2e-4, atol=1e-9)
     jax.tree.map(np.testing.assert_array_equal, model.params, before)
+
+
+def test_predictions_are_the_largest_logits(setting):
+    model, examples, along = setting
+    found = perturbed_predictions(model, examples, along, (0.0, 3.0, -3.0), batch_size=8)
+    assert found.shape == (2, 3, 29)
+    for i, direction in enumerate(along):
+        for j, scale in enumerate((0.0, 3.0, -3.0)):
+            moved = jax.tree.map(lambda leaf, step, scale=scale: leaf + scale * step, model.params, direction)
+            expected = [logits_fn(moved, jax.tree.map(lambda leaf, k=k: leaf[k], examples)).argmax() for k in range(29)]
+            np.testing.assert_array_equal(found[i, j], expected)
+    assert (found[:, 1] != found[:, 0]).any()
 
 
 def test_small_perturbations_follow_equation_2(setting):
@@ -90,6 +103,8 @@ def test_what_is_not_finite_is_named(setting):
     examples["x"][17, 0] = 1e4
     with pytest.raises(ValueError, match="example 17 has no finite prediction under perturbation 0 at scale"):
         npeff.perturbed_kl(broken, examples, along, SCALES)
+    with pytest.raises(ValueError, match="example 17 has no finite prediction under perturbation 0 at scale"):
+        perturbed_predictions(broken, examples, along, SCALES)
 
 
 def test_a_source_is_read_by_slices(setting):
