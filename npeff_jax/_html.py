@@ -33,6 +33,26 @@ def spark_html(values: Sequence[float] | np.ndarray, label: str, width: int = 22
     )
 
 
+def histogram_html(
+    values: Sequence[float] | np.ndarray, label: str, low: float = 0.0, high: float = 1.0, bins: int = 40
+) -> str:
+    """Bars over a fixed range, named at its ends; values outside count at the ends, those not finite not at all."""
+    values = np.asarray(values, float)
+    counts, _ = np.histogram(np.clip(values[np.isfinite(values)], low, high), bins=bins, range=(low, high))
+    if not counts.any():
+        return ""
+    heights = counts / counts.max() * 40
+    bars = "".join(
+        f"<rect x='{6 * i}' y='{42 - height:.1f}' width='5' height='{height:.1f}' fill='#5b7fd6'/>"
+        for i, height in enumerate(heights)
+    )
+    named = html.escape(f"{label}, from {low:g} to {high:g}", quote=True)
+    return (
+        f"<svg role='img' aria-label='{named}' width='{6 * bins}' height='43'>{bars}</svg>"
+        f"<div style='font-size:85%;opacity:.7'>{named}</div>"
+    )
+
+
 def table_html(heads: Sequence[str], rows: Sequence[Sequence[Any]], most: int = 12) -> str:
     """Columns under heads; beyond ``most`` rows it says how many more there are."""
     cell = "<{0} style='text-align:right;padding:1px 10px 1px 0;font-variant-numeric:tabular-nums'>{1}</{0}>"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from npeff_jax._html import facts_html, table_html
 from npeff_jax.evaluation._ranking import top_examples
 
 
@@ -55,6 +56,17 @@ class ConceptSearch:
         best = self.best[component]
         own, base = self.share[component, best], self.base[best]
         return f"{self.names[best]}: {own:.0%} of its top {self.n_top} examples, {base:.0%} of all"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("components whose top examples all share a concept", f"{self.shared.sum()} of {len(self.best)}"),
+            ("with permuted coefficients", float(self.permuted_shared.sum(1).mean())),
+        ]
+        own, base = self.share[np.arange(len(self.best)), self.best], self.base[self.best]
+        heads = ("component", f"concept of its top {self.n_top}", "have it", "of all")
+        order = np.argsort(base - own, kind="stable")
+        rows = [(int(j), self.names[self.best[j]], f"{own[j]:.0%}", f"{base[j]:.0%}") for j in order]
+        return facts_html("Known concepts", facts, table_html(heads, rows, most=40))
 
     def __str__(self) -> str:
         chance_each = self.permuted_n_shared.mean(0)

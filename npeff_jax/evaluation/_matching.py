@@ -7,6 +7,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Float, Int
 
+from npeff_jax._html import facts_html, histogram_html, table_html
 from npeff_jax.evaluation._selectivity import Fitted
 
 Run = Fitted | np.ndarray
@@ -46,6 +47,15 @@ class RunComparison:
             f"cosine {self.forward.mean():.3f} forward, {self.backward.mean():.3f} backward, matched one to one "
             f"{self.matched.mean():.3f}"
         )
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("components", f"{self.similarities.shape[0]} and {self.similarities.shape[1]}"),
+            ("maximum cosine, mean over the first run", float(self.forward.mean())),
+            ("over the second run", float(self.backward.mean())),
+            ("matched one to one", float(self.matched.mean())),
+        ]
+        return facts_html("Two runs compared", facts, histogram_html(self.forward, "maximum cosine of each component"))
 
 
 def compare_runs(first: Run, second: Run) -> RunComparison:
@@ -103,6 +113,11 @@ class Splits:
             f"Splits of {len(counts)} components: {np.mean(counts > 0):.1%} have one or more, {counts.mean():.2f} each"
         )
 
+    def _repr_html_(self) -> str:
+        shown = np.argsort(-self.counts, kind="stable")
+        rows = [(j, int(self.counts[j]), ", ".join(map(str, self.of(j)[:8]))) for j in shown.tolist()]
+        return facts_html(repr(self), (), table_html(("component", "splits", "most similar first"), rows))
+
 
 def find_splits(smaller: Run, larger: Run) -> Splits:
     """Assign every component of the larger run to the one of the smaller run that it is most similar to (section 3.3).
@@ -143,6 +158,16 @@ class Stability:
             f"Stability over {len(self.mean_max)} runs: mean maximum cosine {off.mean():.3f} "
             f"({off.min():.3f} to {off.max():.3f}), matched one to one {self.matched.mean():.3f}"
         )
+
+    def _repr_html_(self) -> str:
+        off = self.mean_max[~np.eye(len(self.mean_max), dtype=bool)]
+        facts = [
+            ("runs", len(self.mean_max)),
+            ("mean maximum cosine", f"{off.mean():.3f} ({off.min():.3f} to {off.max():.3f})"),
+            ("matched one to one", float(self.matched.mean())),
+        ]
+        label = "each component's mean similarity to its partners in the other runs"
+        return facts_html("Stability over seeds", facts, histogram_html(self.matched, label))
 
 
 def stability(runs: Sequence[Run]) -> Stability:

@@ -7,6 +7,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float
 
+from npeff_jax._html import facts_html, histogram_html
 from npeff_jax._types import RowArray
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._nonnegative import solve_nonnegative
@@ -33,6 +34,24 @@ class Fit:
     kkt_residual: Float[np.ndarray, "n"]
     example_loss: Float[np.ndarray, "n"]
     loss: float
+
+    def __repr__(self) -> str:
+        n, r = self.coefficients.shape
+        return f"Fit of {n} examples to {r} components: loss {self.loss:.4f}, KKT residuals to {self._worst:.1e}"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("examples", len(self.coefficients)),
+            ("components", self.coefficients.shape[1]),
+            ("loss / ‖F‖²", self.loss),
+            ("coefficients that are zero", f"{np.mean(self.coefficients == 0):.0%}"),
+            ("largest KKT residual", f"{self._worst:.1e}"),
+        ]
+        return facts_html("Coefficients, fitted", facts, histogram_html(self.example_loss, "each example's own loss"))
+
+    @property
+    def _worst(self) -> float:
+        return float(self.kkt_residual.max(initial=0.0))
 
 
 def fit_coefficients(

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from npeff_jax._html import facts_html, table_html
 from npeff_jax._parameters import Mask, ParameterSpace, fingerprint
 from npeff_jax._types import Example, LogitsFn, PyTree
 from npeff_jax.models._outputs import Categorical, Output
@@ -51,6 +53,21 @@ class Model:
     def fingerprint(self) -> str:
         """A digest of the parameters: paths, shapes, types and values."""
         return fingerprint(self.params)
+
+    def __repr__(self) -> str:
+        return f"Model of {self.space.size:,} explained parameters, {type(self.output).__name__} outputs"
+
+    def _repr_html_(self) -> str:
+        arrays = self.space.layout.parameters
+        facts: list[tuple[str, Any]] = [
+            ("parameters explained", f"{self.space.size:,} in {len(arrays)} arrays"),
+            ("output", type(self.output).__name__),
+            ("intermediate values", "exposed" if self.intermediates_fn is not None else "not exposed"),
+        ]
+        if self.label_names is not None:
+            facts.append(("classes", ", ".join(self.label_names[:10]) + ("…" if len(self.label_names) > 10 else "")))
+        rows = [(p.name, " × ".join(map(str, p.shape))) for p in arrays]
+        return facts_html("Model", facts, table_html(("parameter", "shape"), rows))
 
     def selected_logits(self, selected: tuple[jax.Array, ...], params: PyTree, example: Example) -> jax.Array:
         """The logits as a function of the explained leaves alone, each once: what per-example gradients are taken of.

@@ -7,6 +7,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
 
+from npeff_jax._html import facts_html, histogram_html
 from npeff_jax._types import RowArray
 from npeff_jax.pefs._schema import Kind, Schema
 
@@ -50,6 +51,31 @@ class Pefs:
     def n_examples(self) -> int:
         """N."""
         return self.values.shape[0]
+
+    def __repr__(self) -> str:
+        kind, kept, lost = self.schema.representation["name"], _median(self.kept_energy), _median(self.fisher_error)
+        return (
+            f"Pefs of {self.n_examples} examples ({kind}), at most {self.values.shape[1]} non-zeros of each; median "
+            f"kept energy {kept:.3f}, Frobenius error {lost:.3f}"
+        )
+
+    def _repr_html_(self) -> str:
+        norms = self.norms[np.isfinite(self.norms)]
+        facts: list[tuple[str, Any]] = [
+            ("examples", self.n_examples),
+            ("parameters explained", self.schema.layout.size),
+            ("entries kept an example, at most", self.values.shape[1]),
+            ("rows an example, on average", self.total_rows / max(self.n_examples, 1)),
+            ("kept energy, median", _median(self.kept_energy)),
+            ("Frobenius error, median", _median(self.fisher_error)),
+            ("norms, smallest to largest", f"{norms.min(initial=np.inf):.2g} to {norms.max(initial=0):.2g}"),
+        ]
+        if self.labels is not None:
+            facts.append(("predicted as labelled", f"{np.mean(np.argmax(self.logits, 1) == self.labels):.1%}"))
+        if len(self.failed):
+            facts.append(("skipped, gradients not finite", len(self.failed)))
+        parts = (histogram_html(self.kept_energy, "kept energy"), histogram_html(self.fisher_error, "Frobenius error"))
+        return facts_html(f"PEFs ({self.schema.representation['name']})", facts, *parts)
 
     @property
     def total_rows(self) -> int:
@@ -95,3 +121,9 @@ class Pefs:
         indptr = np.concatenate([[0], np.cumsum(counts)])
         shape = (int(first[-1]), self.schema.layout.size)
         return scipy.sparse.csr_array((values[stored].astype(np.float32), indices[stored], indptr), shape=shape)
+
+
+def _median(values: Float[np.ndarray, "n"]) -> float:
+    """The median of what is not NaN; NaN of nothing."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if known.size else float("nan")
