@@ -158,9 +158,7 @@ def solve(
     schema, norm = source.schema, source.squared_norm
     settings = {"n_components": W.shape[1], "n_frozen": n_frozen} | settings
     store = CheckpointStore(checkpoints, _identity(source, settings, stopping)) if checkpoints else None
-    mesh, low_rank = source.rows.mesh, schema.kind is Kind.LOW_RANK
-    owner, energy = replicate(source.owner, mesh), replicate(source.energy, mesh)
-    problem = Problem(source.rows, owner, norm, n_frozen, energy, low_rank)
+    problem = Problem(source.rows, source.owner, norm, source.energy, n_frozen, schema.kind is Kind.LOW_RANK)
     outcome = iterate(algorithm, problem, W, G, stopping, progress=progress, callback=callback, store=store)
     if store:
         store.close()

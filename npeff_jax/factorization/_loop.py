@@ -14,11 +14,13 @@ from jaxtyping import Array, Float, Int
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._sharding import fetch, replicate
 from npeff_jax.factorization._checkpoints import CheckpointStore
+from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization._decomposition import History
-from npeff_jax.factorization._exchange import exchange
+from npeff_jax.factorization._exchange import cost_of_removal, worst_row
 from npeff_jax.factorization._objective import relative_loss
-from npeff_jax.factorization._run import Run
+from npeff_jax.factorization._run import Point, Run
 from npeff_jax.factorization._settings import Solver, Stopping
+from npeff_jax.factorization._start import combine
 from npeff_jax.factorization.rows import RowSpace, Vectors
 
 
@@ -30,16 +32,16 @@ class Problem:
         rows: A.
         owner: (N,), the example of each row, ascending.
         squared_norm: ‖F‖².
+        energy: ‖a‖² of each row.
         n_frozen: components that keep their vectors.
-        energy: ‖a‖² of each row, for exchanges; without it there are none.
         quadratic: LRM-NPEFF, else D-NPEFF.
     """
 
     rows: RowSpace
-    owner: Int[Array, "N"]
+    owner: Int[np.ndarray, "N"]
     squared_norm: float
+    energy: Float[np.ndarray, "N"]
     n_frozen: int = 0
-    energy: Float[Array, "N"] | None = None
     quadratic: bool = True
 
 
@@ -95,69 +97,72 @@ def iterate(
     store: CheckpointStore | None = None,
 ) -> Outcome:
     """Run until the loss stands still, the steps are used up, the callback says so, or a value is not finite."""
-    run = Run(W, G, np.zeros(problem.owner.shape, bool))
+    run = Run(Point(W, G), np.zeros(problem.owner.shape, bool))
     saved = store.load() if store else None
     if saved is not None:
         run = Run.resume(saved, problem.rows)
     start = time.monotonic() - (run.seconds[-1] if run.seconds else 0.0)
-    squared_norm = np.float32(problem.squared_norm)
+    window, owner = stopping.window, replicate(problem.owner, problem.rows.mesh)
     warm_up = getattr(algorithm.solver, "warm_up", 0)
-    exchanges = getattr(algorithm.solver, "exchanges", 0) if problem.energy is not None else 0
+    exchanges = getattr(algorithm.solver, "exchanges", 0)
     if getattr(algorithm.solver, "stiefel", False):
         exchanges = 0  # a row may lie in the span of the other vectors, and nothing orthonormal is near that
     run.since = max(run.since, warm_up)
+
+    def steps(point: Point, count: int, move_W: bool = True) -> tuple[Point, np.ndarray]:
+        norm, static = np.float32(problem.squared_norm), {"algorithm": algorithm, "n_frozen": problem.n_frozen}
+        *found, terms = _steps(
+            problem.rows, owner, point.W, point.G, norm, count, window=window, move_W=move_W, **static
+        )
+        return Point(*found), relative_loss(fetch(terms)[:count], problem.squared_norm)
+
     stopped = f"reached max_steps={stopping.max_steps}" if run.steps >= stopping.max_steps else ""
     with progress_bar(progress, "decompose", stopping.max_steps, "step", done=run.steps) as advance:
         while not stopped:
             done = run.steps
             trial = run.slow(stopping) and run.trials < exchanges
-            W, G = _exchanged(run, problem) if trial else (run.W, run.G)
-            end = min(warm_up if done < warm_up else stopping.max_steps, done + stopping.window, stopping.max_steps)
-            W, G, terms = _steps(
-                problem.rows,
-                problem.owner,
-                W,
-                G,
-                squared_norm,
-                end - done,
-                algorithm=algorithm,
-                window=stopping.window,
-                n_frozen=problem.n_frozen,
-                move_W=done >= warm_up,
-            )
-            found = relative_loss(fetch(terms)[: end - done], problem.squared_norm)
+            if trial and run.best.AG is None:
+                run.best, _ = steps(run.best, 0)
+            point = _exchanged(run, problem) if trial else run.best
+            end = min(warm_up if done < warm_up else stopping.max_steps, done + window, stopping.max_steps)
+            point, found = steps(point, end - done, done >= warm_up)
             bad = np.flatnonzero(~np.isfinite(found))
             if bad.size and not trial:
-                stopped = _name_cause(algorithm.solver, G, done + int(bad[0]) + 1, done)
+                stopped = _name_cause(algorithm.solver, point.G, done + int(bad[0]) + 1, done)
                 break
             now = time.monotonic() - start
-            run.record(W, G, found, now, trial=trial)
+            run.record(point, found, now, trial=trial)
             advance(end - done, loss=run.losses[-1])
             stopped = run.stands_still(stopping, exchanges)
-            if callback is not None and callback(Iterate(end, run.losses[-1], now, run.W)):
+            if callback is not None and callback(Iterate(end, run.losses[-1], now, run.best.W)):
                 stopped = f"the callback ended it after {end} steps"
-            if store and (stopped or end % (store.every * stopping.window) == 0):
+            if store and (stopped or end % (store.every * window) == 0):
                 store.save(run.saved(problem.rows))
     history = History(np.arange(1, run.steps + 1), np.array(run.losses), np.array(run.seconds))
-    return Outcome(run.W, run.G, history, stopped)
+    return Outcome(run.best.W, run.best.G, history, stopped)
 
 
-def _exchanged(run: Run, problem: Problem) -> tuple[jax.Array, Vectors]:
-    W, G, visited = exchange(
-        problem.rows,
-        problem.owner,
-        problem.energy,
-        replicate(run.visited, problem.rows.mesh),
-        run.W,
-        run.G,
-        n_frozen=problem.n_frozen,
-        quadratic=problem.quadratic,
-    )
-    run.visited = fetch(visited)
-    return W, G
+def _exchanged(run: Run, problem: Problem) -> Point:
+    """The component that is missed least gives its place to the row that is explained worst."""
+    W, G, AG, GG = run.best
+    W, AG, GG, f = *(fetch(x) for x in (W, AG, GG)), problem.n_frozen
+    worst = worst_row(W, AG, GG, problem.energy, problem.owner, run.visited, quadratic=problem.quadratic)
+    least = f + int(np.argmin(cost_of_removal(W, GG * GG if problem.quadratic else GG)[f:]))
+    run.visited[worst] = True
+    W = np.where(np.arange(W.shape[1]) == least, np.float32(0), W)
+    U = np.zeros((len(AG), W.shape[1] - f), np.float32)  # the shape of the start: it is compiled already
+    U[worst, least - f] = 1
+    mesh = problem.rows.mesh
+    return Point(replicate(W, mesh), _replaced(G, combine(problem.rows, replicate(U, mesh)), least, f))
 
 
-@functools.partial(jax.jit, static_argnames=("algorithm", "window", "n_frozen", "move_W"))
+@jit
+def _replaced(G: Vectors, new: Vectors, j: Int[Array, ""] | int, n_frozen: Int[Array, ""] | int) -> Vectors:
+    """G with its vector j from ``new``, which counts from the first free one."""
+    return G.at[j].set(new[j - n_frozen])
+
+
+@functools.partial(jit, static_argnames=("algorithm", "window", "n_frozen", "move_W"))
 def _steps(
     rows: RowSpace,
     owner: Int[Array, "N"],
@@ -170,8 +175,8 @@ def _steps(
     window: int,
     n_frozen: int,
     move_W: bool,
-) -> tuple[jax.Array, Vectors, Float[Array, "window 2 r"]]:
-    """``count`` steps from W and G, whose products are computed anew, and the loss terms after each."""
+) -> tuple[jax.Array, Vectors, jax.Array, jax.Array, Float[Array, "window 2 r"]]:
+    """``count`` steps from W and G, whose products are computed anew: W, G, A Gᵀ, G Gᵀ, and the loss terms after each."""
 
     def body(k: jax.Array, carry: tuple) -> tuple:
         state, terms = carry
@@ -180,7 +185,7 @@ def _steps(
 
     terms = jnp.zeros((window, 2, W.shape[1]))
     state, terms = jax.lax.fori_loop(0, count, body, (algorithm.init(rows, owner, W, G), terms))
-    return state.W, state.G, terms
+    return *state[:4], terms
 
 
 def _name_cause(solver: Solver, G: Vectors, step: int, kept: int) -> str:

@@ -119,5 +119,7 @@ def inverse(B: ComponentGram) -> ComponentGram:
 
     Should rounding ever make B indefinite, the diagonal alone still gives a descent direction.
     """
-    found = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(B), True), jnp.eye(B.shape[0]))
+    factor = jax.lax.linalg.cholesky(B, symmetrize_input=False)
+    root = jax.lax.linalg.triangular_solve(factor, jnp.eye(B.shape[0]), left_side=True, lower=True)
+    found = root.T @ root
     return jnp.where(jnp.isfinite(found).all(), found, jnp.diag(1 / jnp.diagonal(B)))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from npeff_jax._sharding import round_up
 from npeff_jax._types import ComponentGram
+from npeff_jax.factorization._compile import jit
 
 Rows = Float[Array, "rows r"]
 
@@ -74,7 +75,7 @@ def kkt_residual(V: Rows, b: Rows, P: ComponentGram) -> Float[Array, "rows"]:
     return jnp.max(jnp.abs(move), axis=1) / jnp.where(scale > 0, scale, 1.0)
 
 
-@functools.partial(jax.jit, static_argnames=("max_sweeps",))
+@functools.partial(jit, static_argnames=("max_sweeps",))
 def solve_nonnegative(
     V: Rows, b: Rows, P: ComponentGram, tolerance: Float[Array, ""] | float, max_sweeps: int
 ) -> tuple[Rows, Float[Array, "rows"]]:

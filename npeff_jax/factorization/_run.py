@@ -1,6 +1,7 @@
 """The book of a run: its state, its losses, whether an exchange paid, and when it stands still."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,13 +16,28 @@ ROUNDING = 1e-7
 """What float32 products leave of a loss that should be zero, as a fraction of ‖F‖²: decreases of less mean nothing."""
 
 
+class Point(NamedTuple):
+    """Where a run stands: what every solver's state begins with.
+
+    Attributes:
+        W: coefficients.
+        G: vectors.
+        AG: A Gᵀ, None where it was not computed yet.
+        GG: G Gᵀ, likewise.
+    """
+
+    W: jax.Array
+    G: Vectors
+    AG: jax.Array | None = None
+    GG: jax.Array | None = None
+
+
 @dataclasses.dataclass(eq=False)
 class Run:
     """The best state so far, which would be returned if the run ended now, and how it came about.
 
     Attributes:
-        W: coefficients.
-        G: vectors.
+        best: that state.
         visited: rows that exchanges tried.
         trials: exchanges so far.
         since: the step after which the loss was left to itself: the end of the warm-up or of the last exchange.
@@ -29,8 +45,7 @@ class Run:
         seconds: one a step.
     """
 
-    W: jax.Array
-    G: Vectors
+    best: Point
     visited: np.ndarray
     trials: int = 0
     since: int = 0
@@ -45,14 +60,14 @@ class Run:
     def resume(cls, saved: Saved, rows: RowSpace) -> "Run":
         W, G = replicate(saved.W, rows.mesh), rows.from_host(saved.G)
         trials, since = saved.counters.tolist()
-        return cls(W, G, saved.visited, trials, since, saved.losses.tolist(), saved.seconds.tolist())
+        return cls(Point(W, G), saved.visited, trials, since, saved.losses.tolist(), saved.seconds.tolist())
 
     def saved(self, rows: RowSpace) -> Saved:
         counters = np.array([self.trials, self.since])
         losses, seconds = np.array(self.losses), np.array(self.seconds)
-        return Saved(fetch(self.W), rows.to_host(self.G), losses, seconds, self.visited, counters)
+        return Saved(fetch(self.best.W), rows.to_host(self.best.G), losses, seconds, self.visited, counters)
 
-    def record(self, W: jax.Array, G: Vectors, found: np.ndarray, now: float, *, trial: bool) -> None:
+    def record(self, point: Point, found: np.ndarray, now: float, *, trial: bool) -> None:
         """Take the end of a window over, unless it was a trial that did not pay."""
         if trial:
             best = self.losses[-1]
@@ -63,7 +78,7 @@ class Run:
             paid = True
             self.losses += found.tolist()
         if paid:
-            self.W, self.G = W, G
+            self.best = point
         before = self.seconds[-1] if self.seconds else 0.0
         self.seconds += np.linspace(before, now, len(found) + 1)[1:].tolist()
 

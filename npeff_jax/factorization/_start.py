@@ -1,11 +1,11 @@
 """Where the iterations start: from a seed, the same on every row space, or from what is given."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from npeff_jax._sharding import replicate
 from npeff_jax._types import RowProducts
+from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization._settings import Multiplicative, Paper, Solver
 from npeff_jax.factorization.rows import RowSpace, Vectors
 
@@ -23,11 +23,11 @@ def start_vectors(rows: RowSpace, r: int, seed: int, *, nonnegative: bool) -> Ve
             np.add.at(U[:, j], rng.integers(rows.n_rows, size=5), rng.random(5, dtype=np.float32))
     else:
         U = rng.standard_normal((rows.n_rows, r), dtype=np.float32)
-    return _combine(rows, replicate(U, rows.mesh))
+    return combine(rows, replicate(U, rows.mesh))
 
 
-@jax.jit
-def _combine(rows: RowSpace, U: RowProducts) -> Vectors:
+@jit
+def combine(rows: RowSpace, U: RowProducts) -> Vectors:
     """Uᵀ A, each vector at unit norm."""
     G = rows.pull(U)
     norm = jnp.sqrt(jnp.diagonal(rows.inner(G, G)[1]))

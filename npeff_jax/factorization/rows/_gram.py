@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from npeff_jax._sharding import SHARDS, place, round_up, sharded
+from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization.rows._dense import matmul
 
 TILE_BYTES = 1 << 28
@@ -41,7 +42,7 @@ def gram(A: scipy.sparse.csr_array, mesh: Mesh) -> Float[Array, "N_padded N_padd
     return Q
 
 
-@functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+@functools.partial(jit, static_argnames="mesh", donate_argnums=0)
 def _add_dense(Q: jax.Array, rows: jax.Array, everything: jax.Array, *, mesh: Mesh) -> jax.Array:
     specs = (P(SHARDS, None), P(SHARDS, None), P())
     add = jax.shard_map(
@@ -50,7 +51,7 @@ def _add_dense(Q: jax.Array, rows: jax.Array, everything: jax.Array, *, mesh: Me
     return add(Q, rows, everything)
 
 
-@functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+@functools.partial(jit, static_argnames="mesh", donate_argnums=0)
 def _add_sparse(Q: jax.Array, rows: jax.Array, everything: tuple, *, mesh: Mesh) -> jax.Array:
     specs = (P(SHARDS, None), P(SHARDS, None), P())
     add = jax.shard_map(
