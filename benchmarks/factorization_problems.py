@@ -21,13 +21,19 @@ class Problem:
     n_components: int
 
 
-def digits(n: int = 600, keep: int = 1024) -> npeff.Pefs:
+def digits(n: int, keep: int) -> npeff.Pefs:
     """The convolutional network of the demo, 1,418 parameters."""
     task = npeff.tasks.digits(progress=False)
     return npeff.compute_pefs(task.model, task.train_images[:n], npeff.LowRank(), keep=keep, progress=False)
 
 
-def tracr(n: int = 500, length: int = 6) -> npeff.Pefs:
+def inference(n: int, keep: int) -> npeff.Pefs:
+    """The demo's program of natural language inference, compiled by Tracr: 759,960 parameters."""
+    task = npeff.tasks.inference(n_examples=n, seed=0)
+    return npeff.compute_pefs(task.model, task.examples, npeff.LowRank(), keep=keep, progress=False)
+
+
+def counting(n: int, keep: int, length: int = 6) -> npeff.Pefs:
     """How often does the last token occur? Compiled by Tracr, sharpened by a temperature."""
     from tracr.compiler.compiling import compile_rasp_to_model
     from tracr.rasp import rasp
@@ -37,10 +43,10 @@ def tracr(n: int = 500, length: int = 6) -> npeff.Pefs:
     model = npeff.models.from_tracr(compiled, temperature=0.3)
     words = np.random.default_rng(0).choice(list("abcd"), size=(n, length))
     examples = np.stack([np.asarray(npeff.models.encode_tokens(compiled, list(word))) for word in words])
-    return npeff.compute_pefs(model, examples, npeff.LowRank(), keep=2048, progress=False)
+    return npeff.compute_pefs(model, examples, npeff.LowRank(), keep=keep, progress=False)
 
 
-def transformer(n: int = 500, width: int = 48, keep: int = 2048) -> npeff.Pefs:
+def transformer(n: int, keep: int, width: int = 48) -> npeff.Pefs:
     """Two attention blocks on the eight rows of a digit's image as tokens, trained."""
     task = npeff.tasks.digits(steps=1, progress=False)
     images, labels = task.train_images.reshape(-1, 8, 8), task.train_labels
@@ -80,7 +86,7 @@ def transformer(n: int = 500, width: int = 48, keep: int = 2048) -> npeff.Pefs:
     return npeff.compute_pefs(npeff.Model(logits, params), images[:n], npeff.LowRank(), keep=keep, progress=False)
 
 
-def planted(seed: int = 0, n: int = 400, m: int = 4000, r: int = 16, c: int = 3) -> npeff.Pefs:
+def planted(n: int, m: int, r: int, seed: int = 0, c: int = 3) -> npeff.Pefs:
     """Non-orthogonal, overlapping components under noise, every example's rows rotated at random."""
     rng = np.random.default_rng(seed)
     vectors = (rng.normal(size=(r, m)) + rng.normal(size=m)) * (rng.random((r, m)) < 0.1)
@@ -110,9 +116,19 @@ def from_rows(rows: np.ndarray, kind: Kind, keep: int) -> npeff.Pefs:
     return npeff.Pefs(schema, values, chosen % m, chosen // m, n_rows, ones, logits, ones, zeros, zeros, zeros)
 
 
-PROBLEMS = {
-    "digits": Problem(digits, 24),
-    "tracr": Problem(tracr, 16),
-    "transformer": Problem(transformer, 24),
-    "planted": Problem(planted, 16),
+STUDY = {
+    "digits": Problem(lambda: digits(300, 512), 16),
+    "tracr": Problem(lambda: counting(500, 2048), 16),
+    "transformer": Problem(lambda: transformer(300, 1024), 16),
+    "planted": Problem(lambda: planted(400, 4000, 16), 16),
 }
+"""Small: many solvers from many seeds."""
+
+REAL = {
+    "digits": Problem(lambda: digits(1200, 2048), 24),
+    "tracr": Problem(lambda: inference(1000, 8192), 32),
+    "transformer": Problem(lambda: transformer(1200, 2048), 24),
+    "planted": Problem(lambda: planted(1200, 20_000, 24), 24),
+    "small digits": Problem(lambda: digits(600, 1024), 24),
+}
+"""Of the size of the demos, which is what a person waits for; and one where compilation weighs most."""

@@ -56,7 +56,7 @@ def choose(
     limit = memory_limit(devices)
     estimates = costs(stacked, r, kind, devices[0].platform)
     fitting = {choice: cost for choice, cost in estimates.items() if cost.memory <= limit}
-    listing = ", ".join(f"{name_of(choice)} {_bytes(cost.memory)}" for choice, cost in estimates.items())
+    listing = ", ".join(f"{name_of(choice)} {bytes_of(cost.memory)}" for choice, cost in estimates.items())
     if isinstance(given, Kernel) and kind is Kind.DIAGONAL:
         raise ValueError("rows=Kernel() is for low-rank PEFs: H ≥ 0 cannot be kept in it; choose Dense() or Sparse()")
     if isinstance(given, Kernel) and given.sketch is not None:
@@ -67,19 +67,19 @@ def choose(
             if isinstance(given, Kernel):
                 would += " or Kernel(sketch=4096)"
             raise ValueError(
-                f"rows={name_of(given)}() needs {_bytes(estimates[given].memory)} for {stacked.A.shape[0]} rows, "
-                f"but {_bytes(limit)} are there; {would} would fit"
+                f"rows={name_of(given)}() needs {bytes_of(estimates[given].memory)} for {stacked.A.shape[0]} rows, "
+                f"but {bytes_of(limit)} are there; {would} would fit"
             )
         return given, f"{name_of(given)}: asked for"
     if not fitting:
         raise ValueError(
-            f"no row space fits {_bytes(limit)} ({listing}); use more devices, a larger min_count, fewer components "
+            f"no row space fits {bytes_of(limit)} ({listing}); use more devices, a larger min_count, fewer components "
             "or rows=Kernel(sketch=4096)"
         )
     best = min(fitting, key=lambda choice: fitting[choice].seconds)
     times = ", ".join(f"{name_of(choice)} {cost.seconds:.2g} s" for choice, cost in estimates.items())
     return best, (
-        f"{name_of(best)}: least estimated time of those that fit {_bytes(limit)} ({STEPS} steps: {times}; {listing})"
+        f"{name_of(best)}: least estimated time of those that fit {bytes_of(limit)} ({STEPS} steps: {times}; {listing})"
     )
 
 
@@ -89,7 +89,12 @@ def memory_limit(devices: list[jax.Device]) -> float:
     if stats and "bytes_limit" in stats:
         return 0.5 * stats["bytes_limit"] * len(devices)
     hosts = len({device.process_index for device in devices})
-    return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * hosts
+    return 0.5 * host_memory() * hosts
+
+
+def host_memory() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def name_of(choice: RowChoice) -> str:
@@ -97,7 +102,8 @@ def name_of(choice: RowChoice) -> str:
     return type(choice).__name__
 
 
-def _bytes(count: float) -> str:
+def bytes_of(count: float) -> str:
+    """A size for a sentence."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -120,9 +120,10 @@ class Decomposition:
         arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays |= {f"history_{f.name}": getattr(self.history, f.name) for f in dataclasses.fields(History)}
         for name, array in arrays.items():
-            # one chunk a component: what is larger than memory is written, and later read, by row
-            rows = 1 if name == "pseudo_fishers" else max(len(array), 1)
-            stored = create_array(partial / name, array.shape, array.dtype, rows)
+            # one chunk a component: what is larger than memory is formed in blocks, and later read by row
+            chunk = 1 if name == "pseudo_fishers" else max(len(array), 1)
+            stored = create_array(partial / name, array.shape, array.dtype, chunk)
+            rows = max(chunk, BLOCK_BYTES // (4 * max(array.shape[-1], 1)))
             for first in range(0, len(array), rows):
                 stored.write(first, min(first + rows, len(array)), np.asarray(array[first : first + rows])).result()
         manifest = {
@@ -139,6 +140,9 @@ class Decomposition:
 ARRAYS = ("coefficients", "pseudo_fishers", "parameter_indices")
 
 SCHEMA_VERSION = 1
+
+BLOCK_BYTES = 1 << 30
+"""Size of a block of pseudo-Fishers in memory while they are formed and written: each block reads all rows once."""
 
 
 def load_decomposition(path: str | os.PathLike) -> Decomposition:

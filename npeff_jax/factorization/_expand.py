@@ -1,6 +1,7 @@
 """Components set expansion (section 2.2): new components beside frozen ones, for examples of particular interest."""
 
 import dataclasses
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,15 @@ from jax.sharding import Mesh
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import replicate
 from npeff_jax.factorization._checkpoints import Checkpoints
-from npeff_jax.factorization._decompose import algorithm_of, check_solver, default_solver, describe, solve
+from npeff_jax.factorization._decompose import (
+    algorithm_of,
+    check_path,
+    check_solver,
+    default_solver,
+    describe,
+    settled,
+    solve,
+)
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._fit import check_same_origin, fit_coefficients
 from npeff_jax.factorization._loop import Callback
@@ -30,6 +39,7 @@ def expand(
     stopping: Stopping | None = None,
     rows: RowChoice | None = None,
     mesh: Mesh | None = None,
+    path: str | os.PathLike | None = None,
     checkpoints: Checkpoints | None = None,
     callback: Callback | None = None,
     progress: Progress = True,
@@ -45,6 +55,7 @@ def expand(
         stopping: as for `decompose`.
         rows: as for `decompose`. The kernel is that of [A; G_frozen].
         mesh: as for `decompose`.
+        path: as for `decompose`.
         checkpoints: as for `decompose`.
         callback: as for `decompose`.
         progress: as for `decompose`.
@@ -55,6 +66,7 @@ def expand(
     Raises:
         ValueError: PEFs of another model or kind, no examples, or more new components than rows.
     """
+    check_path(path)
     check_same_origin(decomposition, pefs)
     solver = default_solver(decomposition.kind) if solver is None else solver
     check_solver(solver, decomposition.kind)
@@ -89,5 +101,5 @@ def expand(
         checkpoints=checkpoints,
     )
     # Some row spaces hold the frozen vectors as products; the result has the very numbers.
-    vectors = np.concatenate([frozen, np.asarray(found.pseudo_fishers)[n_frozen:]])
-    return dataclasses.replace(found, pseudo_fishers=vectors)
+    vectors = np.concatenate([frozen, found.pseudo_fishers[n_frozen:]])
+    return settled(dataclasses.replace(found, pseudo_fishers=vectors), path)

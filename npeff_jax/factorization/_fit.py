@@ -4,7 +4,6 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 from jaxtyping import Float
 
 from npeff_jax._html import facts_html, histogram_html
@@ -101,20 +100,19 @@ def fixed_products(
 ) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, "r r"]]:
     """What does not depend on the coefficients: Σ_rows (a·g_j)² and (g_j·g_k)², or x·h_j and h_j·h_k.
 
-    The vectors are read a block of components at a time, so they may be larger than memory.
+    Vectors are read a block of components at a time, rows a block of examples: both may be larger than memory.
     """
     r, m = vectors.shape
     size = max(1, BLOCK_BYTES // (4 * m))
     blocks = [slice(first, min(first + size, r)) for first in range(0, r, size)]
-    N = len(stacked.owner)
-    per_example = scipy.sparse.csr_array(
-        (np.ones(N, np.float32), (stacked.owner, np.arange(N))), shape=(stacked.n_examples, N)
-    )
     b, P = np.zeros((stacked.n_examples, r), np.float32), np.zeros((r, r), np.float32)
     for k, left in enumerate(blocks):
         G = np.asarray(vectors[left])
-        AG = np.asarray(stacked.A @ G.T)
-        b[:, left] = per_example @ (AG * AG if low_rank else AG)
+        for first, rows in stacked.A.read():
+            AG = np.asarray(rows @ G.T)
+            owner = stacked.owner[first : first + len(AG)]
+            starts = np.flatnonzero(np.diff(owner, prepend=-1))  # each example's rows are in one block
+            b[owner[starts], left] = np.add.reduceat(AG * AG if low_rank else AG, starts, axis=0)
         for right in blocks[k:]:
             GG = G @ (G if right == left else np.asarray(vectors[right])).T
             P[left, right] = GG * GG if low_rank else GG

@@ -81,6 +81,7 @@ class Outcome:
 
     W: jax.Array
     G: Vectors
+    GG: jax.Array
     history: History
     stopped: str
 
@@ -110,9 +111,17 @@ def iterate(
     run.since = max(run.since, warm_up)
 
     def steps(point: Point, count: int, move_W: bool = True) -> tuple[Point, np.ndarray]:
-        norm, static = np.float32(problem.squared_norm), {"algorithm": algorithm, "n_frozen": problem.n_frozen}
         *found, terms = _steps(
-            problem.rows, owner, point.W, point.G, norm, count, window=window, move_W=move_W, **static
+            problem.rows,
+            owner,
+            point.W,
+            point.G,
+            np.float32(problem.squared_norm),
+            count,
+            algorithm=algorithm,
+            window=window,
+            n_frozen=problem.n_frozen,
+            move_W=move_W,
         )
         return Point(*found), relative_loss(fetch(terms)[:count], problem.squared_norm)
 
@@ -139,21 +148,22 @@ def iterate(
             if store and (stopped or end % (store.every * window) == 0):
                 store.save(run.saved(problem.rows))
     history = History(np.arange(1, run.steps + 1), np.array(run.losses), np.array(run.seconds))
-    return Outcome(run.best.W, run.best.G, history, stopped)
+    if run.best.GG is None:
+        run.best, _ = steps(run.best, 0)
+    return Outcome(run.best.W, run.best.G, run.best.GG, history, stopped)
 
 
 def _exchanged(run: Run, problem: Problem) -> Point:
     """The component that is missed least gives its place to the row that is explained worst."""
-    W, G, AG, GG = run.best
-    W, AG, GG, f = *(fetch(x) for x in (W, AG, GG)), problem.n_frozen
+    mesh, f = problem.rows.mesh, problem.n_frozen
+    W, AG, GG = (fetch(array) for array in (run.best.W, run.best.AG, run.best.GG))
     worst = worst_row(W, AG, GG, problem.energy, problem.owner, run.visited, quadratic=problem.quadratic)
     least = f + int(np.argmin(cost_of_removal(W, GG * GG if problem.quadratic else GG)[f:]))
     run.visited[worst] = True
     W = np.where(np.arange(W.shape[1]) == least, np.float32(0), W)
     U = np.zeros((len(AG), W.shape[1] - f), np.float32)  # the shape of the start: it is compiled already
     U[worst, least - f] = 1
-    mesh = problem.rows.mesh
-    return Point(replicate(W, mesh), _replaced(G, combine(problem.rows, replicate(U, mesh)), least, f))
+    return Point(replicate(W, mesh), _replaced(run.best.G, combine(problem.rows, replicate(U, mesh)), least, f))
 
 
 @jit
@@ -176,7 +186,7 @@ def _steps(
     n_frozen: int,
     move_W: bool,
 ) -> tuple[jax.Array, Vectors, jax.Array, jax.Array, Float[Array, "window 2 r"]]:
-    """``count`` steps from W and G, whose products are computed anew: W, G, A Gᵀ, G Gᵀ, and the loss terms after each."""
+    """``count`` steps from W and G, whose products are computed anew: W, G, A Gᵀ, G Gᵀ, and loss terms after each."""
 
     def body(k: jax.Array, carry: tuple) -> tuple:
         state, terms = carry

@@ -1,7 +1,7 @@
 """The book of a run: its state, its losses, whether an exchange paid, and when it stands still."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,8 +28,8 @@ class Point(NamedTuple):
 
     W: jax.Array
     G: Vectors
-    AG: jax.Array | None = None
-    GG: jax.Array | None = None
+    AG: Any = None
+    GG: Any = None
 
 
 @dataclasses.dataclass(eq=False)

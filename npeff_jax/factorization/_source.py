@@ -83,7 +83,7 @@ def source_of_pefs(
         schema=schema,
         rows=rows,
         owner=stacked.owner,
-        energy=np.asarray(stacked.A.multiply(stacked.A).sum(axis=1)).reshape(-1).astype(np.float32),
+        energy=stacked.energy,
         n_examples=stacked.n_examples,
         squared_norm=stacked.squared_norm,
         parameter_indices=stacked.parameter_indices,

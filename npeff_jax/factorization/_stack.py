@@ -1,13 +1,22 @@
 """PEFs to the rows A that are decomposed: stacked, pruned to the parameters that enough examples touch."""
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
 
 from npeff_jax.factorization._objective import squared_norms
+from npeff_jax.factorization.rows import BlockedRows
 from npeff_jax.pefs import Kind, Pefs
+
+BLOCK_BYTES = 1 << 30
+"""Size of a block of examples in memory. PEFs that are larger are read again at every pass over them."""
+
+ENTRY_BYTES = 32
+"""Of an entry while it is read: value, index and row as stored, and what becomes of them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,14 +26,16 @@ class Stack:
     Attributes:
         A: (N, m'). Rows without an entry are left out: they add nothing to any product.
         owner: (N,), the example of each row, ascending.
+        energy: (N,), ‖a‖² of each row.
         n_examples: n.
         parameter_indices: (m',), ascending.
         example_norms: (n,), ‖F_i‖² before pruning. Losses count what was pruned as not explained.
         lost_energy: fraction of the trace that pruning dropped.
     """
 
-    A: scipy.sparse.csr_array
+    A: BlockedRows
     owner: Int[np.ndarray, "N"]
+    energy: Float[np.ndarray, "N"]
     n_examples: int
     parameter_indices: Int[np.ndarray, "m_kept"]
     example_norms: Float[np.ndarray, "n"]
@@ -37,7 +48,7 @@ class Stack:
 
 
 def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | None = None) -> Stack:
-    """Stack the rows of ``pefs``.
+    """Stack the rows of ``pefs``, which may be larger than memory: two passes over them, a block at a time.
 
     Args:
         pefs: of either kind.
@@ -49,32 +60,84 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
     """
     if pefs.n_examples == 0:
         raise ValueError("there are no examples in these PEFs; the selection that made them is empty")
-    full = pefs.to_scipy()
-    n_rows = np.asarray(pefs.n_rows)
-    owner = np.repeat(np.arange(pefs.n_examples), n_rows)
-    if not np.isfinite(full.data).all():
-        row = np.searchsorted(full.indptr, np.flatnonzero(~np.isfinite(full.data))[0], side="right") - 1
-        raise ValueError(f"the PEF of example {owner[row]} has a value that is not finite; recompute or leave it out")
-    if pefs.schema.kind is Kind.DIAGONAL:
-        norms = np.asarray(full.multiply(full).sum(axis=1, dtype=np.float64)).reshape(-1)
-        energy = full.data.astype(np.float64)
-    else:
-        norms = squared_norms(full, n_rows)
-        energy = full.data.astype(np.float64) ** 2
+    blocks, low_rank = _Blocks(pefs), pefs.schema.kind is Kind.LOW_RANK
+    counts, norms = np.zeros(pefs.schema.layout.size, np.int64), []
+    for examples, block in blocks:
+        n_rows = pefs.n_rows[examples]
+        if not np.isfinite(block.data).all():
+            row = np.searchsorted(block.indptr, np.flatnonzero(~np.isfinite(block.data))[0], side="right") - 1
+            bad = examples.start + np.repeat(np.arange(len(n_rows)), n_rows)[row]
+            raise ValueError(f"the PEF of example {bad} has a value that is not finite; recompute or leave it out")
+        counts += np.bincount(block.indices, minlength=len(counts))
+        norms.append(squared_norms(block, n_rows) if low_rank else _squares(block))
     if parameter_indices is None:
-        counts = np.bincount(full.indices, minlength=full.shape[1])
         parameter_indices = np.flatnonzero(counts >= max(min_count, 1))
         if parameter_indices.size == 0:
             raise ValueError(f"min_count={min_count} leaves no parameter; the most frequent one has {counts.max()}")
-    position = np.full(full.shape[1], -1, np.int64)
-    position[parameter_indices] = np.arange(len(parameter_indices))
-    kept = position[full.indices] >= 0
-    row = np.repeat(np.arange(full.shape[0]), np.diff(full.indptr))[kept]
-    filled, row = np.unique(row, return_inverse=True)
-    A = scipy.sparse.csr_array(
-        (full.data[kept], (row, position[full.indices[kept]])), shape=(len(filled), len(parameter_indices))
+    position = np.full(len(counts), -1, np.int32)
+    position[parameter_indices] = np.arange(len(parameter_indices), dtype=np.int32)
+
+    filled, energy, trace, kept_trace = [], [], 0.0, 0.0
+    for _, block in blocks:
+        kept = _over(block, position, len(parameter_indices))
+        filled.append(np.diff(kept.indptr) > 0)
+        energy.append(_squares(kept)[filled[-1]])
+        trace += float(np.sum(_squares(block)) if low_rank else np.sum(block.data, dtype=np.float64))
+        kept_trace += float(np.sum(energy[-1]) if low_rank else np.sum(kept.data, dtype=np.float64))
+
+    def read() -> Iterator[tuple[int, scipy.sparse.csr_array]]:
+        first = 0
+        for keep, (_, block) in zip(filled, blocks, strict=True):
+            rows = _over(block, position, len(parameter_indices))
+            rows = rows if keep.all() else rows[keep]
+            yield first, rows
+            first += rows.shape[0]
+
+    owner = np.repeat(np.arange(pefs.n_examples), pefs.n_rows)[np.concatenate(filled)]
+    A = BlockedRows((len(owner), len(parameter_indices)), counts[parameter_indices], read)
+    return Stack(
+        A=A if len(filled) > 1 else BlockedRows.of(next(read())[1]),
+        owner=owner,
+        energy=np.concatenate(energy).astype(np.float32),
+        n_examples=pefs.n_examples,
+        parameter_indices=np.asarray(parameter_indices, np.int64),
+        example_norms=np.concatenate(norms),
+        lost_energy=max(0.0, 1 - kept_trace / trace) if trace > 0 else 0.0,
     )
-    A.sort_indices()
-    total = energy.sum()
-    lost = float(energy[~kept].sum() / total) if total > 0 else 0.0
-    return Stack(A, owner[filled], pefs.n_examples, np.asarray(parameter_indices, np.int64), norms, lost)
+
+
+class _Blocks:
+    """The rows of PEFs by blocks of examples, read at each iteration; kept, where one block holds all."""
+
+    def __init__(self, pefs: Pefs) -> None:
+        self._pefs, self._size = pefs, max(1, BLOCK_BYTES // (ENTRY_BYTES * pefs.values.shape[1]))
+
+    def __iter__(self) -> Iterator[tuple[slice, scipy.sparse.csr_array]]:
+        n = self._pefs.n_examples
+        if n <= self._size:
+            yield slice(0, n), self._whole
+            return
+        for first in range(0, n, self._size):
+            examples = slice(first, min(first + self._size, n))
+            yield examples, self._pefs.to_scipy(examples)
+
+    @functools.cached_property
+    def _whole(self) -> scipy.sparse.csr_array:
+        return self._pefs.to_scipy()
+
+
+def _over(block: scipy.sparse.csr_array, position: Int[np.ndarray, "m"], width: int) -> scipy.sparse.csr_array:
+    """The entries of the parameters that have a position."""
+    column = position[block.indices]
+    kept = column >= 0
+    pointers = np.concatenate([[0], np.cumsum(kept)])[block.indptr]
+    return scipy.sparse.csr_array((block.data[kept], column[kept], pointers), shape=(block.shape[0], width))
+
+
+def _squares(block: scipy.sparse.csr_array) -> Float[np.ndarray, "rows"]:
+    """‖a‖² of each row, in float64."""
+    return np.bincount(
+        np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)),
+        weights=block.data.astype(np.float64) ** 2,
+        minlength=block.shape[0],
+    )

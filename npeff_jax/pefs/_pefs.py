@@ -111,10 +111,10 @@ class Pefs:
         owner = scipy.sparse.csr_array((A @ vector, (example, np.arange(A.shape[0]))), (self.n_examples, A.shape[0]))
         return (owner @ A).toarray()
 
-    def to_scipy(self) -> scipy.sparse.csr_array:
-        """A: all rows stacked, (N, m), example by example. Copies everything into memory."""
-        values, indices, rows = self.values[:], self.indices[:], self.rows[:]
-        first = np.concatenate([[0], np.cumsum(self.n_rows)])
+    def to_scipy(self, examples: slice = slice(None)) -> scipy.sparse.csr_array:
+        """A: all rows stacked, (N, m), example by example; or those of a range of examples. A copy in memory."""
+        values, indices, rows = self.values[examples], self.indices[examples], self.rows[examples]
+        first = np.concatenate([[0], np.cumsum(self.n_rows[examples])])
         stored = values != 0
         row = (rows + first[:-1, None])[stored]
         counts = np.bincount(row, minlength=int(first[-1]))

@@ -50,7 +50,7 @@ def test_gradient_is_that_of_finite_differences():
     state = _lrm.init(rows, jnp.asarray(stacked.owner), jnp.asarray(W), rows.coordinates(G))
     B = (W.T @ W) * np.asarray(state.GG)
     M = W[stacked.owner] * np.asarray(state.AG)
-    gradient = 4 * (B @ G - M.T @ stacked.A)
+    gradient = 4 * (B @ G - M.T @ stacked.A.whole)
     total = np.sum(problem.fishers**2)
     for j, k in [(0, 0), (1, 5), (3, 7)]:
         shift = np.zeros_like(full)
@@ -68,7 +68,7 @@ def test_the_line_search_finds_the_minimum_on_the_line():
     after = step(rows, owner, before, npeff.DampedALS(), norm, move_W=False)
     B = (W.T @ W) * np.asarray(before.GG)
     M = W[stacked.owner] * np.asarray(before.AG)
-    R = B @ G - M.T @ stacked.A
+    R = B @ G - M.T @ stacked.A.whole
     d = np.diag(B)
     D = np.zeros_like(full)
     D[:, stacked.parameter_indices] = -np.linalg.solve(B + 1e-2 * np.diag(d + 1e-3 * d.mean()), R)
@@ -181,7 +181,7 @@ def test_multiplicative_updates_are_those_of_scikit_learn():
 def test_papers_algorithm_step_by_step():
     """Against the update equations on dense matrices, in float64."""
     problem, stacked, _, _, _, _ = dense_problem()
-    A, owner = stacked.A.toarray().astype(np.float64), stacked.owner
+    A, owner = stacked.A.whole.toarray().astype(np.float64), stacked.owner
     rng = np.random.default_rng(3)
     W, G = rng.random((12, 3)), rng.normal(size=(3, 15))
     start = npeff.Start(coefficients=W.astype(np.float32), pseudo_fishers=G.astype(np.float32))

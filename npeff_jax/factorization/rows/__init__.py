@@ -1,5 +1,6 @@
 """Row spaces: what holds the rows A, and answers the solvers' three questions about them."""
 
+from npeff_jax.factorization.rows._blocks import BlockedRows as BlockedRows
 from npeff_jax.factorization.rows._dense import DenseRows as DenseRows
 from npeff_jax.factorization.rows._kernel import KernelRows as KernelRows
 from npeff_jax.factorization.rows._model import ModelRows as ModelRows

@@ -6,13 +6,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization._settings import Products
+from npeff_jax.factorization.rows._blocks import BlockedRows
 from npeff_jax.factorization.rows._protocol import Inner, Vectors
 
 
@@ -32,10 +32,11 @@ class DenseRows:
     width: int
 
     @classmethod
-    def of(cls, A: scipy.sparse.csr_array, mesh: Mesh, products: Products = Products.FLOAT32) -> "DenseRows":
+    def of(cls, A: BlockedRows, mesh: Mesh, products: Products = Products.FLOAT32) -> "DenseRows":
         N, width = A.shape
         dense = np.zeros((N, round_up(width, mesh.size)), np.float32)
-        dense[:, :width] = A.toarray()
+        for first, block in A.read():
+            dense[first : first + block.shape[0], :width] = block.toarray()
         return cls(place(dense.astype(jnp.dtype(products.value)), sharded(mesh, None, SHARDS)), mesh, width)
 
     @property

@@ -12,12 +12,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from npeff_jax._sharding import SHARDS, fetch, place, sharded
 from npeff_jax._types import RowProducts
+from npeff_jax.factorization.rows._blocks import BlockedRows
 from npeff_jax.factorization.rows._dense import matmul
 from npeff_jax.factorization.rows._gram import gram
 from npeff_jax.factorization.rows._protocol import Inner, Vectors
@@ -38,10 +38,9 @@ class Recover:
     frozen: np.ndarray = dataclasses.field(compare=False)
 
     @classmethod
-    def of(cls, A: scipy.sparse.csr_array, frozen: np.ndarray | None = None) -> "Recover":
+    def of(cls, A: BlockedRows, frozen: np.ndarray | None = None) -> "Recover":
         """From stored rows: one sparse product."""
-        own = np.zeros((0, A.shape[1]), np.float32) if frozen is None else frozen
-        return cls(lambda U: np.asarray((A.T @ U.T).T), own)
+        return cls(A.pull, np.zeros((0, A.shape[1]), np.float32) if frozen is None else frozen)
 
     def __call__(self, U: np.ndarray, N: int) -> np.ndarray:
         G = self.pull(U[:, :N])
@@ -67,12 +66,9 @@ class KernelRows:
     recover: Recover
 
     @classmethod
-    def of(
-        cls, A: scipy.sparse.csr_array, mesh: Mesh, dtype: str = "float32", frozen: np.ndarray | None = None
-    ) -> "KernelRows":
+    def of(cls, A: BlockedRows, mesh: Mesh, dtype: str = "float32", frozen: np.ndarray | None = None) -> "KernelRows":
         """Accumulate Q from the rows, and from the frozen vectors (f, m') where there are some."""
-        extended = A if frozen is None else scipy.sparse.vstack([A, scipy.sparse.csr_array(frozen)], format="csr")
-        return cls(gram(extended, mesh).astype(dtype), mesh, A.shape[0], Recover.of(A, frozen))
+        return cls(gram(A, mesh, frozen).astype(dtype), mesh, A.shape[0], Recover.of(A, frozen))
 
     @property
     def n_rows(self) -> int:

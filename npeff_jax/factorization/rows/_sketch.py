@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
+from npeff_jax.factorization.rows._blocks import BlockedRows
 from npeff_jax.factorization.rows._dense import matmul
 from npeff_jax.factorization.rows._kernel import Recover
 from npeff_jax.factorization.rows._protocol import Inner, Vectors
@@ -46,7 +47,7 @@ class SketchedRows:
     error: float
 
     @classmethod
-    def of(cls, A: scipy.sparse.csr_array, mesh: Mesh, size: int, seed: int = 0) -> "SketchedRows":
+    def of(cls, A: BlockedRows, mesh: Mesh, size: int, seed: int = 0) -> "SketchedRows":
         """Sketch the rows to ``size`` columns, rounded up to a multiple of the mesh."""
         N, m = A.shape
         size = round_up(size, mesh.size)
@@ -54,9 +55,10 @@ class SketchedRows:
         columns = rng.integers(size, size=m * ENTRIES)
         signs = rng.choice(np.array([-0.5, 0.5], np.float32), size=m * ENTRIES)
         omega = scipy.sparse.csr_array((signs, columns, np.arange(m + 1) * ENTRIES), shape=(m, size))
-        S = np.asarray((A @ omega).todense(), np.float32)
-        some = rng.choice(N, min(N, SAMPLE), replace=False)
-        exact = np.asarray((A[some] @ A.T).todense())
+        S = np.concatenate([(block @ omega).toarray() for _, block in A.read()])
+        some = np.sort(rng.choice(N, min(N, SAMPLE), replace=False))
+        sample = A.take(some)
+        exact = np.concatenate([(sample @ block.T).toarray() for _, block in A.read()], axis=1)
         error = float(np.linalg.norm(S[some] @ S.T - exact) / max(float(np.linalg.norm(exact)), 1e-30))
         return cls(place(S, sharded(mesh, None, SHARDS)), mesh, N, Recover.of(A), error)
 

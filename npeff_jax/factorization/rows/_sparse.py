@@ -6,13 +6,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 from jax.experimental.sparse import BCSR
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from npeff_jax._sharding import SHARDS, fetch, place, sharded
 from npeff_jax._types import RowProducts
+from npeff_jax.factorization.rows._blocks import BlockedRows
 from npeff_jax.factorization.rows._deal import deal
 from npeff_jax.factorization.rows._dense import matmul
 from npeff_jax.factorization.rows._protocol import Inner, Vectors
@@ -47,17 +47,17 @@ class SparseRows:
     columns: "Columns"
 
     @classmethod
-    def of(cls, A: scipy.sparse.csr_array, mesh: Mesh, n_vectors: int = 64) -> "SparseRows":
+    def of(cls, rows: BlockedRows, mesh: Mesh, n_vectors: int = 64) -> "SparseRows":
         """Deal the columns of A to shards and blocks.
 
         Args:
-            A: the rows.
+            rows: A.
             mesh: one axis.
             n_vectors: r, which sets the size of a block.
         """
-        N, m = A.shape
+        A, (N, m) = rows.whole, rows.shape
         n_blocks = mesh.size * max(1, round(m * n_vectors / mesh.size / BLOCK_ENTRIES))
-        dealt = deal(np.bincount(A.indices, minlength=m), n_blocks)
+        dealt = deal(rows.counts, n_blocks)
         width = len(dealt) // n_blocks
         position = np.empty(m, np.int64)
         position[dealt[dealt >= 0]] = np.flatnonzero(dealt >= 0)
