@@ -1,9 +1,14 @@
 """Commands that show: ``npeff report`` and ``npeff export``."""
 
+import dataclasses
 from pathlib import Path
+
+import numpy as np
 
 from npeff_jax.cli._record import load_arrays, stage
 from npeff_jax.cli._source import load_examples, load_model
+from npeff_jax.factorization import Decomposition
+from npeff_jax.models import Model
 
 
 @stage
@@ -16,6 +21,8 @@ def report(
     examples: str | None = None,
     model: str | None = None,
     part: str | None = None,
+    others: tuple[Path, ...] = (),
+    traces: bool = False,
     title: str | None = None,
     data: Path | None = None,
     overwrite: bool = False,
@@ -32,26 +39,48 @@ def report(
             themselves, which then are images.
         model: for the names of its classes, as for "npeff pefs".
         part: as for "npeff pefs".
+        others: decompositions of the same PEFs from other seeds, to say how stable each component is.
+        traces: show how a move along each component runs through the model, on its first top example. Wants --model,
+            --examples and a model that exposes its intermediate values.
         title: of the page.
         data: also write the report's data, as JSON for other tools, to this file.
         overwrite: replace what is there.
     """
     import npeff_jax
-    from npeff_jax.report import report_data, write_html
+    from npeff_jax.report import report_data, trace_components, write_html
 
+    if traces and (model is None or examples is None):
+        raise ValueError("--traces wants --model and --examples, what it follows through what")
+    components = npeff_jax.load_decomposition(decomposition)
+    fitted = None if fit is None else load_arrays(fit, npeff_jax.Fit)
     found = None if examples is None else load_examples(examples, part)
+    explained = None if model is None else load_model(model)
+    runs = [npeff_jax.compare_runs(components, npeff_jax.load_decomposition(other)).forward for other in others]
+    coefficients = components.coefficients if fitted is None else fitted.coefficients
+    traced = None
+    if traces and explained is not None and found is not None:
+        traced = trace_components(_as_decomposed(explained, components), components, coefficients, found.examples)
     collected = report_data(
-        npeff_jax.load_decomposition(decomposition),
+        components,
         None if pefs is None else npeff_jax.load_pefs(pefs),
-        None if fit is None else load_arrays(fit, npeff_jax.Fit),
+        fitted,
         None if selectivity is None else load_arrays(selectivity, npeff_jax.Selectivity),
         None if found is None else (found.examples if found.display is None else found.display),
-        model=None if model is None else load_model(model),
+        model=explained,
         title=title,
+        stability=np.array(runs) if runs else None,
+        traces=traced,
     )
     write_html(out, collected)
     if data is not None:
         collected.write(data)
+
+
+def _as_decomposed(model: Model, components: Decomposition) -> Model:
+    """The model with the mask that its components were found with."""
+    parameters = components.schema.layout.parameters
+    names = {name for parameter in parameters for name in (parameter.name, *parameter.aliases)}
+    return dataclasses.replace(model, mask=lambda name, _: name in names)
 
 
 @stage

@@ -63,5 +63,5 @@ def _run(arguments: list[str]) -> None:
     for command in (_look.report, _look.export, _record.rerun):
         app.command(command)
     app.command(demos, name="demo", help="From nothing to a report, on data that needs no download.")
-    plain = (tyro.conf.EnumChoicesFromValues, tyro.conf.FlagCreatePairsOff)
+    plain = (tyro.conf.EnumChoicesFromValues, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     app.cli(prog="npeff", description=DESCRIPTION, args=arguments, config=plain)

@@ -1,5 +1,6 @@
-"""Choices of the command line as enums, and what they stand for in the library."""
+"""Options that commands share, and what they stand for in the library."""
 
+import dataclasses
 import enum
 import io
 import sys
@@ -7,7 +8,9 @@ from typing import Any, cast
 
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import make_mesh
+from npeff_jax.cli._source import ExampleSet, load_examples, load_model
 from npeff_jax.factorization import Dense, Kernel, Sparse
+from npeff_jax.models import Model
 from npeff_jax.pefs import Diagonal, LowRank, Rows, Sampled
 
 
@@ -51,34 +54,79 @@ def mesh_of(all_devices: bool) -> Any:
     return make_mesh() if all_devices else None
 
 
-def representation_of(
-    flavour: Flavour,
-    rows: Rows,
-    min_probability: float,
-    max_rows: int | None,
-    min_trace: float | None,
-    n_samples: int | None,
-    sample_seed: int,
-) -> LowRank | Diagonal | Sampled:
-    """The library's form of the options on representation.
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """What is explained.
 
-    Raises:
-        ValueError: an option that the flavour does not have.
+    Attributes:
+        model: package.module:factory or file.py:factory (a function that returns a Model), or a Hugging Face directory.
+        examples: package.module:factory (returns examples, or examples, labels and what to display), or an .npz.
+        part: start:stop, the part of the examples to use.
+        mask: globs over parameter paths to explain, such as "encoder/*"; all parameters by default.
     """
-    stray: dict[Flavour, dict[str, Any]] = {
-        Flavour.LOW_RANK: {"--n-samples": n_samples},
-        Flavour.DIAGONAL: {"--max-rows": max_rows, "--min-trace": min_trace, "--n-samples": n_samples},
-        Flavour.SAMPLED: {
-            "--max-rows": max_rows,
-            "--min-trace": min_trace,
-            "--min-probability": min_probability or None,
-        },
-    }
-    given = [name for name, value in stray[flavour].items() if value is not None]
-    if given:
-        raise ValueError(f"{given[0]} does nothing with --flavour {flavour.value}; leave it out")
-    if flavour is Flavour.DIAGONAL:
-        return Diagonal(min_probability=min_probability)
-    if flavour is Flavour.SAMPLED:
-        return Sampled(n_samples=16 if n_samples is None else n_samples, seed=sample_seed)
-    return LowRank(rows=rows, min_probability=min_probability, max_rows=max_rows, min_trace=min_trace)
+
+    model: str
+    examples: str
+    part: str | None = None
+    mask: tuple[str, ...] = ()
+
+    def load_model(self) -> Model:
+        """The model, with its mask."""
+        return load_model(self.model, self.mask)
+
+    def load_examples(self) -> ExampleSet:
+        """The part of the examples."""
+        return load_examples(self.examples, self.part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fishers:
+    """How a Fisher is represented.
+
+    Attributes:
+        flavour: low-rank keeps how parameters react together, diagonal is smaller and simpler, sampled is for outputs
+            too many to enumerate.
+        rows: which rows stand for a low-rank Fisher.
+        min_probability: classes predicted with less are dropped.
+        max_rows: at most so many rows an example.
+        min_trace: as few rows as hold this fraction of the trace.
+        n_samples: labels drawn for each example, of the sampled flavour.
+        sample_seed: of these draws.
+    """
+
+    flavour: Flavour = Flavour.LOW_RANK
+    rows: Rows = Rows.PRINCIPAL
+    min_probability: float = 0.0
+    max_rows: int | None = None
+    min_trace: float | None = None
+    n_samples: int | None = None
+    sample_seed: int = 0
+
+    def representation(self) -> LowRank | Diagonal | Sampled:
+        """The library's form of these options.
+
+        Raises:
+            ValueError: an option that the flavour does not have.
+        """
+        given = {
+            "--min-probability": self.min_probability or None,
+            "--max-rows": self.max_rows,
+            "--min-trace": self.min_trace,
+            "--n-samples": self.n_samples,
+        }
+        for option, value in given.items():
+            if value is not None and option not in _OPTIONS[self.flavour]:
+                raise ValueError(f"{option} does nothing with --flavour {self.flavour.value}; leave it out")
+        if self.flavour is Flavour.DIAGONAL:
+            return Diagonal(min_probability=self.min_probability)
+        if self.flavour is Flavour.SAMPLED:
+            return Sampled(n_samples=16 if self.n_samples is None else self.n_samples, seed=self.sample_seed)
+        return LowRank(self.rows, self.min_probability, self.max_rows, self.min_trace)
+
+
+_OPTIONS = {
+    Flavour.LOW_RANK: ("--min-probability", "--max-rows", "--min-trace"),
+    Flavour.DIAGONAL: ("--min-probability",),
+    Flavour.SAMPLED: ("--n-samples",),
+}
+"""What each flavour has."""

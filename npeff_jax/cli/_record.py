@@ -74,9 +74,7 @@ def rerun(record: Path, out: Path | None = None, overwrite: bool = False) -> Non
         command, arguments = STAGES[entry["command"]], entry["arguments"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{record} is no record of a command; expected RESULT.record.json") from None
-    hints = typing.get_type_hints(command)
-    decoded = {name: _decode(hints[name], value) for name, value in arguments.items() if name in hints}
-    decoded |= {"overwrite": overwrite} | ({"out": out} if out is not None else {})
+    decoded = _arguments(command, arguments) | {"overwrite": overwrite} | ({"out": out} if out is not None else {})
     os.chdir(entry["directory"])
     command(**decoded)
 
@@ -89,7 +87,7 @@ def _record(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         "version": VERSION,
         "command": name,
-        "arguments": {key: _encode(value) for key, value in arguments.items() if key != "overwrite"},
+        "arguments": {key: _encode(value) for key, value in _flat(arguments).items() if key != "overwrite"},
         "inputs": {
             key: _digest(value)
             for key, value in arguments.items()
@@ -100,6 +98,28 @@ def _record(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         "jax": jax.__version__,
         "python": platform.python_version(),
     }
+
+
+def _flat(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as the command line has them: options that stand together in a dataclass each by its own name."""
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if dataclasses.is_dataclass(value):
+            flat |= {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _arguments(command: Callable[..., Any], flat: dict[str, Any]) -> dict[str, Any]:
+    """What `_flat` made flat, for the command again; what it does not know is left out."""
+    made = {}
+    for name, hint in typing.get_type_hints(command).items():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            made[name] = hint(**_arguments(hint, flat))
+        elif name in flat:
+            made[name] = _decode(hint, flat[name])
+    return made
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -5,27 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from npeff_jax.cli._options import Flavour, RowForm, Show, mesh_of, progress_of, representation_of, rows_of
+from npeff_jax.cli._options import Explained, Fishers, RowForm, Show, mesh_of, progress_of, rows_of
 from npeff_jax.cli._record import load_arrays, save_arrays, stage
-from npeff_jax.cli._source import load_examples, load_model
-from npeff_jax.pefs import Normalization, Rows
+from npeff_jax.pefs import Normalization
 
 
 @stage
 def pefs(
-    model: str,
-    examples: str,
+    explained: Explained,
+    fishers: Fishers,
     out: Path,
-    flavour: Flavour = Flavour.LOW_RANK,
     keep: int | None = None,
-    part: str | None = None,
-    mask: tuple[str, ...] = (),
-    rows: Rows = Rows.PRINCIPAL,
-    min_probability: float = 0.0,
-    max_rows: int | None = None,
-    min_trace: float | None = None,
-    n_samples: int | None = None,
-    sample_seed: int = 0,
     normalization: Normalization = Normalization.BEFORE,
     batch_size: int | None = None,
     all_devices: bool = False,
@@ -37,20 +27,10 @@ def pefs(
     Stopped half-way it goes on where it was when run again. Next: npeff decompose.
 
     Args:
-        model: package.module:factory or file.py:factory (a function that returns a Model), or a Hugging Face directory.
-        examples: package.module:factory (returns examples, or examples, labels and what to display), or an .npz.
+        explained: what is explained.
+        fishers: how a Fisher is represented.
         out: directory to write the PEFs to.
-        flavour: low-rank keeps how parameters react together, diagonal is smaller and simpler, sampled is for outputs
-            too many to enumerate.
         keep: non-zeros kept for each example; "npeff plan" says what a choice costs and loses. All by default.
-        part: start:stop, the part of the examples to use.
-        mask: globs over parameter paths to explain, such as "encoder/*"; all parameters by default.
-        rows: which rows stand for a low-rank Fisher.
-        min_probability: classes predicted with less are dropped.
-        max_rows: at most so many rows an example.
-        min_trace: as few rows as hold this fraction of the trace.
-        n_samples: labels drawn for each example, of the sampled flavour.
-        sample_seed: of these draws.
         normalization: when each Fisher is scaled to size 1; before entries are dropped is the paper's way.
         batch_size: examples at a time; chosen by memory if not given.
         all_devices: use every device rather than the first.
@@ -59,11 +39,11 @@ def pefs(
     """
     import npeff_jax
 
-    found = load_examples(examples, part)
+    found = explained.load_examples()
     npeff_jax.compute_pefs(
-        load_model(model, mask),
+        explained.load_model(),
         found.examples,
-        representation_of(flavour, rows, min_probability, max_rows, min_trace, n_samples, sample_seed),
+        fishers.representation(),
         labels=found.labels,
         keep=keep,
         path=out,
@@ -183,14 +163,11 @@ def expand(
 
 @stage
 def perturb(
+    explained: Explained,
     decomposition: Path,
     pefs: Path,
     fit: Path,
-    model: str,
-    examples: str,
     out: Path,
-    part: str | None = None,
-    mask: tuple[str, ...] = (),
     n_top: int = 128,
     n_random: int = 10_000,
     norm: float = 0.1,
@@ -202,14 +179,11 @@ def perturb(
     """Move the model along each component and see whose predictions change: the test of what a component claims.
 
     Args:
+        explained: what is explained: the model, and the examples of these PEFs.
         decomposition: what "npeff decompose" wrote.
         pefs: PEFs of the examples to test on.
         fit: their coefficients, from "npeff fit".
-        model: as for "npeff pefs".
-        examples: the examples of these PEFs, as for "npeff pefs".
         out: .npz file to write.
-        part: as for "npeff pefs".
-        mask: as for "npeff pefs".
         n_top: a component's examples with the largest coefficients.
         n_random: other examples to compare with.
         norm: L2 norm of the change of the parameters.
@@ -221,10 +195,10 @@ def perturb(
     import npeff_jax
 
     table = npeff_jax.selectivity(
-        load_model(model, mask),
+        explained.load_model(),
         npeff_jax.load_decomposition(decomposition),
         npeff_jax.load_pefs(pefs),
-        load_examples(examples, part).examples,
+        explained.load_examples().examples,
         fit=load_arrays(fit, npeff_jax.Fit),
         n_top=n_top,
         n_random=n_random,

@@ -19,7 +19,8 @@ def _parts():
 def network():
     kernel, _ = _parts()
     return npeff_jax.Model(lambda params, x: x @ params["kernel"] + params["bias"],
-                           {"kernel": kernel, "bias": np.zeros(3, np.float32)}, label_names=("a", "b", "c"))
+                           {"kernel": kernel, "bias": np.zeros(3, np.float32)}, label_names=("a", "b", "c"),
+                           intermediates_fn=lambda params, x: {"output": x @ params["kernel"] + params["bias"]})
 
 def examples():
     kernel, inputs = _parts()

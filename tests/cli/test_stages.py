@@ -32,15 +32,22 @@ def test_from_a_file_to_a_report(npeff, made):
         f"--n-random 5 --out run/selectivity.npz {QUIET}"
     )
     assert code == 0, err
+    code, _, err = npeff(f"decompose --pefs run/pefs --n-components 3 --seed 1 --out run/other {QUIET}")
+    assert code == 0, err
     code, _out, err = npeff(
         "report --decomposition run/components --pefs run/heldout --fit run/fit.npz --selectivity run/selectivity.npz "
-        f"{MODEL} --part 30: --out run/report.html --data run/report.json"
+        f"{MODEL} --part 30: --others run/other --traces --out run/report.html --data run/report.json"
     )
     assert code == 0, err
     data = read_report_data(made / "report.json")
     assert data.class_names == ("a", "b", "c")
     assert data.run.n_decomposed == 30
     assert {example.text[0] for example in data.examples.shown} <= {f"input {i}" for i in range(30, 40)}
+    first, other = (npeff_jax.load_decomposition(made / name) for name in ("components", "other"))
+    np.testing.assert_allclose(
+        [component.stability for component in data.components], npeff_jax.compare_runs(first, other).forward, rtol=1e-3
+    )
+    assert all(len(component.traces) == 1 for component in data.components)
     assert all(component.causal.kl_ratio > 0 for component in data.components if component.top)
     assert "</html>" in (made / "report.html").read_text()
     code, _, err = npeff("export --data run/report.json --out run/top.csv --n-top 2")
@@ -124,6 +131,7 @@ def test_npz_examples_give_the_same(npeff, made):
         (f"pefs {MODEL} --flavour diagonal --max-rows 2 --out x {QUIET}", "--max-rows does nothing with --flavour"),
         (f"decompose --pefs nowhere --n-components 2 --out x {QUIET}", "nowhere"),
         ("rerun --record mine.py", "mine.py is no record of a command"),
+        ("report --decomposition nowhere --out x --traces", "--traces wants --model and --examples"),
     ],
 )
 def test_errors_are_one_sentence_and_exit_code_2(npeff, here, command, message):
