@@ -9,29 +9,34 @@ process resumes, and what it leaves must equal, byte for byte and file for file,
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
+
+import numpy as np
+
+import npeff_jax as npeff
+from npeff_jax.pefs import _files, store
 
 N, BATCH, KEEP = 24, 4, 30
+
+# Children are forked from a server that has imported JAX and never started it: a kill takes a second, not five.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["npeff_jax", "tensorstore"])
 
 
 def write_pefs(path: pathlib.Path, boundary: int | None, pause: float) -> None:
     """The run that is killed: by itself at its ``boundary``-th boundary, if one is given.
 
     A boundary is the moment before and after an array's write, the manifest's fsync and its rename. ``pause`` seconds
-    pass at each, so that a kill at a random moment finds the writer between any two.
+    pass at each, so that a kill at a random moment finds the writer between any two. Beside ``path`` stand the number
+    of boundaries passed and whether the writer is at work.
     """
-    import numpy as np
-
-    import npeff_jax as npeff
-    from npeff_jax.pefs import store
-
     passed = 0
 
     def at_boundary() -> None:
@@ -41,36 +46,52 @@ def write_pefs(path: pathlib.Path, boundary: int | None, pause: float) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(pause)
 
-    def around(function):
+    def around(function, before, after):
         def wrapped(*args, **kwargs):
-            at_boundary()
+            before()
             result = function(*args, **kwargs)
-            at_boundary()
+            after()
             return result
 
         return wrapped
 
-    store.StoredArray.write = around(store.StoredArray.write)
-    pathlib.Path.replace, os.fsync = around(pathlib.Path.replace), around(os.fsync)
+    store.StoredArray.write = around(store.StoredArray.write, at_boundary, at_boundary)
+    pathlib.Path.replace = around(pathlib.Path.replace, at_boundary, at_boundary)
+    os.fsync = around(os.fsync, at_boundary, at_boundary)
+    busy = path.with_suffix(".busy")
+    _files.PefFiles._write = around(_files.PefFiles._write, busy.touch, lambda: busy.unlink(missing_ok=True))
     rng = np.random.default_rng(0)
     model = npeff.Model(lambda p, x: x @ p, rng.normal(size=(12, 5)).astype(np.float32))
     x = rng.normal(size=(N, 12)).astype(np.float32)
     npeff.compute_pefs(model, x, labels=np.arange(N), keep=KEEP, path=path, batch_size=BATCH, progress=False)
-    print(json.dumps({"boundaries": passed}))
+    path.with_suffix(".boundaries").write_text(str(passed))
 
 
-def run(path: pathlib.Path, boundary: int | None = None, pause: float = 0.0) -> subprocess.Popen:
-    command = [sys.executable, __file__, "--write", str(path), "--pause", str(pause)]
-    command += [] if boundary is None else ["--boundary", str(boundary)]
-    root = str(pathlib.Path(__file__).resolve().parents[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(path: pathlib.Path, boundary: int | None = None, pause: float = 0.0) -> BaseProcess:
+    """A process that writes, or goes on writing, to ``path``."""
+    path.with_suffix(".busy").unlink(missing_ok=True)
+    process = PROCESSES.Process(target=write_pefs, args=(path, boundary, pause))
+    process.start()
+    return process
+
+
+def finish(path: pathlib.Path) -> dict[str, str]:
+    """Run to the end: what it leaves."""
+    process = start(path)
+    process.join()
+    assert process.exitcode == 0, f"the run on {path.name} failed"
+    return contents(path)
 
 
 def contents(path: pathlib.Path) -> dict[str, str]:
     """Every file and its digest."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def boundaries(path: pathlib.Path) -> int:
+    """How many a finished run passed."""
+    return int(path.with_suffix(".boundaries").read_text())
 
 
 def committed(path: pathlib.Path) -> int:
@@ -80,21 +101,14 @@ def committed(path: pathlib.Path) -> int:
         return -1
 
 
-def finish(path: pathlib.Path) -> None:
-    process = run(path)
-    _, error = process.communicate()
-    assert process.returncode == 0, error
-
-
-def kill_at_boundaries(folder: pathlib.Path, whole: dict[str, str], boundaries: list[int]) -> int:
-    for boundary in boundaries:
+def kill_at_boundaries(folder: pathlib.Path, whole: dict[str, str], chosen: list[int]) -> int:
+    for boundary in chosen:
         path = folder / f"boundary{boundary}"
-        process = run(path, boundary)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, f"boundary {boundary} was not reached"
-        finish(path)
-        assert contents(path) == whole, f"killed at boundary {boundary}, the resumed run differs"
-    return len(boundaries)
+        process = start(path, boundary)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f"boundary {boundary} was not reached"
+        assert finish(path) == whole, f"killed at boundary {boundary}, the resumed run differs"
+    return len(chosen)
 
 
 def kill_at_random(folder: pathlib.Path, whole: dict[str, str], count: int, seed: int = 0) -> dict[str, int]:
@@ -102,16 +116,15 @@ def kill_at_random(folder: pathlib.Path, whole: dict[str, str], count: int, seed
     rng, during = random.Random(seed), 0
     for i in range(count):
         path = folder / f"random{i}"
-        process = run(path, pause=0.01)
-        while committed(path) < (BATCH if i % 4 else -1) and process.poll() is None:
+        process = start(path, pause=0.01)
+        while committed(path) < (BATCH if i % 4 else -1) and process.is_alive():
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.8))
         process.kill()
-        process.communicate()
-        during += BATCH <= committed(path) < N
-        finish(path)
-        assert contents(path) == whole, f"kill {i}: the resumed run differs"
-    return {"kills": count, "after_a_commit_and_before_the_end": during}
+        process.join()
+        during += committed(path) >= BATCH and path.with_suffix(".busy").exists()
+        assert finish(path) == whole, f"kill {i}: the resumed run differs"
+    return {"kills": count, "after_a_commit_and_during_a_write": during}
 
 
 def main() -> None:
@@ -119,21 +132,15 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=100)
     parser.add_argument("--every", type=int, default=1, help="kill at every so-manieth boundary")
     parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--write", type=pathlib.Path, help=argparse.SUPPRESS)
-    parser.add_argument("--boundary", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--pause", type=float, default=0.0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.write is not None:
-        write_pefs(options.write, options.boundary, options.pause)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        process = run(folder / "whole")
-        output, error = process.communicate()
-        assert process.returncode == 0, error
-        whole, boundaries = contents(folder / "whole"), json.loads(output)["boundaries"]
-        result = {"boundaries": boundaries, "files": len(whole)}
-        result["killed_at"] = kill_at_boundaries(folder, whole, list(range(1, boundaries + 1, options.every)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}  # compiled once for all processes
+        os.environ.update(cache | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"})
+        whole = finish(folder / "whole")
+        count = boundaries(folder / "whole")
+        result = {"boundaries": count, "files": len(whole)}
+        result["killed_at"] = kill_at_boundaries(folder, whole, list(range(1, count + 1, options.every)))
         result |= kill_at_random(folder, whole, options.random)
     print(json.dumps(result, indent=1))
     if options.out:
