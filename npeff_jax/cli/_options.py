@@ -92,6 +92,7 @@ class Fishers:
         min_trace: as few rows as hold this fraction of the trace.
         n_samples: labels drawn for each example, of the sampled flavour.
         sample_seed: of these draws.
+        sketch: for many classes, find the principal rows in a random span of so many dimensions.
     """
 
     flavour: Flavour = Flavour.LOW_RANK
@@ -101,6 +102,7 @@ class Fishers:
     min_trace: float | None = None
     n_samples: int | None = None
     sample_seed: int = 0
+    sketch: int | None = None
 
     def representation(self) -> LowRank | Diagonal | Sampled:
         """The library's form of these options.
@@ -113,6 +115,7 @@ class Fishers:
             "--max-rows": self.max_rows,
             "--min-trace": self.min_trace,
             "--n-samples": self.n_samples,
+            "--sketch": self.sketch,
         }
         for option, value in given.items():
             if value is not None and option not in _OPTIONS[self.flavour]:
@@ -121,11 +124,11 @@ class Fishers:
             return Diagonal(min_probability=self.min_probability)
         if self.flavour is Flavour.SAMPLED:
             return Sampled(n_samples=16 if self.n_samples is None else self.n_samples, seed=self.sample_seed)
-        return LowRank(self.rows, self.min_probability, self.max_rows, self.min_trace)
+        return LowRank(self.rows, self.min_probability, self.max_rows, self.min_trace, self.sketch)
 
 
 _OPTIONS = {
-    Flavour.LOW_RANK: ("--min-probability", "--max-rows", "--min-trace"),
+    Flavour.LOW_RANK: ("--min-probability", "--max-rows", "--min-trace", "--sketch"),
     Flavour.DIAGONAL: ("--min-probability",),
     Flavour.SAMPLED: ("--n-samples",),
 }

@@ -40,7 +40,7 @@ def pefs(
     import npeff_jax
 
     found = explained.load_examples()
-    npeff_jax.compute_pefs(
+    computed = npeff_jax.compute_pefs(
         explained.load_model(),
         found.examples,
         fishers.representation(),
@@ -53,6 +53,7 @@ def pefs(
         mesh=mesh_of(all_devices),
         progress=progress_of(progress),
     )
+    print(computed.norm_summary)
 
 
 @stage

@@ -5,6 +5,7 @@ from npeff_jax.pefs._digest import examples_digest as examples_digest
 from npeff_jax.pefs._driver import OnExisting as OnExisting
 from npeff_jax.pefs._driver import compute_pefs as compute_pefs
 from npeff_jax.pefs._files import load_pefs as load_pefs
+from npeff_jax.pefs._norms import NormSummary as NormSummary
 from npeff_jax.pefs._pefs import Pefs as Pefs
 from npeff_jax.pefs._plan import Plan as Plan
 from npeff_jax.pefs._plan import plan as plan

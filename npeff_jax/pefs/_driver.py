@@ -19,7 +19,7 @@ from npeff_jax.pefs._batch import BatchRows, on_host
 from npeff_jax.pefs._cotangents import n_cotangents
 from npeff_jax.pefs._digest import examples_digest
 from npeff_jax.pefs._files import PefFiles, load_pefs
-from npeff_jax.pefs._memory import choose_batch_size
+from npeff_jax.pefs._memory import check_fits, choose_batch_size
 from npeff_jax.pefs._pefs import Pefs
 from npeff_jax.pefs._representation import Diagonal, Keep, LowRank, Normalization, Representation, describe
 from npeff_jax.pefs._schema import Kind, Schema
@@ -64,7 +64,8 @@ def compute_pefs(
         on_existing: what to do with PEFs at ``path``: go on where they stop if they are of the same model, examples and
             settings; refuse; or replace them.
         mesh: devices to use, JAX's default device without one.
-        batch_size: examples at a time, chosen by size if not given. Results do not depend on it beyond rounding.
+        batch_size: examples at a time, chosen by the free memory of the devices if not given. Results do not depend on
+            it beyond rounding.
         normalization: when Fishers are divided by their norms.
         precision: of the matrix products behind the gradients.
         dtype: of the stored values; they are read as float32. "float16" comes with a scale an example. The figures of
@@ -74,8 +75,8 @@ def compute_pefs(
         progress: True for a bar, False for none, a text stream for JSON lines.
 
     Raises:
-        ValueError: arguments that do not fit together, values or gradients that are not finite, or PEFs of something
-            else at ``path``.
+        ValueError: arguments that do not fit together, rows or results that do not fit in memory or on disk, values or
+            gradients that are not finite, or PEFs of something else at ``path``.
         FileExistsError: there are PEFs at ``path`` and ``on_existing="error"``.
     """
     representation = representation or LowRank()
@@ -89,20 +90,22 @@ def compute_pefs(
     settings: dict[str, Any] = {"n_classes": n_classes, "keep": keep, "precision": precision, "dtype": dtype}
     schema = describe_run(model, examples, representation, normalization, **settings)
     mesh = default_mesh(mesh)
-    size = batch_size or choose_batch_size(c * model.space.size, n, mesh.shape[EXAMPLES])
-    size = round_up(size, mesh.shape[EXAMPLES])
+    size = round_up(batch_size or choose_batch_size(4 * c * model.space.size, n, mesh), mesh.shape[EXAMPLES])
     sparsify = Sparsifier(schema, representation, keep)
     blank = blank_arrays(schema, c)
+    if path is None:
+        check_fits(sum(array.nbytes for array in blank.values()), None)
     sink: Any = _Memory(blank) if path is None else PefFiles.open(Path(path), schema, blank, labels, size, on_existing)
     with sink as files:
         if files.committed < n:
             fishers = BatchRows(model, representation, mesh, files.batch_size or size, precision)
             _run(fishers, sparsify, examples, files, blank_arrays(schema, c, fishers.batch_size), on_failure, progress)
-    if path is not None:
-        return load_pefs(path)
     if "scales" in blank:
         blank["values"] = WidenedArray(blank["values"], blank.pop("scales"))  # type: ignore[assignment]
-    return Pefs(schema, labels=labels, **blank)
+    pefs = Pefs(schema, labels=labels, **blank) if path is None else load_pefs(path)
+    found = pefs.norm_summary
+    _LOG.log(logging.WARNING if found.outliers.size else logging.INFO, "%s", found)
+    return pefs
 
 
 def describe_run(

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from npeff_jax.pefs._memory import check_fits
+from npeff_jax.pefs._norms import NormSummary
 from npeff_jax.pefs._pefs import Pefs
 from npeff_jax.pefs._schema import READABLE_VERSIONS, SCHEMA_VERSION, Schema
 from npeff_jax.pefs.store import (
@@ -76,6 +78,8 @@ class PefFiles:
             raise FileExistsError(f'{path} holds PEFs already; choose another path, or on_existing="resume"')
         if manifest is not None and on_existing == "resume":
             _check(path, manifest, schema, labels)
+        if manifest is None:
+            check_fits(sum(array.nbytes for array in blank.values()), path)
         path.mkdir(parents=True, exist_ok=True)
         lock = WriterLock(path)
         try:
@@ -109,6 +113,9 @@ class PefFiles:
             self._writer.shutdown()
             self._lock.release()
 
+    def _summary(self) -> dict[str, Any]:
+        return {"norms": NormSummary.of(self._arrays["norms"][:]).to_json()}
+
     def _wait(self) -> None:
         if self._last is not None:
             self._last.result()
@@ -117,7 +124,8 @@ class PefFiles:
         try:
             for write in [self._arrays[name].write(start, stop, rows) for name, rows in found.items()]:
                 write.result()
-            write_manifest(self._path, self._manifest | {"committed": stop})
+            done = {} if stop < len(self._arrays["norms"]) else self._summary()
+            write_manifest(self._path, self._manifest | {"committed": stop} | done)
         except (OSError, ValueError) as error:
             raise OSError(
                 f"examples {start} to {stop} could not be written to {self._path} ({error}); the {self.committed} "

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from npeff_jax._html import facts_html, histogram_html
 from npeff_jax._types import RowArray
+from npeff_jax.pefs._norms import NormSummary
 from npeff_jax.pefs._schema import Kind, Schema
 
 
@@ -25,12 +26,13 @@ class Pefs:
         indices: (n, K), the parameter of each entry, a position in ``schema.layout``.
         rows: (n, K), which of its example's rows each entry belongs to, from 0.
         n_rows: (n,), c_i.
-        norms: (n,), Frobenius norm of the whole Fisher before anything was dropped; for diagonal PEFs the L2 norm of f.
+        norms: (n,), Frobenius norm of the Fisher before entries were dropped, of the classes that have a row; for
+            diagonal PEFs the L2 norm of f.
         logits: (n, C).
-        kept_energy: (n,), the fraction of the Fisher's trace that the kept entries hold.
+        kept_energy: (n,), the fraction of that Fisher's trace that the kept entries hold.
         fisher_error: (n,), the relative Frobenius error of the sparsified Fisher.
         lost_mass: (n,), probability of the classes that were dropped.
-        lost_trace: (n,), estimated fraction of the trace lost with them (one random probe).
+        lost_trace: (n,), estimated fraction of the trace lost with them, or outside a sketch (one random probe).
         labels: (n,) of the data set, if given.
     """
 
@@ -49,7 +51,7 @@ class Pefs:
 
     @property
     def n_examples(self) -> int:
-        """N."""
+        """The number of examples, n."""
         return self.values.shape[0]
 
     def __repr__(self) -> str:
@@ -86,6 +88,11 @@ class Pefs:
     def failed(self) -> Int[np.ndarray, "failed"]:
         """Examples that were skipped because their gradients were not finite."""
         return np.flatnonzero(~np.isfinite(self.norms))
+
+    @property
+    def norm_summary(self) -> NormSummary:
+        """Median and largest norm, and the examples that stand out."""
+        return NormSummary.of(self.norms)
 
     def __len__(self) -> int:
         return self.n_examples

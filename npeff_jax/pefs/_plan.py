@@ -1,8 +1,10 @@
 """What PEFs will cost and lose, from a few examples, before the expensive run."""
 
 import dataclasses
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -12,15 +14,22 @@ from jaxtyping import Float
 
 from npeff_jax._checks import check_in_range, count_examples, slice_examples
 from npeff_jax._html import facts_html, table_html
-from npeff_jax._sharding import EXAMPLES, default_mesh
+from npeff_jax._sharding import default_mesh
 from npeff_jax._types import Examples
 from npeff_jax.models import Model
 from npeff_jax.pefs._batch import BatchRows, on_host
 from npeff_jax.pefs._cotangents import n_cotangents
 from npeff_jax.pefs._driver import describe_run
-from npeff_jax.pefs._memory import choose_batch_size
+from npeff_jax.pefs._memory import WORKING, choose_batch_size, size_text
 from npeff_jax.pefs._representation import Diagonal, LowRank, Normalization, Representation
+from npeff_jax.pefs._rows import HostRows
 from npeff_jax.pefs._sparsify import Sparsifier
+
+KEEP = (256, 1024, 4096, 16_384, 65_536, 262_144)
+"""Choices of K to compare: the paper's three and smaller ones."""
+
+TRACES = (0.9, 0.99, 0.999)
+"""Fractions of the trace for which the rank is found."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,16 +40,20 @@ class Plan:
         n_examples: n, of the whole set.
         n_sampled: examples that were measured.
         n_parameters: m.
-        n_rows: median rows an example, c_i.
+        n_rows: mean rows an example, c_i.
         batch_size: examples at a time.
-        batch_bytes: of the dense rows of a batch, on all devices together.
+        memory_bytes: expected on all devices together, on top of the model: the dense rows of a batch and what they are
+            put together from.
         seconds: to compute the PEFs of all n examples, as measured on those sampled. Compilation comes on top.
         compile_seconds: the first batch took.
         keep: K, the choices compared.
         kept_energy: (choices,), median fraction of the trace kept.
         fisher_error: (choices,), median relative Frobenius error.
-        disk_bytes: (choices,), of the PEFs.
-        kernel_bytes: of the (N, N) Gram matrix of the kernel form, in float32.
+        disk_bytes: (choices,), of the PEFs, before compression.
+        max_error: the error that `suggested_keep` may have.
+        min_trace: fractions of the trace.
+        rank: (fractions,), mean rows that hold them: what ``LowRank(min_trace=...)`` would keep. None for
+            diagonal PEFs.
     """
 
     n_examples: int
@@ -48,27 +61,58 @@ class Plan:
     n_parameters: int
     n_rows: float
     batch_size: int
-    batch_bytes: int
+    memory_bytes: float
     seconds: float
     compile_seconds: float
     keep: tuple[int, ...]
     kept_energy: Float[np.ndarray, "choices"]
     fisher_error: Float[np.ndarray, "choices"]
     disk_bytes: tuple[int, ...]
-    kernel_bytes: float
+    max_error: float
+    min_trace: tuple[float, ...]
+    rank: Float[np.ndarray, "fractions"] | None
+
+    @property
+    def total_rows(self) -> float:
+        """The rows of all examples together, N."""
+        return self.n_examples * self.n_rows
+
+    @property
+    def kernel_bytes(self) -> float:
+        """Size of the (N, N) Gram matrix of the kernel form, in float32."""
+        return 4.0 * self.total_rows**2
+
+    @property
+    def suggested_keep(self) -> int:
+        """The smallest K compared whose median error is at most ``max_error``; the largest, if none is so good."""
+        good = [k for k, error in zip(self.keep, self.fisher_error, strict=True) if error <= self.max_error]
+        return min(good) if good else max(self.keep)
 
     def _facts(self) -> list[tuple[str, Any]]:
-        return [
+        each = _duration(1000 * self.seconds / self.n_examples)
+        facts = [
             ("examples, parameters", f"{self.n_examples:,}, {self.n_parameters:,}"),
-            ("rows of an example (median)", f"{self.n_rows:g}"),
-            ("time", f"{_duration(self.seconds)} after {self.compile_seconds:.0f} s of compilation"),
-            ("a batch", f"{self.batch_size} examples, {_size(self.batch_bytes)} of rows"),
-            ("kernel form", f"{_size(self.kernel_bytes)} for all examples"),
+            ("rows (an example, all)", f"{self.n_rows:.3g}, {self.total_rows:,.0f}"),
+            (
+                "time",
+                f"{_duration(self.seconds)}, {each} a thousand, and {self.compile_seconds:.0f} s to compile",
+            ),
+            ("memory beside the model", f"{size_text(self.memory_bytes)} in batches of {self.batch_size}"),
+            ("kernel form", f"{size_text(self.kernel_bytes)} for the Gram matrix of all rows"),
         ]
+        if self.rank is not None:
+            held = ", ".join(f"{r:.3g} for {t:g}" for r, t in zip(self.rank, self.min_trace, strict=True))
+            facts.append(("rows an example needs (trace)", held))
+        return [*facts, ("suggested keep", f"{self.suggested_keep:,}, {self._rule()}")]
+
+    def _rule(self) -> str:
+        if min(self.fisher_error) > self.max_error:
+            return f"though its median error exceeds {self.max_error:g}: compare larger ones"
+        return f"the smallest of these with a median error of at most {self.max_error:g}"
 
     def _rows(self) -> list[tuple[str, ...]]:
         columns = zip(self.keep, self.kept_energy, self.fisher_error, self.disk_bytes, strict=True)
-        return [(f"{k:,}", f"{energy:.3f}", f"{error:.3f}", _size(size)) for k, energy, error, size in columns]
+        return [(f"{k:,}", f"{energy:.3f}", f"{error:.3f}", size_text(size)) for k, energy, error, size in columns]
 
     def _repr_html_(self) -> str:
         return facts_html(f"Plan, from {self.n_sampled} examples", self._facts(), table_html(_HEADS, self._rows()))
@@ -76,7 +120,19 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"{name + ':':32}{value}" for name, value in self._facts()]
         table = ["".join(f"{cell:>16}" for cell in row) for row in [_HEADS, *self._rows()]]
-        return "\n".join([*lines, *table, "Medians; choose the smallest K whose error you can live with."])
+        return "\n".join([*lines, *table, f"Medians of {self.n_sampled} examples."])
+
+    def figure(self) -> Any:
+        """What is kept and lost against K, as a Matplotlib figure."""
+        import matplotlib.pyplot as plt
+
+        fig, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+        axes.semilogx(self.keep, self.kept_energy, "o-", label="trace kept")
+        axes.semilogx(self.keep, self.fisher_error, "s-", label="Frobenius error")
+        axes.axvline(self.suggested_keep, color="0.6", linestyle=":", label=f"suggested, {self.suggested_keep:,}")
+        axes.set(xlabel="K, entries kept of an example", ylabel="median", ylim=(0, 1.02))
+        axes.legend()
+        return fig
 
 
 _HEADS = ("keep", "energy kept", "Frobenius error", "on disk")
@@ -89,6 +145,7 @@ def plan(
     *,
     keep: Sequence[int] | None = None,
     n_sampled: int = 8,
+    max_error: float = 0.25,
     seed: int = 0,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -102,75 +159,98 @@ def plan(
         representation: as for `compute_pefs`.
         keep: the choices of K to compare; a geometric series by default.
         n_sampled: examples to measure.
-        seed: of their choice.
+        max_error: the median relative error of a sparsified Fisher that the suggested K may have.
+        seed: of the choice of examples.
         batch_size: as for `compute_pefs`.
         mesh: as for `compute_pefs`.
         precision: as for `compute_pefs`.
 
     Raises:
-        ValueError: no examples, or a choice of K that is out of range.
+        ValueError: no examples, a choice of K that is out of range, or rows that do not fit in memory.
     """
     representation = representation or LowRank()
     n, m = count_examples(examples), model.space.size
     n_sampled = min(n_sampled, n)
-    chosen = np.sort(np.random.default_rng(seed).permutation(n)[:n_sampled])
-    sample = jax.tree.map(
-        lambda *leaves: np.concatenate(leaves), *[slice_examples(examples, slice(i, i + 1)) for i in chosen.tolist()]
-    )
+    sample = _sample(examples, n, n_sampled, seed)
     n_classes = model.n_classes(jax.tree.map(lambda leaf: leaf[0], sample))
     c = n_cotangents(model.output, representation, n_classes)
     most = (1 if isinstance(representation, Diagonal) else c) * m
-    keep = tuple(keep) if keep is not None else (*(2**p for p in range(8, 20, 2) if 2**p < most), most)
+    keep = tuple(keep) if keep is not None else (*(k for k in KEEP if k < most), *([most] if most <= KEEP[-1] else []))
     for k in keep:
         check_in_range("keep", k, 1, most)
     mesh = default_mesh(mesh)
-    size = batch_size or choose_batch_size(c * m, n, mesh.shape[EXAMPLES])
+    size = batch_size or choose_batch_size(4 * c * m, n, mesh)
     rows = BatchRows(model, representation, mesh, min(size, n_sampled), precision)
-    first = jax.tree.map(lambda leaf: leaf[: rows.batch_size], sample)
-    started = time.perf_counter()
-    jax.block_until_ready(rows(first, 0))
-    compile_seconds = time.perf_counter() - started
     settings: dict[str, Any] = {"n_classes": n_classes, "precision": precision, "digest": ""}
     sparsifiers = []
     for k in keep:
         schema = describe_run(model, sample, representation, Normalization.BEFORE, keep=k, **settings)
         sparsifiers.append(Sparsifier(schema, representation, k))
-    found: list[list[dict[str, Any]]] = []
-    started, selecting = time.perf_counter(), 0.0
-    for start in range(0, n_sampled, rows.batch_size):
-        part = jax.tree.map(lambda leaf, a=start: leaf[a : a + rows.batch_size], sample)
-        for i, one in enumerate(on_host(rows(part, start), min(rows.batch_size, n_sampled - start))):
-            before = time.perf_counter()
-            found.append([sparsify(one, start + i) for sparsify in sparsifiers])
-            selecting += (time.perf_counter() - before) * (1 - 1 / len(keep))  # a run selects once, not once a choice
-    each = (time.perf_counter() - started - selecting) / n_sampled
-    n_rows = float(np.median([one[0]["n_rows"] for one in found]))
+    started = time.perf_counter()
+    jax.block_until_ready(rows(jax.tree.map(lambda leaf: leaf[: rows.batch_size], sample), 0))
+    compile_seconds = time.perf_counter() - started
+    measured = _measure(rows, sample, n_sampled, sparsifiers)
+    found, ranks = measured.found, np.array(measured.ranks)
     return Plan(
         n_examples=n,
         n_sampled=n_sampled,
         n_parameters=m,
-        n_rows=n_rows,
+        n_rows=float(np.mean([one[0]["n_rows"] for one in found])),
         batch_size=size,
-        batch_bytes=4 * c * m * size,
-        seconds=each * n,
+        memory_bytes=float(WORKING * 4 * c * m * size),
+        seconds=measured.seconds / n_sampled * n,
         compile_seconds=compile_seconds,
         keep=keep,
         kept_energy=np.median([[float(s["kept_energy"]) for s in one] for one in found], axis=0),
         fisher_error=np.median([[float(s["fisher_error"]) for s in one] for one in found], axis=0),
         disk_bytes=tuple(n * (9 * k + 4 * n_classes + 24) for k in keep),
-        kernel_bytes=4.0 * (n * n_rows) ** 2,
+        max_error=max_error,
+        min_trace=TRACES,
+        rank=None if isinstance(representation, Diagonal) else ranks.mean(axis=0),
     )
 
 
-def _size(count: float | int) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return ""
+@dataclasses.dataclass
+class _Measured:
+    """Of each sampled example what each sparsifier found and the rank for each of `TRACES`; seconds of one run."""
+
+    found: list[list[dict[str, Any]]]
+    ranks: list[list[int]]
+    seconds: float
+
+
+def _measure(rows: BatchRows, sample: Examples, n: int, sparsifiers: list[Sparsifier]) -> _Measured:
+    """The sampled examples as `compute_pefs` would do them, and, off the clock, with all other choices of K."""
+    *others, timed = sparsifiers
+    measured = _Measured([], [], 0.0)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for start in range(0, n, rows.batch_size):
+            part = jax.tree.map(lambda leaf, a=start: leaf[a : a + rows.batch_size], sample)
+            began = time.perf_counter()
+            ones = list(on_host(rows(part, start), min(rows.batch_size, n - start)))
+            last = list(threads.map(timed, ones, range(start, start + len(ones))))
+            measured.seconds += time.perf_counter() - began
+            for i, one in enumerate(ones):
+                measured.found.append([*(sparsify(one, start + i) for sparsify in others), last[i]])
+                measured.ranks.append(list(_ranks(one)))
+    return measured
+
+
+def _ranks(one: HostRows) -> Iterator[int]:
+    """How many principal rows hold each fraction of the trace."""
+    held = np.cumsum(np.linalg.eigvalsh(one.gram.astype(np.float64))[::-1])
+    for trace in TRACES:
+        yield 1 + int(np.sum(held < trace * held[-1]))
+
+
+def _sample(examples: Examples, n: int, n_sampled: int, seed: int) -> Examples:
+    """Some examples at random, in order."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(n)[:n_sampled]).tolist()
+    parts = [slice_examples(examples, slice(i, i + 1)) for i in chosen]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

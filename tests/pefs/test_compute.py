@@ -180,5 +180,21 @@ def test_a_plan_says_what_comes_true():
         np.testing.assert_allclose(energy, np.median(pefs.kept_energy), rtol=1e-5)
         np.testing.assert_allclose(error, np.median(pefs.fisher_error), rtol=1e-4)
     assert found.kernel_bytes == 4 * (N * 3) ** 2
+    for trace, rank in zip(found.min_trace, found.rank, strict=True):
+        pefs = compute_pefs(MODEL, X, LowRank(min_trace=trace), keep=10, progress=False)
+        np.testing.assert_allclose(rank, pefs.n_rows.mean())
     assert "energy kept" in str(found)
     assert "energy kept" in found._repr_html_()
+    assert "suggested keep" in found._repr_html_()
+    (axes,) = found.figure().axes
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), found.kept_energy)
+
+
+def test_a_plan_suggests_the_smallest_of_the_choices_that_is_good_enough():
+    found = plan(MODEL, X, keep=(5, 20, 80, 160), max_error=0.3)
+    good = found.fisher_error <= 0.3
+    assert not good[0]
+    assert good[-1]
+    assert found.suggested_keep == found.keep[int(np.argmax(good))]
+    assert plan(MODEL, X, keep=(2, 3), max_error=0.01).suggested_keep == 3
+    assert plan(MODEL, X, Diagonal()).rank is None
