@@ -7,7 +7,7 @@ Its significance is judged against random *concepts*, because a classifier finds
 Kim et al. test a concept's scores over several counterparts against random concepts' scores. Those of one concept are
 no independent draws, since its own examples are in all of them: that test calls most random sets significant. Here a
 concept is one draw. And because under a linear head a score is 0 or 1 for any vector, the fraction is not what is
-tested, but the mean derivative along the normal, unnormalised: short where no classifier tells the concept from others.
+tested, but the effect of the step along the normal that leads from the counterparts' mean to the concept's.
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ class Tcav:
     Attributes:
         scores: (q, C), the fraction of a class's examples whose logit rises along the concept's vector, averaged over
             counterparts.
-        effects: (q, C), the mean derivative of the class's logit along it, over the class's examples and counterparts.
+        effects: (q, C), what the step along that vector, from the counterparts' mean to the concept's, changes of the
+            class's logit to first order, averaged over the class's examples and over counterparts.
         p_values: (q, C), the fraction of random concepts of the same size of which *some* class's effect, in units of
             its standard deviation over random concepts, is as large. That accounts for the number of classes.
     """
@@ -82,29 +83,29 @@ def tcav(
 
     mean_gradients = np.stack([_mean(gradients[predictions == c, c]) for c in range(gradients.shape[1])])
 
-    def vectors_of(sets: Sequence[np.ndarray]) -> Float[np.ndarray, "sets counterparts d"]:
-        """The vectors of each set against its counterparts."""
+    def steps_of(sets: Sequence[np.ndarray]) -> Float[np.ndarray, "sets counterparts d"]:
+        """The steps to each set from its counterparts."""
         others = [np.setdiff1d(np.arange(n), chosen) for chosen in sets]
         draws = [[rng.choice(rest, n - len(rest), replace=False) for _ in range(n_counterparts)] for rest in others]
         return np.stack(
             [
-                [concept_vector(scaled[chosen], scaled[counterpart]) for counterpart in drawn]
+                [concept_step(scaled[chosen], scaled[counterpart]) for counterpart in drawn]
                 for chosen, drawn in zip(sets, draws, strict=True)
             ]
         )
 
-    vectors = vectors_of(concepts)
-    effects = vectors.mean(axis=1) @ mean_gradients.T
+    steps = steps_of(concepts)
+    effects = steps.mean(axis=1) @ mean_gradients.T
     p_values = np.empty_like(effects)
     sizes = np.array([len(concept) for concept in concepts])
     for size in np.unique(sizes):
-        random = vectors_of([rng.choice(n, size, replace=False) for _ in range(n_random)])
+        random = steps_of([rng.choice(n, size, replace=False) for _ in range(n_random)])
         null = random.mean(axis=1) @ mean_gradients.T
         unit = np.where(null.std(axis=0) > 0, null.std(axis=0), np.inf)
         largest = np.abs(null / unit).max(axis=1)
         own = np.abs(effects[sizes == size] / unit)
         p_values[sizes == size] = (1 + (largest >= own[:, :, None]).sum(axis=-1)) / (n_random + 1)
-    return Tcav(_scores(gradients, predictions, vectors), effects, p_values)
+    return Tcav(_scores(gradients, predictions, steps), effects, p_values)
 
 
 def concept_vector(concept: Float[np.ndarray, "k d"], counterpart: Float[np.ndarray, "k d"]) -> Float[np.ndarray, "d"]:
@@ -118,14 +119,22 @@ def concept_vector(concept: Float[np.ndarray, "k d"], counterpart: Float[np.ndar
     return np.linalg.solve(centred.T @ centred + np.eye(x.shape[1]), centred.T @ (y - y.mean()))
 
 
+def concept_step(concept: Float[np.ndarray, "k d"], counterpart: Float[np.ndarray, "k d"]) -> Float[np.ndarray, "d"]:
+    """The difference of their means, projected on the normal."""
+    normal = concept_vector(concept, counterpart)
+    length = np.linalg.norm(normal)
+    unit = normal / length if length > 0 else normal  # the two sets are the same: no direction
+    return unit * (unit @ (concept.mean(axis=0) - counterpart.mean(axis=0)))
+
+
 def _mean(gradients: Float[np.ndarray, "k d"]) -> Float[np.ndarray, "d"]:
     return gradients.mean(axis=0) if len(gradients) else np.zeros(gradients.shape[1])
 
 
 def _scores(
-    gradients: Float[np.ndarray, "n C d"], predictions: Int[np.ndarray, "n"], vectors: Float[np.ndarray, "q runs d"]
+    gradients: Float[np.ndarray, "n C d"], predictions: Int[np.ndarray, "n"], steps: Float[np.ndarray, "q runs d"]
 ) -> Float[np.ndarray, "q C"]:
-    scores = np.full((len(vectors), gradients.shape[1]), 0.5)
+    scores = np.full((len(steps), gradients.shape[1]), 0.5)
     for c in np.unique(predictions):
-        scores[:, c] = [(gradients[predictions == c, c] @ runs.T > 0).mean() for runs in vectors]
+        scores[:, c] = [(gradients[predictions == c, c] @ runs.T > 0).mean() for runs in steps]
     return scores
