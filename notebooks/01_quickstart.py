@@ -102,7 +102,8 @@ report.energy_figure(decomposition, components=[0, 1, 2])
 # %% [markdown]
 # ## Everything at once
 #
-# One HTML file to keep or to send: search and sort the components, open a card for each.
+# One HTML file to keep or to send: open it in a browser (in Colab it is among the files on the left). Search and sort the
+# components, open a card for each.
 
 # %%
 npeff.write_report(

@@ -18,7 +18,7 @@
 #
 # Whether a method finds what a model computes can only be said where that is known. Tracr compiles a program into the weights
 # of a transformer; this one decides whether a premise entails, contradicts or leaves open a hypothesis, by way of named
-# Boolean variables. Do components find these variables? Under a minute on two cores.
+# Boolean variables. Do components find these variables? About a minute on two cores.
 
 # %%
 import sys

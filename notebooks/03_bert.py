@@ -17,7 +17,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/npeff-jax/npeff_jax/blob/main/notebooks/03_bert.ipynb)
 #
 # A checkpoint of BERT, RoBERTa, DistilBERT, ViT, ResNet or GPT-2 in the Hugging Face format becomes a model in one call. This
-# notebook writes a tiny one, trains it on a small task, and looks at its components as text. Under a minute on two cores.
+# notebook writes a tiny one, trains it on a small task, and looks at its components as text. A minute or two on two cores.
 
 # %%
 import sys
@@ -28,6 +28,7 @@ if "google.colab" in sys.modules:  # elsewhere the package is installed already
     )
 
 # %%
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -48,29 +49,11 @@ from safetensors.numpy import save_file
 
 # %%
 NAMES = ("entailment", "neutral", "contradiction")
-WORDS = [
-    "[PAD]",
-    "[CLS]",
-    "[SEP]",
-    "the",
-    "a",
-    "this",
-    "some",
-    "every",
-    "dog",
-    "cat",
-    "man",
-    "woman",
-    "animal",
-    "person",
-    "runs",
-    "walks",
-    "sleeps",
-    "sits",
-    "moves",
-    "rests",
-    "not",
-]
+KIND = {"dog": "animal", "cat": "animal", "man": "person", "woman": "person"}
+ACT = {"runs": "moves", "walks": "moves", "sleeps": "rests", "sits": "rests"}
+DETERMINERS = ("the", "a", "this", "some", "every")
+NOUNS, VERBS = (*KIND, "animal", "person"), (*ACT, "moves", "rests")
+WORDS = ("[PAD]", "[CLS]", "[SEP]", *DETERMINERS, *NOUNS, *VERBS, "not")
 width, layers, inner = 32, 2, 64
 random = np.random.default_rng(0)
 
@@ -123,20 +106,15 @@ print(f"{model.space.size:,} parameters, classes {model.label_names}")
 # A premise and a hypothesis over a few words. A dog is an animal, whoever runs moves; what is not said to be so is neutral,
 # and "not" turns what would follow into a contradiction.
 
+
 # %%
-KIND = {"dog": "animal", "cat": "animal", "man": "person", "woman": "person"}
-ACT = {"runs": "moves", "walks": "moves", "sleeps": "rests", "sits": "rests"}
-DETERMINERS = ["the", "a", "this", "some", "every"]
-
-
 def label_of(noun, verb, noun2, verb2, negated):
     if noun2 not in (noun, KIND[noun]) or verb2 not in (verb, ACT[verb]):
         return 1
     return 2 if negated else 0
 
 
-nouns, verbs = [*KIND, "animal", "person"], [*ACT, "moves", "rests"]
-every = list(itertools.product(KIND, ACT, nouns, verbs, (False, True), DETERMINERS, DETERMINERS))
+every = list(itertools.product(KIND, ACT, NOUNS, VERBS, (False, True), DETERMINERS, DETERMINERS))
 labels = np.array([label_of(*case[:5]) for case in every])
 chosen = np.concatenate([random.choice(np.flatnonzero(labels == c), 600, replace=False) for c in range(3)])
 chosen = random.permutation(chosen)
@@ -174,8 +152,6 @@ def step(params, state):
 params, state = model.params, optimizer.init(model.params)
 for _ in range(150):
     params, state, value = step(params, state)
-
-import dataclasses
 
 model = dataclasses.replace(model, params=params)
 right = np.asarray(jax.vmap(model.logits_fn, (None, 0))(params, examples)).argmax(1) == labels

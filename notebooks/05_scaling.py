@@ -17,7 +17,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/npeff-jax/npeff_jax/blob/main/notebooks/05_scaling.ipynb)
 #
 # How long will it take, will it fit, and what do I lose? The answers before the expensive run, the three forms in which a
-# decomposition can be computed, and several devices. Under a minute on two cores.
+# decomposition can be computed, and several devices. About a minute on two cores.
 
 # %%
 import sys
@@ -108,6 +108,10 @@ for name, rows in {"dense": npeff.Dense(), "sparse": npeff.Sparse(), "kernel": n
     losses[name], histories[name] = found.history.loss[-1], found.history
     print(f"{name:>6}: loss {losses[name]:.6f}, {time.perf_counter() - start:.1f} s with compilation")
 assert max(losses.values()) - min(losses.values()) < 1e-3
+
+# %% [markdown]
+# Three curves that lie on each other. (The late step down is an exchange: a component that brings little gives way to a
+# new one where that lowers the loss.)
 
 # %%
 report.loss_figure(histories)

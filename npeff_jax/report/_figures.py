@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,9 +60,9 @@ def loss_figure(histories: History | Mapping[str, History], against_seconds: boo
     """The loss, a fraction of the PEFs' squared norm, over iterations (or seconds) of one run or several."""
     figure, (axes,) = _axes()
     named = {"": histories} if isinstance(histories, History) else histories
-    for name, history in named.items():
-        axes.plot(history.seconds if against_seconds else history.step, history.loss, label=name or None)
-    axes.set(xlabel="seconds" if against_seconds else "iteration", ylabel="loss / ‖F‖²", yscale="log")
+    for style, (name, history) in zip(itertools.cycle(("-", "--", ":")), named.items()):  # seen where they coincide
+        axes.plot(history.seconds if against_seconds else history.step, history.loss, style, label=name or None)
+    axes.set(xlabel="seconds" if against_seconds else "iteration", ylabel="loss / ‖F‖²", ylim=(0, None))
     if len(named) > 1:
         axes.legend(frameon=False)
     return figure
@@ -196,7 +197,7 @@ def energy_figure(decomposition: Decomposition, components: Sequence[int] | None
             left = left + share
         one.invert_yaxis()
         one.set_title(name, fontsize=9)
-        one.set(xlabel="share of energy")
+        one.set(xlabel="share of energy", xlim=(0, 1.05 * max(table.sum(1).max() for table in panels)))
         one.label_outer()
     figure.legend(*one.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
