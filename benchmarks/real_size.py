@@ -1,10 +1,13 @@
-"""PEFs of real size: examples a minute and peak memory for BERT-base and ResNet-50 with 1,000 classes.
+"""PEFs of real size: examples a minute, peak memory and bytes an example, for BERT-base and ResNet-50 of 1,000 classes.
 
-Random weights in the published shapes: cost depends on shapes, and for ResNet-50 on how many classes pass ε, which is
-printed. Usage: ``python benchmarks/real_size.py [bert|resnet] --examples 8``.
+The published shapes with random weights, and the paper's settings (`tasks.presets`): cost depends on shapes and, for
+ResNet-50, on how many classes pass ε, which is printed; the head is scaled so that logits have a chosen spread.
+
+Usage: ``python benchmarks/real_size.py bert --examples 16``, ``... resnet --spread 3``, ``... resnet --sketch 16``.
 """
 
 import argparse
+import dataclasses
 import io
 import json
 import resource
@@ -16,15 +19,7 @@ import transformers
 
 import npeff_jax as npeff
 from npeff_jax import tasks
-
-
-def architecture(kind: str):
-    """The Linen module and an example of the published configuration."""
-    from npeff_jax.models import _bert, _resnet
-
-    if kind == "bert":
-        return _bert.bert(transformers.BertConfig(num_labels=3))
-    return _resnet.resnet(transformers.ResNetConfig(num_labels=1000))
+from npeff_jax.models import _bert, _resnet
 
 
 class Clock(io.StringIO):
@@ -39,37 +34,61 @@ class Clock(io.StringIO):
         return len(line)
 
 
-def inputs(kind: str, n: int, length: int) -> dict[str, np.ndarray]:
+def bert(n: int, length: int) -> tuple[npeff.Model, dict[str, np.ndarray]]:
+    """BERT-base with three classes, and random token ids."""
     rng = np.random.default_rng(0)
-    if kind == "resnet":
-        return {"pixel_values": rng.normal(size=(n, 224, 224, 3)).astype(np.float32)}
     ids = rng.integers(1000, 30_000, (n, length)).astype(np.int32)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    examples = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    return _random_model(_bert.bert(transformers.BertConfig(num_labels=3))), examples
+
+
+def resnet(n: int, spread: float) -> tuple[npeff.Model, dict[str, np.ndarray]]:
+    """ResNet-50 with 1,000 classes, and noise; the standard deviation of its logits is ``spread``."""
+    examples = {"pixel_values": np.random.default_rng(0).normal(size=(n, 224, 224, 3)).astype(np.float32)}
+    model = _random_model(_resnet.resnet(transformers.ResNetConfig(num_labels=1000)))
+    logits = model.logits_fn(model.params, jax.tree.map(lambda leaf: leaf[0], examples))
+    head = model.params["classifier"]
+    head = {**head, "kernel": head["kernel"] * spread / np.std(logits)}
+    return dataclasses.replace(model, params={**model.params, "classifier": head}), examples
+
+
+def _random_model(found) -> npeff.Model:
+    variables = jax.jit(found.module.init)(jax.random.key(0), found.example)
+    return npeff.models.from_linen(found.module, {k: v for k, v in variables.items() if k != "intermediates"})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=["bert", "resnet"])
     parser.add_argument("--examples", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--sharpness", type=float, default=30.0, help="scale of ResNet's logits: few classes pass ε")
+    parser.add_argument("--length", type=int, default=128, help="tokens of BERT's examples")
+    parser.add_argument("--spread", type=float, default=5.0, help="standard deviation of ResNet's logits")
+    parser.add_argument("--sketch", type=int, help="principal rows from a random span of so many dimensions")
     options = parser.parse_args()
-    found = architecture(options.kind)
-    variables = jax.jit(found.module.init)(jax.random.key(0), found.example)
-    if options.kind == "resnet":
-        variables["params"]["classifier"]["kernel"] *= options.sharpness
-    model = npeff.models.from_linen(found.module, {k: v for k, v in variables.items() if k != "intermediates"})
-    preset = tasks.presets.NLI if options.kind == "bert" else tasks.presets.IMAGENET
-    examples = inputs(options.kind, options.examples, options.length)
+    if options.kind == "bert":
+        preset, (model, examples) = tasks.presets.NLI, bert(options.examples, options.length)
+    else:
+        preset, (model, examples) = tasks.presets.IMAGENET, resnet(options.examples, options.spread)
+    representation = preset.representation
+    if options.sketch:
+        representation = npeff.LowRank(
+            min_probability=representation.min_probability, sketch=options.sketch, max_rows=max(1, options.sketch - 8)
+        )
     clock, start = Clock(), time.perf_counter()
-    pefs = npeff.compute_pefs(model, examples, preset.representation, keep=preset.keep, batch_size=1, progress=clock)
+    pefs = npeff.compute_pefs(model, examples, representation, keep=preset.keep, progress=clock)
     done = [t - start for t in clock.times]
+    p = np.asarray(jax.nn.softmax(pefs.logits))
     result = {
         "model": options.kind,
         "parameters": model.space.size,
-        "classes": pefs.logits.shape[1],
-        "rows_an_example": float(np.mean(pefs.n_rows)),
+        "classes": p.shape[1],
+        "classes_above_threshold": float(np.median((p >= representation.min_probability).sum(1))),
+        "rows_an_example": float(np.median(pefs.n_rows)),
+        "lost_mass": float(np.median(pefs.lost_mass)),
+        "lost_trace": float(np.median(pefs.lost_trace)),
+        "kept_energy": float(np.median(pefs.kept_energy)),
         "keep": preset.keep,
+        "bytes_an_example": sum(np.asarray(part[:1]).nbytes for part in (pefs.values, pefs.indices)),
         "first_example_s": round(done[0], 1),  # with compilation
         "examples_a_minute": round(60 * (len(done) - 1) / (done[-1] - done[0]), 1),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
