@@ -1,10 +1,10 @@
 """Hugging Face checkpoints as models: a directory, or a name on the hub, in; a `Model` out."""
 
 import dataclasses
-import functools
 import pathlib
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -98,7 +98,7 @@ def locate(directory_or_id: str | pathlib.Path, revision: str | None = None) -> 
         return directory
     import huggingface_hub
 
-    fetch = functools.partial(huggingface_hub.snapshot_download, str(directory_or_id), revision=revision)
+    fetch = partial(huggingface_hub.snapshot_download, str(directory_or_id), revision=revision)
     try:
         found = pathlib.Path(fetch(allow_patterns=["*.json", "*.txt", "model*.safetensors"]))
         if not any(found.glob("*.safetensors")):
@@ -206,10 +206,8 @@ def _variables(directory: pathlib.Path, architecture: Architecture, dtype: Any, 
     if new_head is not None:
         variables = _add_head(variables, expected, absent, new_head)
     # The statistics stay NumPy: constants of the traced function, tied to no device.
-    return {
-        name: jax.tree.map(lambda a: (jnp if name == "params" else np).asarray(a, dtype), tree)  # noqa: B023
-        for name, tree in variables.items()
-    }
+    arrays = {name: jnp if name == "params" else np for name in variables}
+    return {name: jax.tree.map(partial(arrays[name].asarray, dtype=dtype), tree) for name, tree in variables.items()}
 
 
 def _add_head(variables: PyTree, expected: PyTree, head: str, new_head: NewHead) -> PyTree:

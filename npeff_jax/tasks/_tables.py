@@ -177,14 +177,10 @@ def _number_labels(
     texts = [str(value).strip() for value in values]
     if all(text.lstrip("-").isdigit() for text in texts):
         numbers = np.array([int(text) for text in texts], np.int32)
-        upper = len(names) if names else np.inf
-        wrong = np.flatnonzero((numbers < 0) | (numbers >= upper))
+        wrong = np.flatnonzero((numbers < 0) | (numbers >= (len(names) if names else np.inf)))
         if wrong.size:
-            raise ValueError(
-                f"{file}: example {wrong[0]} has the label {numbers[wrong[0]]}; expected 0 to {upper - 1:.0f}"
-                if names
-                else f"{file}: example {wrong[0]} has the label {numbers[wrong[0]]}; labels must not be negative"
-            )
+            expected = f"expected 0 to {len(names) - 1}" if names else "labels must not be negative"
+            raise ValueError(f"{file}: example {wrong[0]} has the label {numbers[wrong[0]]}; {expected}")
         return numbers, names
     names = names or tuple(sorted(set(texts)))
     unknown = [i for i, text in enumerate(texts) if text not in names]
