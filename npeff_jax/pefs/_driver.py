@@ -21,6 +21,7 @@ from npeff_jax.pefs._digest import examples_digest
 from npeff_jax.pefs._files import PefFiles, load_pefs
 from npeff_jax.pefs._memory import check_fits, choose_batch_size
 from npeff_jax.pefs._pefs import Pefs
+from npeff_jax.pefs._processes import check_own_devices
 from npeff_jax.pefs._representation import Diagonal, Keep, LowRank, Normalization, Representation, describe
 from npeff_jax.pefs._schema import Kind, Schema
 from npeff_jax.pefs._sparsify import NotFiniteError, Sparsifier, blank_arrays, put, skipped, width
@@ -63,7 +64,8 @@ def compute_pefs(
         path: write to this directory batch by batch; what is there already is not computed again.
         on_existing: what to do with PEFs at ``path``: go on where they stop if they are of the same model, examples and
             settings; refuse; or replace them.
-        mesh: devices to use, JAX's default device without one.
+        mesh: devices to use, JAX's default device without one. Where `jax.distributed` runs several processes and
+            writes to a ``path`` that all can reach, each does its own batches, on its own devices.
         batch_size: examples at a time, chosen by the free memory of the devices if not given. Results do not depend on
             it beyond rounding.
         normalization: when Fishers are divided by their norms.
@@ -90,6 +92,7 @@ def compute_pefs(
     settings: dict[str, Any] = {"n_classes": n_classes, "keep": keep, "precision": precision, "dtype": dtype}
     schema = describe_run(model, examples, representation, normalization, **settings)
     mesh = default_mesh(mesh)
+    check_own_devices(mesh)
     size = round_up(batch_size or choose_batch_size(4 * c * model.space.size, n, mesh), mesh.shape[EXAMPLES])
     sparsify = Sparsifier(schema, representation, keep)
     blank = blank_arrays(schema, c)
@@ -144,12 +147,13 @@ def describe_run(
 class _Memory:
     """Arrays in memory, written to like `PefFiles`."""
 
-    committed = batch_size = 0
+    committed = batch_size = process = 0
+    processes = 1
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self._arrays = arrays
 
-    def write(self, start: int, stop: int, found: dict[str, np.ndarray]) -> None:
+    def write(self, start: int, stop: int, found: dict[str, np.ndarray], end: int) -> None:
         for name, rows in found.items():
             self._arrays[name][start:stop] = rows
 
@@ -174,12 +178,18 @@ def _run(
     Dense rows of one batch are alive at a time; the selected entries of two are, one being written.
     """
     n, failed = sparsify.schema.n_examples, 0
+    size, shown = fishers.batch_size, progress if sink.process == 0 else False
     with (
-        progress_bar(progress, "PEFs", n, "example", sink.committed) as advance,
+        progress_bar(shown, "PEFs", n, "example", sink.committed) as advance,
         ThreadPoolExecutor(os.cpu_count()) as threads,
     ):
-        for start in range(sink.committed, n, fishers.batch_size):
-            stop = min(start + fishers.batch_size, n)
+        for first in range(sink.committed, n, size * sink.processes):
+            end = min(first + size * sink.processes, n)  # of what all processes do in this turn
+            start = min(first + size * sink.process, n)
+            stop = min(start + size, n)
+            if start == stop:  # the last batches were not enough for all
+                sink.write(n, n, {}, end)
+                continue
             batch = on_host(fishers(slice_examples(examples, slice(start, stop)), start), stop - start)
             work = [threads.submit(sparsify, one, start + i) for i, one in enumerate(batch)]
             found = {name: np.zeros_like(array[: stop - start]) for name, array in blank.items()}
@@ -193,5 +203,5 @@ def _run(
                     put(found, i, skipped(sparsify.schema.n_classes))
                     failed += 1
             del batch, work, one
-            sink.write(start, stop, found)
-            advance(stop - start, **({"skipped": failed} if failed else {}))
+            sink.write(start, stop, found, end)
+            advance(end - first, **({"skipped": failed} if failed else {}))

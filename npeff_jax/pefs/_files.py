@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from npeff_jax.pefs import _processes
 from npeff_jax.pefs._memory import check_fits
 from npeff_jax.pefs._norms import NormSummary
 from npeff_jax.pefs._pefs import Pefs
@@ -34,12 +35,16 @@ WIDE = ("values", "indices", "rows")
 class PefFiles:
     """PEFs that are being written. A context: leaving it waits for the last batch and lets go of the directory."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], arrays: dict[str, StoredArray], lock: WriterLock) -> None:
-        """With open arrays and the manifest that describes them."""
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], arrays: dict[str, StoredArray], lock: WriterLock | None
+    ) -> None:
+        """With open arrays, the manifest that describes them, and, in the first process, the lock."""
         self._path, self._manifest, self._arrays, self._lock = path, manifest, arrays, lock
         self.committed: int = manifest["committed"]
+        self.process, self.processes = _processes.index(), _processes.count()
         self._writer = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
+        self._end = self.committed
 
     @property
     def batch_size(self) -> int:
@@ -70,6 +75,22 @@ class PefFiles:
             FileExistsError: there is something, and it is not to be touched, or another run is writing there.
             ValueError: what is there are PEFs of something else.
         """
+        lock = cls._prepare(path, schema, blank, labels, batch_size, on_existing) if _processes.index() == 0 else None
+        _processes.wait_for_all("PEFs are there")
+        manifest = read_manifest(path)
+        assert manifest is not None
+        return cls(path, manifest, {name: open_array(path / name) for name in blank}, lock)
+
+    @staticmethod
+    def _prepare(
+        path: Path,
+        schema: Schema,
+        blank: dict[str, np.ndarray],
+        labels: np.ndarray | None,
+        batch_size: int,
+        on_existing: str,
+    ) -> WriterLock:
+        """See that PEFs to go on with are there."""
         manifest = read_manifest(path)
         strangers = [] if not path.is_dir() else [entry for entry in path.iterdir() if entry.name not in _names(blank)]
         if manifest is None and path.exists() and (not path.is_dir() or strangers):
@@ -85,20 +106,23 @@ class PefFiles:
         try:
             if manifest is not None and on_existing == "resume":
                 remove_partial_writes(path)
-                return cls(path, manifest, {name: open_array(path / name) for name in blank}, lock)
-            return cls(path, *_create(path, schema, blank, labels, batch_size), lock)
+            else:
+                _create(path, schema, blank, labels, batch_size)
         except BaseException:
             lock.release()
             raise
+        return lock
 
-    def write(self, start: int, stop: int, found: dict[str, np.ndarray]) -> None:
-        """Begin to write and commit examples ``start`` to ``stop``; waits for those before.
+    def write(self, start: int, stop: int, found: dict[str, np.ndarray], end: int) -> None:
+        """Begin to write examples ``start`` to ``stop``; waits for those before, and commits these.
+
+        ``end`` is where the batches end that all processes write in this turn: one that has none writes none.
 
         Raises:
             OSError: those before could not be written.
         """
-        self._wait()
-        self._last = self._writer.submit(self._write, start, stop, found)
+        self._settle()
+        self._last, self._end = self._writer.submit(self._write, start, stop, found, end), end
 
     def __enter__(self) -> "PefFiles":
         return self
@@ -108,30 +132,41 @@ class PefFiles:
     ) -> None:
         try:
             if kind is None:
-                self._wait()
+                self._settle()
+                _processes.wait_for_all("PEFs are written")
         finally:
             self._writer.shutdown()
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
-    def _summary(self) -> dict[str, Any]:
-        return {"norms": NormSummary.of(self._arrays["norms"][:]).to_json()}
+    def _settle(self) -> None:
+        """Wait for what was begun to be written, here and, before it is committed, by all processes."""
+        if self._last is None:
+            return
+        self._last.result()
+        self._last = None
+        if self.processes > 1:
+            _processes.wait_for_all(f"PEFs to {self._end}")
+            if self.process == 0:
+                self._commit(self._end)
 
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
-
-    def _write(self, start: int, stop: int, found: dict[str, np.ndarray]) -> None:
+    def _write(self, start: int, stop: int, found: dict[str, np.ndarray], end: int) -> None:
         try:
             for write in [self._arrays[name].write(start, stop, rows) for name, rows in found.items()]:
                 write.result()
-            done = {} if stop < len(self._arrays["norms"]) else self._summary()
-            write_manifest(self._path, self._manifest | {"committed": stop} | done)
+            if self.processes == 1:
+                self._commit(end)
         except (OSError, ValueError) as error:
             raise OSError(
                 f"examples {start} to {stop} could not be written to {self._path} ({error}); the {self.committed} "
                 "before them are intact. Make room, and call compute_pefs again to go on"
             ) from error
-        self.committed = stop
+
+    def _commit(self, end: int) -> None:
+        whole = end == len(self._arrays["norms"])
+        norms = {"norms": NormSummary.of(self._arrays["norms"][:]).to_json()} if whole else {}
+        write_manifest(self._path, self._manifest | {"committed": end} | norms)
+        self.committed = end
 
 
 def load_pefs(path: Any) -> Pefs:
@@ -161,18 +196,18 @@ def load_pefs(path: Any) -> Pefs:
 
 def _create(
     path: Path, schema: Schema, blank: dict[str, np.ndarray], labels: np.ndarray | None, batch_size: int
-) -> tuple[dict[str, Any], dict[str, StoredArray]]:
+) -> None:
     """Empty arrays, in place of whatever PEFs were there, and then the manifest that makes them PEFs."""
     (path / "manifest.json").unlink(missing_ok=True)
     for name in (*blank, "labels", "scales"):
         shutil.rmtree(path / name, ignore_errors=True)
-    arrays = {name: create_array(path / name, a.shape, a.dtype, batch_size) for name, a in blank.items()}
+    for name, array in blank.items():
+        create_array(path / name, array.shape, array.dtype, batch_size)
     if labels is not None:
         create_array(path / "labels", labels.shape, labels.dtype, len(labels)).write(0, len(labels), labels).result()
     manifest = {"format": "npeff-pefs", "schema": schema.to_json(), "committed": 0, "batch_size": batch_size}
     manifest["labels"] = labels is not None
     write_manifest(path, manifest)
-    return manifest, arrays
 
 
 def _names(blank: dict[str, np.ndarray]) -> set[str]:
