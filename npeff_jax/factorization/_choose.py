@@ -102,7 +102,7 @@ def name_of(choice: RowChoice) -> str:
     return type(choice).__name__
 
 
-def bytes_of(count: float) -> str:
+def bytes_of(count: int | float) -> str:
     """A size for a sentence."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

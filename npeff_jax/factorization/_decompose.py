@@ -66,7 +66,8 @@ def decompose(
         rows: how the rows are held; by default what is estimated to be fastest. ``settings["row_space"]`` says why.
         products: precision of the large products.
         min_count: parameters with fewer non-zeros over all rows are pruned; the energy lost is in ``settings``.
-        mesh: the devices to use, JAX's default device without one.
+        mesh: the devices to use, JAX's default device without one. They need not divide rows or parameters: what is
+            left over is padded by zeros, which change no product.
         path: where the result is saved, as by `Decomposition.save`. Its pseudo-Fishers then stay on disk and are read
             by row: they may be larger than memory, as PEFs that are on disk may, for which ``rows=Kernel()`` needs N²
             numbers, and blocks of what is on disk.

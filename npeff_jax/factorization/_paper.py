@@ -20,7 +20,7 @@ def step(
     n_frozen: int = 0,
     move_W: bool = True,
 ) -> State:
-    """W ← W ∘ numerator / (W (G Gᵀ)²), then G ← G − rate · ∇_G loss / ..., both at fixed sizes."""
+    """W ← W ∘ numerator / (W (G Gᵀ ∘ G Gᵀ) + ε), then G ← G − rate · ∇_G loss. Components before ``n_frozen`` stay."""
     W, G, AG, GG, numerator, _ = state
     if move_W:
         W = W * numerator / (W @ (GG * GG) + solver.epsilon)

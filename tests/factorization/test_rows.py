@@ -101,6 +101,21 @@ def test_every_row_space_and_device_count_has_the_same_losses(make):
         assert cosines.min() > 0.9999, name
 
 
+@pytest.mark.parametrize("devices", [3, 7])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_mesh_that_divides_neither_rows_nor_parameters(choice, devices):
+    """Padded with zeros, which change no product: the same losses and no trace of the padding."""
+    problem = planted(noise=0.5)
+    options = {"rows": choice, "progress": False, "stopping": npeff.Stopping(max_steps=20)}
+    assert 180 % 7, "what should not divide"
+    assert 40 % devices
+    alone = npeff.decompose(problem.pefs, 4, **options)
+    found = npeff.decompose(problem.pefs, 4, mesh=npeff.make_mesh(jax.devices()[:devices]), **options)
+    np.testing.assert_allclose(found.history.loss, alone.history.loss, rtol=1e-4)
+    assert found.pseudo_fishers.shape == alone.pseudo_fishers.shape
+    np.testing.assert_allclose(found.pseudo_fishers, alone.pseudo_fishers, atol=1e-3)
+
+
 def compiled_step(space, mesh):
     stacked = stack(planted(m=96).pefs)
     rows = space.of(stacked.A, mesh)

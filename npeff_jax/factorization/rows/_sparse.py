@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from jax.experimental.sparse import BCSR
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -55,18 +56,13 @@ class SparseRows:
             mesh: one axis.
             n_vectors: r, which sets the size of a block.
         """
-        A, (N, m) = rows.whole, rows.shape
+        (N, m), A = rows.shape, rows.whole.tocsc()
         n_blocks = mesh.size * max(1, round(m * n_vectors / mesh.size / BLOCK_ENTRIES))
         dealt = deal(rows.counts, n_blocks)
-        width = len(dealt) // n_blocks
-        position = np.empty(m, np.int64)
-        position[dealt[dealt >= 0]] = np.flatnonzero(dealt >= 0)
-        column = position[A.indices]
-        row = np.repeat(np.arange(N), np.diff(A.indptr))
-        block, inside = column // width, column % width
+        blocks = [A[:, own[own >= 0]] for own in dealt.reshape(n_blocks, -1)]  # padding is at the end of a block
+        by_row = _pack([block.tocsr() for block in blocks], N)
+        by_column = _pack([block.T for block in blocks], len(dealt) // n_blocks)
         spec = sharded(mesh, SHARDS)
-        by_row = _compress(block, row, inside, A.data, n_blocks, N)
-        by_column = _compress(block, inside, row, A.data, n_blocks, width)
         return cls(_place(by_row, spec), _place(by_column, spec), mesh, N, Columns(dealt, m))
 
     @property
@@ -135,19 +131,13 @@ def _product(block: Csr, x: jax.Array, n_rows: int) -> jax.Array:
     return BCSR(block, shape=(n_rows, x.shape[0])) @ x
 
 
-def _compress(
-    block: np.ndarray, row: np.ndarray, column: np.ndarray, values: np.ndarray, n_blocks: int, n_rows: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Blocks in compressed row form, padded to equal length with zeros that belong to the last row."""
-    order = np.lexsort((column, row, block))
-    counts = np.bincount(block * n_rows + row, minlength=n_blocks * n_rows).reshape(n_blocks, n_rows)
-    length = int(counts.sum(axis=1).max(initial=0))
-    pointers = np.zeros((n_blocks, n_rows + 1), np.int32)
-    np.cumsum(counts, axis=1, out=pointers[:, 1:])
-    first = np.concatenate([[0], np.cumsum(pointers[:, -1])[:-1]])
-    sorted_block = block[order]
-    slot = np.arange(len(order)) - first[sorted_block]
-    data, indices = np.zeros((n_blocks, length), np.float32), np.zeros((n_blocks, length), np.int32)
-    data[sorted_block, slot], indices[sorted_block, slot] = values[order], column[order]
-    pointers[:, -1] = length
+def _pack(blocks: list[scipy.sparse.csr_array], n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compressed blocks of ``n_rows`` rows as arrays of equal length, padded with zeros that belong to the last row."""
+    length = max(block.nnz for block in blocks)
+    data, indices = np.zeros((len(blocks), length), np.float32), np.zeros((len(blocks), length), np.int32)
+    pointers = np.full((len(blocks), n_rows + 1), length, np.int32)
+    for k, block in enumerate(blocks):
+        data[k, : block.nnz], indices[k, : block.nnz] = block.data, block.indices
+        pointers[k, : block.shape[0]] = block.indptr[:-1]
+        pointers[k, block.shape[0] : n_rows] = block.nnz
     return data, indices, pointers
