@@ -168,7 +168,8 @@ def collage_figure(
         row = axes[place * k : (place + 1) * k]
         top = np.asarray(top_examples(coefficients, component, k))
         for one in row:
-            one.set_axis_off()
+            one.set(xticks=[], yticks=[])
+            one.spines[:].set(visible=True, color="#a39c8d")  # a frame: white at an image's edge is not the page
         for one, i, picture in zip(row, top, images.to_bytes(top.tolist())):
             one.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             one.set_title(f"{coefficients[i, component]:.2f}", fontsize=7, pad=2)
