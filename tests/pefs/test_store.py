@@ -115,13 +115,16 @@ def test_a_flipped_byte_is_found(tmp_path, name):
         npeff.load_pefs(tmp_path / "pefs").to_scipy()
 
 
-def test_an_older_version_of_the_schema_is_read(tmp_path):
-    """Version 1 did not say what the logits mean."""
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_version_of_the_schema_is_read(tmp_path, version):
+    """Version 1 did not say what the logits mean, version 2 knew no range finder."""
     pefs = compute(tmp_path / "pefs")
     file = tmp_path / "pefs" / "manifest.json"
     manifest = json.loads(file.read_text())
-    manifest["schema"].pop("output")
-    manifest["schema"]["version"] = 1
+    manifest["schema"]["version"] = version
+    del manifest["schema"]["representation"]["sketch"]
+    if version == 1:
+        del manifest["schema"]["output"]
     file.write_text(json.dumps(manifest))
     older = npeff.load_pefs(tmp_path / "pefs")
     assert older.schema == pefs.schema
