@@ -6,7 +6,9 @@ from npeff_jax.evaluation._activations import logit_gradients as logit_gradients
 from npeff_jax.evaluation._clustering import Clusters as Clusters
 from npeff_jax.evaluation._clustering import cluster as cluster
 from npeff_jax.evaluation._concepts import ConceptSearch as ConceptSearch
+from npeff_jax.evaluation._concepts import negations as negations
 from npeff_jax.evaluation._concepts import search_concepts as search_concepts
+from npeff_jax.evaluation._controls import control_rankings as control_rankings
 from npeff_jax.evaluation._edits import diagonal_edits as diagonal_edits
 from npeff_jax.evaluation._edits import low_rank_edits as low_rank_edits
 from npeff_jax.evaluation._edits import random_edits as random_edits

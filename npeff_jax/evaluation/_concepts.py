@@ -1,6 +1,8 @@
-"""Which known concept the top examples of each component share, against chance."""
+"""Which known concepts the top examples of each component share: single variables, and ANDs of two or three."""
 
+import collections
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,16 +11,24 @@ from jaxtyping import Bool, Float, Int
 from npeff_jax._html import facts_html, table_html
 from npeff_jax.evaluation._ranking import top_examples
 
+Variables = Mapping[str, Sequence[bool] | np.ndarray]
+"""For each Boolean variable whether it holds for each of n examples."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConceptSearch:
-    """Concepts, and how many of each component's top examples have them.
+    """Concepts, and how far each component's ranking of the examples agrees with them.
 
     Attributes:
-        names: of the concepts.
+        names: of the concepts; the variables of an AND are joined by " & ".
         base: (concepts,), fraction of all examples that have each.
         share: (r, concepts), fraction of each component's top examples that have it.
-        best: (r,), the concept that its top examples have most beyond its base rate.
+        counts: (r, concepts), whether it may count for the component: not where the predicted labels of its top
+            examples imply it.
+        average_precision: (r, concepts), of finding the concept's examples in the order of the coefficients: the mean,
+            over these examples, of the fraction that has the concept from the first example to it.
+        n_positive: (r,), examples with a coefficient above zero. Where they are fewer than ``n_top``, the rest of the
+            top examples are ties at zero, in the order in which the examples were given.
         permuted_n_shared: (permutations, r), `n_shared` when coefficients are permuted over the examples, component by
             component: what chance does.
         n_top: top examples looked at.
@@ -27,14 +37,26 @@ class ConceptSearch:
     names: tuple[str, ...]
     base: Float[np.ndarray, "concepts"]
     share: Float[np.ndarray, "r concepts"]
-    best: Int[np.ndarray, "r"]
+    counts: Bool[np.ndarray, "r concepts"]
+    average_precision: Float[np.ndarray, "r concepts"]
+    n_positive: Int[np.ndarray, "r"]
     permuted_n_shared: Int[np.ndarray, "permutations r"]
     n_top: int
 
     @property
+    def best(self) -> Int[np.ndarray, "r"]:
+        """The concept that a component's top examples have most beyond its base rate, among those that count."""
+        return np.where(self.counts, self.share - self.base, -np.inf).argmax(1)
+
+    @property
+    def best_average_precision(self) -> Float[np.ndarray, "r"]:
+        """The highest average precision of a component, over the concepts that count."""
+        return np.where(self.counts, self.average_precision, 0).max(1)
+
+    @property
     def n_shared(self) -> Int[np.ndarray, "r"]:
         """How many concepts all top examples of a component have."""
-        return (self.share == 1).sum(1)
+        return ((self.share == 1) & self.counts).sum(1)
 
     @property
     def shared(self) -> Bool[np.ndarray, "r"]:
@@ -46,9 +68,14 @@ class ConceptSearch:
         """Whether they share some concept when coefficients are permuted."""
         return self.permuted_n_shared > 0
 
+    @property
+    def found(self) -> collections.Counter[str]:
+        """Of how many components each concept is the rarest that their top examples share: the distinct concepts."""
+        return collections.Counter(self.shared_names(j)[0] for j in np.flatnonzero(self.shared).tolist())
+
     def shared_names(self, component: int) -> tuple[str, ...]:
         """The concepts that all of a component's top examples have, rarest first."""
-        found = np.flatnonzero(self.share[component] == 1)
+        found = np.flatnonzero((self.share[component] == 1) & self.counts[component])
         return tuple(self.names[i] for i in found[np.argsort(self.base[found], kind="stable")])
 
     def note(self, component: int) -> str:
@@ -69,64 +96,102 @@ class ConceptSearch:
         return facts_html("Known concepts", facts, table_html(heads, rows, most=40))
 
     def __str__(self) -> str:
-        chance_each = self.permuted_n_shared.mean(0)
+        chance_each = (
+            self.permuted_n_shared.mean(0) if len(self.permuted_n_shared) else np.full(len(self.share), np.nan)
+        )
         lines = []
         for j, best in enumerate(self.best):
             nearest = f"none; nearest {self.names[best]} ({self.share[j, best]:.0%})"
-            shared = ", ".join(self.shared_names(j)) or nearest
+            shared = self.shared_names(j)[0] if self.shared[j] else nearest
             lines.append(f"component {j}: {self.n_shared[j]} shared, permuted {chance_each[j]:.1f}: {shared}")
-        chance = self.permuted_shared.sum(1).mean()
+        chance = self.permuted_shared.sum() / max(len(self.permuted_n_shared), 1)
         lines.append(
-            f"{self.shared.sum()} of {len(self.best)} components share a concept in all of their top {self.n_top} "
-            f"examples; {chance:.1f} with permuted coefficients"
+            f"{self.shared.sum()} of {len(self.share)} components share a concept in all of their top {self.n_top} "
+            f"examples, {len(self.found)} different ones; {chance:.1f} with permuted coefficients"
         )
         return "\n".join(lines)
 
 
 def search_concepts(
     coefficients: Float[np.ndarray, "n r"],
-    concepts: Mapping[str, Sequence[bool] | np.ndarray],
+    variables: Variables,
     *,
+    predictions: Int[np.ndarray, "n"] | None = None,
+    max_terms: int = 1,
     n_top: int = 16,
     n_permutations: int = 20,
     seed: int = 0,
 ) -> ConceptSearch:
-    """Look among known concepts for the one that each component's top examples share.
+    """Look for the concepts that each component's top examples all have (section 3.2).
+
+    A concept is a variable, or an AND of up to ``max_terms`` of them, that at most half of the examples have: that top
+    examples share more says little. Of concepts with the same examples the first with the fewest terms stands for all.
 
     Args:
-        coefficients: W.
-        concepts: for each concept whether each of the n examples has it. Concepts that more than half of the examples
-            have are left out: that top examples share them says little.
+        coefficients: W, or any other ranking of n examples by r columns: controls go through the same search.
+        variables: for each whether each of the n examples has it. Add `negations` of them to look for these too.
+        predictions: the label the model gives to each example. With them a concept does not count for a component if
+            every example with one of its top examples' predicted labels has it.
+        max_terms: most variables of an AND.
         n_top: top examples of each component.
         n_permutations: of the coefficients, for comparison.
         seed: of the permutations.
 
     Raises:
-        ValueError: a concept is given for another number of examples, or none is rare enough to be looked for.
+        ValueError: a variable is given for another number of examples, or no concept is rare enough to be looked for.
     """
     n, r = coefficients.shape
-    table = {name: np.asarray(has, bool) for name, has in concepts.items()}
-    for name, has in table.items():
-        if has.shape != (n,):
-            raise ValueError(f"concept {name!r} has shape {has.shape}; expected ({n},), a truth value an example")
-    table = {name: has for name, has in table.items() if has.mean() <= 0.5}
-    if not table:
-        raise ValueError("every concept holds for more than half of the examples; look for rarer ones")
-    has = np.stack(list(table.values()), axis=1)
-    share = _share(coefficients, has, n_top)
+    names, has = _concepts(variables, n, max_terms)
+    predictions = np.zeros(n, np.int64) if predictions is None else np.asarray(predictions)
+    labels, predictions = np.unique(predictions, return_inverse=True)
+    implied = np.stack([has[predictions == label].all(0) for label in range(len(labels))])
+
+    def look(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        tops = [top_examples(W, j, n_top) for j in range(r)]
+        share = np.stack([has[top].mean(0) for top in tops])
+        return share, ~np.stack([implied[np.unique(predictions[top])].all(0) for top in tops])
+
+    share, counts = look(coefficients)
     random = np.random.default_rng(seed)
-    permuted = [_share(random.permuted(coefficients, axis=0), has, n_top) for _ in range(n_permutations)]
+    chance = np.zeros((n_permutations, r), np.int64)
+    for row in chance:
+        own, may = look(random.permuted(coefficients, axis=0))
+        row[:] = ((own == 1) & may).sum(1)
     return ConceptSearch(
-        names=tuple(table),
+        names=names,
         base=has.mean(0),
         share=share,
-        best=(share - has.mean(0)).argmax(1),
-        permuted_n_shared=(np.array(permuted).reshape(n_permutations, r, -1) == 1).sum(2),
+        counts=counts,
+        average_precision=np.stack([_average_precision(has[top_examples(coefficients, j, n)]) for j in range(r)]),
+        n_positive=(np.asarray(coefficients) > 0).sum(0),
+        permuted_n_shared=chance,
         n_top=n_top,
     )
 
 
-def _share(
-    W: Float[np.ndarray, "n r"], has: Bool[np.ndarray, "n concepts"], n_top: int
-) -> Float[np.ndarray, "r concepts"]:
-    return np.stack([has[np.asarray(top_examples(W, j, n_top))].mean(0) for j in range(W.shape[1])])
+def negations(variables: Variables) -> dict[str, Bool[np.ndarray, "n"]]:
+    """For each variable that it does not hold."""
+    return {f"not {name}": ~np.asarray(has, bool) for name, has in variables.items()}
+
+
+def _concepts(variables: Variables, n: int, max_terms: int) -> tuple[tuple[str, ...], Bool[np.ndarray, "n concepts"]]:
+    """Variables and their ANDs, each set of examples once."""
+    table = {name: np.asarray(has, bool) for name, has in variables.items()}
+    for name, has in table.items():
+        if has.shape != (n,):
+            raise ValueError(f"variable {name!r} has shape {has.shape}; expected ({n},), a truth value an example")
+    known: dict[bytes, tuple[str, np.ndarray]] = {}
+    for terms in itertools.chain.from_iterable(itertools.combinations(table, k + 1) for k in range(max_terms)):
+        has = np.logical_and.reduce([table[name] for name in terms])
+        if 0 < has.mean() <= 0.5:
+            known.setdefault(has.tobytes(), (" & ".join(terms), has))
+    if not known:
+        raise ValueError("every concept holds for more than half of the examples, or for none; look for rarer ones")
+    names, columns = zip(*known.values(), strict=True)
+    return names, np.stack(columns, axis=1)
+
+
+def _average_precision(ranked: Bool[np.ndarray, "n concepts"]) -> Float[np.ndarray, "concepts"]:
+    """Of each concept, its examples in the order of a ranking."""
+    hits = ranked.cumsum(0)
+    return (ranked * hits / np.arange(1, len(ranked) + 1)[:, None]).sum(0) / hits[-1]

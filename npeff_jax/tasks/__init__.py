@@ -9,6 +9,12 @@ from npeff_jax.tasks._labels import LabelCheck as LabelCheck
 from npeff_jax.tasks._labels import check_labels as check_labels
 from npeff_jax.tasks._nli import Inference as Inference
 from npeff_jax.tasks._nli import inference as inference
+from npeff_jax.tasks._nli_language import PAPER_SIZED_LANGUAGE as PAPER_SIZED_LANGUAGE
+from npeff_jax.tasks._nli_language import SMALL_LANGUAGE as SMALL_LANGUAGE
+from npeff_jax.tasks._planted import Planted as Planted
+from npeff_jax.tasks._planted import pefs_of_rows as pefs_of_rows
+from npeff_jax.tasks._planted import planted as planted
+from npeff_jax.tasks._planted import planted_diagonal as planted_diagonal
 from npeff_jax.tasks._shortcut import Shortcut as Shortcut
 from npeff_jax.tasks._shortcut import shortcut as shortcut
 from npeff_jax.tasks._tables import Columns as Columns

@@ -1,14 +1,16 @@
 """A simplified inference task as a compiled program, its examples, and the truth about what it computes."""
 
 import dataclasses
-import itertools
+import hashlib
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
 from npeff_jax.models import Categorical, Model, encode_tokens, from_tracr
-from npeff_jax.tasks._nli_language import SMALL, Label, Language, Pair
+from npeff_jax.tasks._nli_examples import draw_pairs
+from npeff_jax.tasks._nli_language import SMALL_LANGUAGE, Language, Pair
 from npeff_jax.tasks._nli_program import build_program
 
 
@@ -17,24 +19,41 @@ class Inference:
     """A compiled program, examples, and the values of its Boolean variables.
 
     Attributes:
-        model: logits of the three labels.
+        model: logits of the three labels. Its parameters are the compiled ones without padding.
+        pairs: the n examples as the language has them.
         examples: (n, 8) token ids, the first of them BOS.
         labels: (n,), what the language says, in the order of ``model.label_names``.
-        texts: n pairs of premise and hypothesis.
         tokens: n lists of the names of all tokens, BOS included.
-        concepts: for each variable of the program, its value for each example.
+        concepts: for each variable of the program, its value for each example, read off the compiled model's residual
+            stream at the last token.
+        compiled_size: parameters of the compiled transformer, with what Tracr pads its layers by.
     """
 
     model: Model
+    pairs: list[Pair]
     examples: Int[np.ndarray, "n T"]
     labels: Int[np.ndarray, "n"]
-    texts: list[tuple[str, str]]
     tokens: list[list[str]]
     concepts: dict[str, Bool[np.ndarray, "n"]]
+    compiled_size: int
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """N pairs of premise and hypothesis."""
+        return [pair.texts for pair in self.pairs]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the compiled parameters, the examples, their labels and the values of the variables."""
+        found = hashlib.sha256(self.model.fingerprint.encode())
+        for array in (self.examples, self.labels, *self.concepts.values()):
+            found.update(np.ascontiguousarray(array, np.int32).tobytes())
+        found.update(" ".join(self.concepts).encode())
+        return found.hexdigest()
 
 
 def inference(
-    *, n_examples: int = 1200, seed: int = 0, temperature: float = 0.2, language: Language = SMALL
+    *, n_examples: int = 1000, seed: int = 0, temperature: float = 0.2, language: Language = SMALL_LANGUAGE
 ) -> Inference:
     """Compile the program and draw examples, evenly over labels and polarities: in a set that is mostly of one kind
     most components would be about it.
@@ -50,55 +69,44 @@ def inference(
     """
     from tracr.compiler import compiling
 
+    pairs = draw_pairs(language, n_examples, seed)
     program = build_program(language)
     compiled = compiling.compile_rasp_to_model(
         program.answer, vocab=set(language.vocabulary), max_seq_len=len(language.vocabulary), compiler_bos="BOS"
     )
-    pairs = draw_pairs(language, n_examples, seed)
     tokens = [list(pair.tokens) for pair in pairs]
     names = _label_names(compiled)
     model = dataclasses.replace(
-        from_tracr(compiled, position=len(tokens[0]) - 1), output=Categorical(temperature), label_names=names
+        from_tracr(compiled, position=len(tokens[0]) - 1, padding=False),
+        output=Categorical(temperature),
+        label_names=names,
     )
+    examples = encode_tokens(compiled, tokens)
     return Inference(
         model=model,
-        examples=encode_tokens(compiled, tokens),
+        pairs=pairs,
+        examples=examples,
         labels=np.array([names.index(language.label(pair).value) for pair in pairs]),
-        texts=[_texts(pair) for pair in pairs],
         tokens=[["BOS", *entry] for entry in tokens],
-        concepts={
-            name: np.array([bool(variable(entry)[-1]) for entry in tokens])
-            for name, variable in program.variables.items()
-        },
+        concepts=_read_variables(compiled, model, examples, tuple(program.variables)),
+        compiled_size=sum(leaf.size for leaf in jax.tree.leaves(compiled.params)),
     )
 
 
-def draw_pairs(language: Language, n: int, seed: int) -> list[Pair]:
-    """N different pairs in random order, as evenly over labels and polarities as n allows."""
-    kinds: dict[tuple[bool, bool, Label], list[Pair]] = {}
-    sentences = list(itertools.product((False, True), language.nouns, language.verbs))
-    for premise, hypothesis in itertools.product(sentences, sentences):
-        pair = Pair(*premise, *hypothesis)
-        kinds.setdefault((pair.premise_negated, pair.hypothesis_negated, language.label(pair)), []).append(pair)
-    random = np.random.default_rng(seed)
-    drawn: list[Pair] = []
-    for place, (kind, pairs) in enumerate(kinds.items()):
-        wanted = n // len(kinds) + (place < n % len(kinds))
-        if wanted > len(pairs):
-            raise ValueError(
-                f"n_examples={n} wants {wanted} pairs of each kind, but only {len(pairs)} are of label "
-                f"{kind[2].value} with these polarities; ask for at most {len(kinds) * len(pairs)}"
-            )
-        drawn += [pairs[i] for i in random.permutation(len(pairs))[:wanted]]
-    return [drawn[i] for i in random.permutation(n)]
+def _read_variables(
+    compiled: Any, model: Model, examples: np.ndarray, names: tuple[str, ...]
+) -> dict[str, Bool[np.ndarray, "n"]]:
+    """Each Boolean variable has a direction of the residual stream for true: 1 there, else 0."""
+    assert model.intermediates_fn is not None
+    read = model.intermediates_fn
+    stream = np.asarray(jax.jit(jax.vmap(lambda p, x: read(p, x)["output"], (None, 0)))(model.params, examples))
+    # A direction is named "variable_12:value", with the number the compiler gave the variable.
+    labels = (label.partition(":") for label in compiled.residual_labels)
+    places = {(name.rpartition("_")[0], value): place for place, (name, _, value) in enumerate(labels)}
+    return {name: stream[:, places[name, "True"]] > 0.5 for name in names}
 
 
 def _label_names(compiled: Any) -> tuple[str, ...]:
     """The labels in the order of the logits."""
     order = compiled.output_encoder.encoding_map
     return tuple(sorted(order, key=order.get))
-
-
-def _texts(pair: Pair) -> tuple[str, str]:
-    words = pair.tokens
-    return " ".join(words[:3]), " ".join(words[3:6])

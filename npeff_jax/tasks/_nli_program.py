@@ -1,28 +1,72 @@
-"""The RASP program of the simplified inference task: named Boolean variables, combined until one answer is left.
+"""The RASP program of the simplified inference task: rules that overrule each other, decided one after the other.
 
 Words are compared where they stand: the premise's noun is moved to the hypothesis's, and only the outcome of the
-comparison goes on to the last token, where the answer is read.
+comparison goes on to the last token, where the answer is read. There every rule looks at the polarities, most also at
+one relation of words, and where it applies the verdict becomes its own. Rules stand from weak to strong: what
+polarities alone suggest, what a more general or more special word leaves open, what disjoint words exclude.
 """
 
+import functools
+import itertools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from npeff_jax.tasks._nli_language import Label, Language, Tree, descendants
+from npeff_jax.tasks._nli_language import Label, Language, Relation, Tree, relation, words
 
 PREMISE_NEGATION, PREMISE_NOUN, PREMISE_VERB, HYPOTHESIS_NEGATION, HYPOTHESIS_NOUN, HYPOTHESIS_VERB, ANSWER = range(7)
 
-
-REASONS: dict[str, tuple[str, str, Label]] = {
-    "stated": ("both_affirmed", "event_within", Label.ENTAILMENT),
-    "excluded": ("hypothesis_denies", "event_disjoint", Label.ENTAILMENT),
-    "narrowed_denial": ("both_negated", "event_covers", Label.ENTAILMENT),
-    "incompatible": ("both_affirmed", "event_disjoint", Label.CONTRADICTION),
-    "denied_consequence": ("hypothesis_denies", "event_within", Label.CONTRADICTION),
-    "asserted_denial": ("premise_denies", "event_covers", Label.CONTRADICTION),
+SCOPES: dict[str, tuple[int, ...]] = {
+    "premise_negated": (PREMISE_NEGATION, PREMISE_NOUN, PREMISE_VERB, ANSWER),
+    "hypothesis_negated": (HYPOTHESIS_NEGATION, HYPOTHESIS_NOUN, HYPOTHESIS_VERB, ANSWER),
 }
-"""Each reason for an answer: the polarities it is for, what must hold of the two events, the answer. Without one the
-answer is neutral."""
+"""The way of a negation: over its noun and its verb to the last token."""
+
+
+class Rule(NamedTuple):
+    """The polarities it is for, the relation that must hold (None: any), and what the verdict becomes."""
+
+    polarities: str
+    condition: str | None
+    verdict: Label
+
+
+RULES: dict[str, Rule] = {
+    "presumed_agreement": Rule("both_affirmed", None, Label.ENTAILMENT),
+    "presumed_rebuttal": Rule("hypothesis_denies", None, Label.CONTRADICTION),
+    "presumed_shared_denial": Rule("both_negated", None, Label.ENTAILMENT),
+    "presumed_denial": Rule("premise_denies", None, Label.CONTRADICTION),
+    "noun_detail": Rule("both_affirmed", "noun_specialised", Label.NEUTRAL),
+    "verb_detail": Rule("both_affirmed", "verb_specialised", Label.NEUTRAL),
+    "denied_noun_detail": Rule("hypothesis_denies", "noun_specialised", Label.NEUTRAL),
+    "denied_verb_detail": Rule("hypothesis_denies", "verb_specialised", Label.NEUTRAL),
+    "widened_noun_denial": Rule("both_negated", "noun_generalised", Label.NEUTRAL),
+    "widened_verb_denial": Rule("both_negated", "verb_generalised", Label.NEUTRAL),
+    "noun_left_open": Rule("premise_denies", "noun_generalised", Label.NEUTRAL),
+    "verb_left_open": Rule("premise_denies", "verb_generalised", Label.NEUTRAL),
+    "verb_contradiction": Rule("both_affirmed", "verb_disjoint", Label.CONTRADICTION),
+    "verb_exclusion": Rule("hypothesis_denies", "verb_disjoint", Label.ENTAILMENT),
+    "other_verb_denied": Rule("both_negated", "verb_disjoint", Label.NEUTRAL),
+    "other_verb_asserted": Rule("premise_denies", "verb_disjoint", Label.NEUTRAL),
+    "sibling_contradiction": Rule("both_affirmed", "noun_sibling", Label.CONTRADICTION),
+    "category_contradiction": Rule("both_affirmed", "noun_unrelated", Label.CONTRADICTION),
+    "noun_exclusion": Rule("hypothesis_denies", "noun_disjoint", Label.ENTAILMENT),
+    "other_noun_denied": Rule("both_negated", "noun_disjoint", Label.NEUTRAL),
+    "other_noun_asserted": Rule("premise_denies", "noun_disjoint", Label.NEUTRAL),
+}
+"""The rules by name, in the order in which they overrule each other."""
+
+CONDITIONS: dict[str, frozenset[Relation]] = {
+    "noun_specialised": frozenset({Relation.SPECIALISED}),
+    "noun_generalised": frozenset({Relation.GENERALISED}),
+    "noun_sibling": frozenset({Relation.SIBLING}),
+    "noun_unrelated": frozenset({Relation.UNRELATED}),
+    "noun_disjoint": frozenset({Relation.SIBLING, Relation.UNRELATED}),
+    "verb_specialised": frozenset({Relation.SPECIALISED}),
+    "verb_generalised": frozenset({Relation.GENERALISED}),
+    "verb_disjoint": frozenset({Relation.SIBLING, Relation.UNRELATED}),
+}
+"""The relations of nouns, or of verbs, in which each condition of a rule holds."""
 
 
 class Program(NamedTuple):
@@ -38,7 +82,7 @@ class Program(NamedTuple):
 
 
 def build_program(language: Language) -> Program:
-    """The program for a language: polarities, relations of nouns and of verbs, the event they make, reasons, answer."""
+    """The program for a language. The rules are the same for any; its words only decide how large it compiles."""
     found: dict[str, Any] = {}
 
     def keep(name: str, sop: Any) -> None:
@@ -47,53 +91,45 @@ def build_program(language: Language) -> Program:
     def combine(name: str, rule: Callable[[bool, bool], bool], first: str, second: str) -> None:
         keep(name, _combine(rule, found[first], found[second]))
 
-    is_negation = _map(lambda token: token == "no", _tokens()).named("is_negation")
-    keep("premise_negated", _moved(is_negation, PREMISE_NEGATION, ANSWER))
-    keep("hypothesis_negated", _moved(is_negation, HYPOTHESIS_NEGATION, ANSWER))
+    polarity = _map(lambda token: token if token in ("a", "no") else "other", _tokens()).named("polarity")
+    for name, path in SCOPES.items():
+        spread = functools.reduce(lambda sop, hop: _moved(sop, *hop), itertools.pairwise(path), polarity)
+        keep(name, _map(lambda word: word == "no", spread))
     combine("both_affirmed", lambda p, h: not p and not h, "premise_negated", "hypothesis_negated")
     combine("hypothesis_denies", lambda p, h: h and not p, "premise_negated", "hypothesis_negated")
     combine("both_negated", lambda p, h: p and h, "premise_negated", "hypothesis_negated")
     combine("premise_denies", lambda p, h: p and not h, "premise_negated", "hypothesis_negated")
-    noun = _relation(language.noun_children, language.nouns, PREMISE_NOUN, HYPOTHESIS_NOUN).named("noun_relation")
-    verb = _relation(language.verb_children, language.verbs, PREMISE_VERB, HYPOTHESIS_VERB).named("verb_relation")
-    for name, relation in (("noun", noun), ("verb", verb)):
-        keep(f"{name}_same", _map(lambda value: value == "same", relation))
-        keep(f"{name}_within", _map(lambda value: value in ("same", "generalised"), relation))
-        keep(f"{name}_covers", _map(lambda value: value in ("same", "specialised"), relation))
-        keep(f"{name}_disjoint", _map(lambda value: value == "disjoint", relation))
-    combine("event_within", operator.and_, "noun_within", "verb_within")
-    combine("event_covers", operator.and_, "noun_covers", "verb_covers")
-    combine("event_disjoint", operator.or_, "noun_disjoint", "verb_disjoint")
-    for name, (polarity, event, _) in REASONS.items():
-        combine(name, operator.and_, polarity, event)
-    for label in (Label.ENTAILMENT, Label.CONTRADICTION):
-        first, second, third = (name for name, reason in REASONS.items() if reason[2] is label)
-        combine(f"{label.value}_of_two", operator.or_, first, second)
-        combine(f"is_{label.value}", operator.or_, f"{label.value}_of_two", third)
-    answer = _combine(_answer, found["is_entailment"], found["is_contradiction"]).named("answer")
-    return Program(answer, {name: sop for name, sop in found.items() if not name.endswith("_of_two")})
+    relations = {
+        "noun": _relation(language.noun_children, PREMISE_NOUN, HYPOTHESIS_NOUN).named("noun_relation"),
+        "verb": _relation(language.verb_children, PREMISE_VERB, HYPOTHESIS_VERB).named("verb_relation"),
+    }
+    for name, holds in CONDITIONS.items():
+        values = frozenset(value.value for value in holds)
+        keep(name, _map(values.__contains__, relations[name.split("_")[0]]))
+    verdict = _map(lambda token: Label.NEUTRAL.value, _tokens()).named("undecided")
+    for name, rule in RULES.items():
+        if rule.condition is not None:
+            combine(name, operator.and_, rule.polarities, rule.condition)
+        applies = found[rule.polarities if rule.condition is None else name]
+        overrule = functools.partial(_overrule, rule.verdict.value)
+        verdict = _combine(overrule, verdict, applies).named(f"after_{name}")
+    return Program(verdict, found)
 
 
-def _answer(entailed: bool, contradicted: bool) -> str:
-    if entailed:
-        return Label.ENTAILMENT.value
-    return Label.CONTRADICTION.value if contradicted else Label.NEUTRAL.value
+def _overrule(own: str, verdict: str, applies: bool) -> str:
+    return own if applies else verdict
 
 
-def _relation(tree: Tree, words: tuple[str, ...], source: int, target: int) -> Any:
+def _relation(tree: Tree, source: int, target: int) -> Any:
     """How the word at ``target`` stands to the one at ``source``, known at the last token."""
-    under = {word: frozenset(descendants(tree, word)) for word in words}
+    known = frozenset(words(tree))
 
     def compare(premise: Any, hypothesis: Any) -> str:
-        if premise not in under or hypothesis not in under:
-            return "disjoint"  # at other positions, where nobody reads
-        if premise == hypothesis:
-            return "same"
-        if premise in under[hypothesis]:
-            return "generalised"
-        return "specialised" if hypothesis in under[premise] else "disjoint"
+        if premise not in known or hypothesis not in known:
+            return Relation.UNRELATED.value  # at other positions, where nobody reads
+        return relation(tree, premise, hypothesis).value
 
-    word = _map(lambda token: token if token in under else "other", _tokens())
+    word = _map(lambda token: token if token in known else "other", _tokens())
     return _moved(_combine(compare, _moved(word, source, target), word), target, ANSWER)
 
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from problems import best_cosines, oracle_loss, pefs_of_rows, planted, planted_diagonal
+from problems import best_cosines, oracle_loss
 
 import npeff_jax as npeff
+from npeff_jax.tasks import pefs_of_rows, planted, planted_diagonal
 
 pytestmark = pytest.mark.fast
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import scipy.optimize
-from problems import planted, planted_diagonal
 
 import npeff_jax as npeff
+from npeff_jax.tasks import planted, planted_diagonal
 
 pytestmark = pytest.mark.fast
 

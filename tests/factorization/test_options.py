@@ -6,9 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from problems import best_cosines, oracle_loss, pefs_of_rows, planted, planted_diagonal
+from problems import best_cosines, oracle_loss
 
 import npeff_jax as npeff
+from npeff_jax.tasks import pefs_of_rows, planted, planted_diagonal
 
 QUIET = {"progress": False}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.sparse
-from problems import oracle_loss, planted, planted_diagonal
+from problems import oracle_loss
 from sklearn.decomposition import NMF
 
 import npeff_jax as npeff
@@ -17,6 +17,7 @@ from npeff_jax.factorization._objective import loss_terms, relative_loss, square
 from npeff_jax.factorization._quartic import minimize_quartic
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization.rows import DenseRows
+from npeff_jax.tasks import planted, planted_diagonal
 
 pytestmark = pytest.mark.fast
 

@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from problems import planted, planted_diagonal
 
 import npeff_jax as npeff
+from npeff_jax.tasks import planted, planted_diagonal
 
 WORKER = """
 import json, sys
@@ -20,7 +20,7 @@ port, process, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
 sys.path.insert(0, folder)
 import npeff_jax as npeff
-from problems import planted, planted_diagonal
+from npeff_jax.tasks import planted, planted_diagonal
 assert len(jax.devices()) == 4 and len(jax.local_devices()) == 2
 stopping = npeff.Stopping(max_steps=40, tolerance=-1.0)
 losses = {}

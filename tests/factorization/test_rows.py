@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
-from problems import best_cosines, oracle_loss, planted, planted_diagonal
+from problems import best_cosines, oracle_loss
 
 import npeff_jax as npeff
 from npeff_jax._sharding import factorization_mesh, replicate
@@ -17,6 +17,7 @@ from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization.rows import BlockedRows, DenseRows, KernelRows, SketchedRows, SparseRows
 from npeff_jax.factorization.rows._deal import deal
 from npeff_jax.factorization.rows._gram import gram
+from npeff_jax.tasks import planted, planted_diagonal
 
 SPACES = [DenseRows, SparseRows, KernelRows]
 CHOICES = [npeff.Dense(), npeff.Sparse(), npeff.Kernel()]

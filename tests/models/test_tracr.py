@@ -111,3 +111,18 @@ def test_position_outside_the_input(histogram):
     model = npeff.models.from_tracr(histogram, position=2)
     with pytest.raises(ValueError, match="position=2 is out of range for an input of 2 tokens"):
         model.logits_fn(model.params, npeff.models.encode_tokens(histogram, "ab"))
+
+
+def test_padding_can_be_left_out(compiled):
+    """Same residual stream, and the same gradients but for parameters that never have one."""
+    full, bare = (npeff.models.from_tracr(compiled, padding=padding) for padding in (True, False))
+    assert bare.space.size <= full.space.size
+    for tokens in npeff.models.encode_tokens(compiled, INPUTS):
+        for name, value in full.intermediates_fn(full.params, tokens).items():
+            np.testing.assert_allclose(bare.intermediates_fn(bare.params, tokens)[name], value, atol=1e-6)
+        grams = []
+        for model in (full, bare):
+            rows = jax.jacobian(model.logits_fn)(model.params, tokens)
+            flat = np.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(rows)], axis=1)
+            grams.append(flat @ flat.T)
+        np.testing.assert_allclose(grams[1], grams[0], rtol=1e-5, atol=1e-6)
