@@ -58,7 +58,7 @@ def test_ands_are_found_as_by_trying_all():
     n, k = 200, 6
     variables = {name: random.random(n) < 0.55 for name in "abcd"}
     predictions = np.where(variables["a"], 0, 1 + (random.random(n) < 0.5))
-    W = random.random((n, 8)) + sum(0.4 * random.random(8) * has[:, None] for has in variables.values())
+    W = random.random((n, 8)) + sum(0.2 * random.random(8) * has[:, None] for has in variables.values())
     found = search_concepts(W, variables, predictions=predictions, max_terms=3, n_top=k, n_permutations=0)
     for j in range(8):
         top = sorted(range(n), key=lambda i: -W[i, j])[:k]
