@@ -49,8 +49,6 @@ LARGER = Language(
         "rests": ("stands", "leans", "waits"),
         "changes": ("grows", "shrinks", "reddens"),
     },
-    categories=("animal", "person", "vehicle", "plant"),
-    manners=("moves", "rests", "changes"),
 )
 """68 nouns and 12 verbs: 2.7 million pairs, 3,780 of the rarest kind."""
 
