@@ -65,7 +65,7 @@ decomposition
 
 # %%
 found = npeff.evaluation.search_concepts(decomposition.coefficients, task.concepts, n_top=16)
-print(found)
+found
 
 # %% [markdown]
 # More top examples are harder to agree on:
