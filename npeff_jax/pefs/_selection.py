@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-PIECE = 1 << 15
-"""Entries swept at a time: with their rotation, absolute values and mask they stay in the second-level cache."""
+PIECE = 1 << 16
+"""Entries swept at a time, of all rows together: with their rotation, absolute values and mask they stay in the
+second-level cache. Half as many took a third longer."""
 
 SAMPLE = 1 << 16
 """Entries sampled for the threshold. At K = 65,536 of 10 million the survivors' number then varies by 5%."""
@@ -62,9 +63,10 @@ class LeafRows:
 
     def pieces(self) -> Iterator[tuple[int, Float[np.ndarray, "w _"]]]:
         """All rows, some parameters at a time, with the first of these."""
+        step = max(1, PIECE // len(self.leaves[0]))
         for leaf, offset in zip(self.leaves, self.offsets):
-            for start in range(0, leaf.shape[1], PIECE):
-                yield int(offset) + start, self._rotated(leaf[:, start : start + PIECE])
+            for start in range(0, leaf.shape[1], step):
+                yield int(offset) + start, self._rotated(leaf[:, start : start + step])
 
     def at(self, parameters: Int[np.ndarray, "k"]) -> Float[np.ndarray, "w k"]:
         """All rows at some parameters, given in ascending order."""
