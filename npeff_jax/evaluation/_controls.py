@@ -18,7 +18,7 @@ def control_rankings(
 
     ``permuted``: the coefficients, each component's permuted over the examples. ``random directions``: dᵀ F_i d for d
     a normally distributed combination of all rows of all examples, so in their span, where any pseudo-Fisher lies too:
-    what the Fishers group without being decomposed. ``predicted class``: its probability, classes by turns.
+    what the Fishers group without being decomposed. ``predicted class``: whether it is the example's, classes by turns.
     ``k-means``: closeness to the centroids of as many clusters of activations.
 
     Args:
@@ -32,11 +32,11 @@ def control_rankings(
     A = pefs.to_scipy()
     directions = A.T @ random.normal(size=(A.shape[0], r)).astype(np.float32)
     starts = np.concatenate([[0], np.cumsum(np.asarray(pefs.n_rows))[:-1]])
-    logits = np.asarray(pefs.logits)
+    predicted = np.eye(pefs.logits.shape[1])[np.asarray(pefs.logits).argmax(1)]  # not logits: their rounding would rank
     rankings = {
         "permuted": random.permuted(coefficients, axis=0),
         "random directions": np.add.reduceat(np.asarray(A @ directions) ** 2, starts, axis=0),
-        "predicted class": logits[:, np.arange(r) % logits.shape[1]],
+        "predicted class": predicted[:, np.arange(r) % predicted.shape[1]],
     }
     if activations is not None:
         centroids = cluster(activations, r, seed=seed).centroids
