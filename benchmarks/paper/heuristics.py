@@ -93,7 +93,7 @@ def main():
                 f"{method}: sign by the loss gradient, raise accuracy by 0.5 points or more",
                 "–",
                 f"{np.sum(found.change_with(by_loss) >= GAIN)} of {len(flawed)}",
-                f"no accuracy looked at; {np.mean(by_loss == found.sign):.0%} of the signs are those chosen by accuracy",
+                f"no accuracy looked at; {np.mean(by_loss == found.sign):.0%} are the signs that accuracy chose",
             )
         )
 
