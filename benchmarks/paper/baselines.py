@@ -49,7 +49,7 @@ def main():
             [top(clusters.coefficients, k)[: sizes[k]] for k in range(n_clusters) if sizes[k] > 1],
             "100%",
         ),
-        "random sets of examples": ([rng.choice(len(values), setting.n_top, replace=False) for _ in range(200)], "5%"),
+        "random sets of examples": ([rng.choice(len(values), setting.n_top, replace=False) for _ in range(200)], "–"),
     }
     for name, (sets, paper) in concepts.items():
         found = tcav(values, jacobians, predictions, sets, seed=0)

@@ -127,7 +127,8 @@ def draw(curves: dict[str, dict]) -> object:
         r = len(scores["components"]["precisions"])
         for kind, found in scores.items():
             axis.plot(TOPS, np.array(found["shared"]) / r, "o-", label=kind)
-        axis.set(title=name, xscale="log", xticks=TOPS, xticklabels=TOPS, xlabel="top examples", ylim=(-0.03, 1.03))
+        axis.set_xscale("log", base=2)
+        axis.set(title=name, xticks=TOPS, xticklabels=TOPS, xlabel="top examples", ylim=(-0.03, 1.03))
     axes[0].set_ylabel("share a concept")
     axes[0].legend(fontsize=7)
     return figure
