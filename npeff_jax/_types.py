@@ -12,7 +12,7 @@ r     components
 ===== =====================================================================================
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -45,6 +45,9 @@ ComponentGram = Float[Array, "r r"]
 """G Gᵀ, or anything else over pairs of components."""
 
 Labels = Int[np.ndarray, "n"]
+
+Components = Sequence[int] | Int[np.ndarray, "k"]
+"""Which components, by index."""
 
 
 @runtime_checkable

@@ -1,6 +1,6 @@
 """Do components' perturbations move the predictions of their own examples, and only these? (section 3.1.2)"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from npeff_jax._checks import check_in_range, choose_examples, count_examples, slice_examples
 from npeff_jax._progress import Progress, progress_bar
-from npeff_jax._types import Examples, PyTree
+from npeff_jax._types import Components, Examples, PyTree
 from npeff_jax.evaluation._edits import TopExamples, diagonal_edits, low_rank_edits, random_edits
 from npeff_jax.evaluation._prediction import predicted_kl
 from npeff_jax.evaluation._ranking import rank_correlation, top_examples
@@ -48,7 +48,7 @@ def selectivity(
     n_random: int = 10_000,
     norm: float = 0.1,
     reject_below: float | None = PAPER_THRESHOLD,
-    components: Sequence[int] | None = None,
+    components: Components | None = None,
     n_directions: int = 8,
     diagonal: DiagonalPerturbation = DiagonalPerturbation(),  # noqa: B008 (frozen)
     fisher: PyTree | None = None,

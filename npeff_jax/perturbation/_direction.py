@@ -1,13 +1,13 @@
 """A component of LRM-NPEFF as a direction in parameter space (section 2.3)."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 
 from npeff_jax._checks import check_in_range
-from npeff_jax._types import PyTree
+from npeff_jax._types import Components, PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.pefs import Kind
@@ -46,7 +46,7 @@ def component_direction(
 
 
 def component_directions(
-    model: Model, decomposition: Decomposition, components: Sequence[int], reject_below: float | None = None
+    model: Model, decomposition: Decomposition, components: Components, reject_below: float | None = None
 ) -> Iterator[PyTree]:
     """`component_direction` of several components, one at a time. Everything is checked before the first."""
     check_decomposition_of(model, decomposition)
@@ -59,7 +59,7 @@ def component_directions(
 
 
 def all_direction_weights(
-    decomposition: Decomposition, components: Sequence[int], reject_below: float | None
+    decomposition: Decomposition, components: Components, reject_below: float | None
 ) -> np.ndarray:
     """M, (len(components), r): each direction as a combination of the pseudo-Fisher vectors."""
     if reject_below is None:  # a plain direction needs no other component
@@ -69,7 +69,7 @@ def all_direction_weights(
     else:
         check_in_range("reject_below", reject_below, 0.0, 1.0)
         gram = pseudo_fisher_gram(decomposition.pseudo_fishers)
-    weights = [direction_weights(gram, j, reject_below) for j in components]
+    weights = [direction_weights(gram, int(j), reject_below) for j in components]
     return np.reshape(weights, (len(components), decomposition.n_components))
 
 

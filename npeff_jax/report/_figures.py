@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from npeff_jax._types import Components
 from npeff_jax.evaluation import Selectivity, top_examples
 from npeff_jax.factorization import Decomposition, History
 from npeff_jax.pefs import Pefs
@@ -158,9 +159,7 @@ def split_figure(similarity: Float[np.ndarray, "a b"], threshold: float = 0.35) 
     return figure
 
 
-def collage_figure(
-    images: Any, coefficients: Float[np.ndarray, "n r"], components: Sequence[int], k: int = 8
-) -> Figure:
+def collage_figure(images: Any, coefficients: Float[np.ndarray, "n r"], components: Components, k: int = 8) -> Figure:
     """The k top images of some components, a row each, with their coefficients."""
     images = images if isinstance(images, Images) else Images(np.asarray(images))
     figure, axes = _axes(0.85 * k + 0.5, 1.05 * len(components), len(components), k)
@@ -177,7 +176,7 @@ def collage_figure(
     return figure
 
 
-def energy_figure(decomposition: Decomposition, components: Sequence[int] | None = None) -> Figure:
+def energy_figure(decomposition: Decomposition, components: Components | None = None) -> Figure:
     """Where in the model components live: each one's share of energy by layer, stacked by kind of parameter.
 
     Args:

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from problems import planted, planted_diagonal
 
 import npeff_jax as npeff
 from npeff_jax.pefs.store import StoredArray
+from npeff_jax.tasks import planted, planted_diagonal
 
 pytestmark = pytest.mark.fast
 
