@@ -7,6 +7,7 @@ from npeff_jax.factorization._decomposition import History as History
 from npeff_jax.factorization._decomposition import load_decomposition as load_decomposition
 from npeff_jax.factorization._expand import expand as expand
 from npeff_jax.factorization._fit import Fit as Fit
+from npeff_jax.factorization._fit import fit_alone as fit_alone
 from npeff_jax.factorization._fit import fit_coefficients as fit_coefficients
 from npeff_jax.factorization._loop import Iterate as Iterate
 from npeff_jax.factorization._settings import HALS as HALS

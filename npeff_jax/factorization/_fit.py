@@ -95,6 +95,26 @@ def fit_coefficients(
     )
 
 
+def fit_alone(decomposition: Decomposition, pefs: Pefs) -> Float[np.ndarray, "n r"]:
+    """Each component's coefficients as if it were the only one: ⟨F_i, H_j⟩ / ‖H_j‖², not a share with the others.
+
+    For unit vectors g_jᵀ F_i g_j: by eq. 2 what a move along g_j does to example i, relative to the norm of its PEF.
+    W, the fit of all components together, is sparse. Where few examples have a component, the order of the others is
+    one of ties at zero; here every example has its place.
+
+    Args:
+        decomposition: the components. One that is zero gets coefficients of zero.
+        pefs: of the same model and kind, the decomposed ones or others.
+
+    Raises:
+        ValueError: PEFs of another model or kind, or no examples.
+    """
+    check_same_origin(decomposition, pefs)
+    stacked = stack(pefs, parameter_indices=decomposition.parameter_indices)
+    b, P = fixed_products(stacked, decomposition.pseudo_fishers, low_rank=decomposition.kind is Kind.LOW_RANK)
+    return b / np.where(np.diagonal(P) > 0, np.diagonal(P), 1.0)
+
+
 def fixed_products(
     stacked: Stack, vectors: RowArray, *, low_rank: bool
 ) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, "r r"]]:

@@ -98,7 +98,7 @@ def test_controls_are_rankings_of_the_same_size():
     task = planted(n=40)
     W = task.coefficients
     rankings = control_rankings(task.pefs, W, activations=np.random.default_rng(0).normal(size=(40, 4)))
-    assert set(rankings) == {"permuted", "random directions", "predicted class", "k-means"}
+    assert set(rankings) == {"permuted", "random directions", "random examples", "predicted class", "k-means"}
     assert all(ranking.shape == W.shape for ranking in rankings.values())
     np.testing.assert_array_equal(np.sort(rankings["permuted"], axis=0), np.sort(W, axis=0))
     assert not np.array_equal(rankings["permuted"], W)
@@ -109,6 +109,17 @@ def test_random_directions_are_in_the_span_and_scored_by_each_fisher():
     task = planted(n=20, r=1, c=1)
     scores = control_rankings(task.pefs, task.coefficients)["random directions"]
     np.testing.assert_allclose(scores / scores.sum(), task.coefficients / task.coefficients.sum(), rtol=1e-4)
+
+
+def test_random_examples_rank_by_the_inner_product_of_fishers():
+    """Drawn without repeats: with as many columns as examples all of ⟨F_i, F_e⟩ is there, in some order."""
+    task = planted(n=20, r=3, c=2)
+    fishers = task.fishers.reshape(20, -1)
+    expected = fishers @ fishers.T
+    scores = control_rankings(task.pefs, np.ones((20, 20)))["random examples"]
+    which = np.abs(scores[:, :, None] - expected[:, None, :]).max(axis=0).argmin(axis=1)
+    np.testing.assert_allclose(scores, expected[:, which], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(scores.sum(axis=1), expected.sum(axis=1), rtol=1e-4)
 
 
 def test_bad_input_is_said():
