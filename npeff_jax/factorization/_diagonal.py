@@ -2,10 +2,13 @@
 
 W-step   a non-negative least squares with Gram H Hᵀ and numerator X Hᵀ
 H-step   one a column of X, all with Gram WᵀW; numerator Wᵀ X. A shard of columns needs nothing of the others.
+
+X Hᵀ and Wᵀ X are what a step costs, so HALS uses each for more than one sweep (Gillis & Glineur 2012).
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -47,18 +50,15 @@ def step(
     if isinstance(solver, Multiplicative):
         W = multiplicative(W, XH, HH, solver.epsilon)
         moved = multiplicative(H.T, rows.pull(W).T, W.T @ W, solver.epsilon).T
-        H = jnp.concatenate([H[:n_frozen], moved[n_frozen:]]) if n_frozen else moved
-        return init(rows, owner, W, H)
-    for _ in range(solver.sweeps):
-        W = hals_sweep(W, XH, HH)
+        return init(rows, owner, W, jnp.concatenate([H[:n_frozen], moved[n_frozen:]]) if n_frozen else moved)
+    W = sweep(W, XH, HH, solver.sweeps)
     free, WW = W[:, n_frozen:], W.T @ W
     # What the frozen components explain is taken off the numerator; the rest is a smaller problem of the same kind.
     numerator = rows.pull(free) - WW[n_frozen:, :n_frozen] @ H[:n_frozen]
-    moved = H[n_frozen:].T
-    for _ in range(solver.sweeps):
-        moved = hals_sweep(moved, numerator.T, WW[n_frozen:, n_frozen:])
-    # Unit vectors, the scale in W.
-    norm = jnp.sqrt(jnp.sum(moved * moved, axis=0))
-    norm = jnp.where(norm > 0, norm, 1.0)
-    H = jnp.concatenate([H[:n_frozen], (moved / norm).T])
-    return init(rows, owner, W.at[:, n_frozen:].multiply(norm), H)
+    moved = sweep(H[n_frozen:].T, numerator.T, WW[n_frozen:, n_frozen:], solver.sweeps).T
+    return init(rows, owner, W, jnp.concatenate([H[:n_frozen], moved]))
+
+
+def sweep(V: Float[Array, "rows r"], b: Float[Array, "rows r"], P: ComponentGram, times: int) -> Float[Array, "rows r"]:
+    """HALS sweeps with the same products."""
+    return jax.lax.fori_loop(0, times, lambda _, V: hals_sweep(V, b, P), V)

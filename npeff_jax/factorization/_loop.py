@@ -110,12 +110,13 @@ def iterate(
         exchanges = 0  # a row may lie in the span of the other vectors, and nothing orthonormal is near that
     run.since = max(run.since, warm_up)
 
-    def steps(point: Point, count: int, move_W: bool = True) -> tuple[Point, np.ndarray]:
+    def steps(point: Point, count: int, move_W: bool = True, given: Given | None = None) -> tuple[Point, np.ndarray]:
         *found, terms = _steps(
             problem.rows,
             owner,
             point.W,
             point.G,
+            *(given or (point.G[problem.n_frozen :] if problem.n_frozen else point.G, -1)),
             np.float32(problem.squared_norm),
             count,
             algorithm=algorithm,
@@ -132,9 +133,9 @@ def iterate(
             trial = run.slow(stopping) and run.trials < exchanges
             if trial and run.best.AG is None:
                 run.best, _ = steps(run.best, 0)
-            point = _exchanged(run, problem) if trial else run.best
+            point, given = _exchange(run, problem) if trial else (run.best, None)
             end = min(warm_up if done < warm_up else stopping.max_steps, done + window, stopping.max_steps)
-            point, found = steps(point, end - done, done >= warm_up)
+            point, found = steps(point, end - done, done >= warm_up, given)
             bad = np.flatnonzero(~np.isfinite(found))
             if bad.size and not trial:
                 stopped = _name_cause(algorithm.solver, point.G, done + int(bad[0]) + 1, done)
@@ -153,7 +154,11 @@ def iterate(
     return Outcome(run.best.W, run.best.G, run.best.GG, history, stopped)
 
 
-def _exchanged(run: Run, problem: Problem) -> Point:
+Given = tuple[Vectors, int]
+"""A bundle of as many vectors as are free, all the same, and which component's place it takes (none's: -1)."""
+
+
+def _exchange(run: Run, problem: Problem) -> tuple[Point, Given]:
     """The component that is missed least gives its place to the row that is explained worst."""
     mesh, f = problem.rows.mesh, problem.n_frozen
     W, AG, GG = (fetch(array) for array in (run.best.W, run.best.AG, run.best.GG))
@@ -162,14 +167,9 @@ def _exchanged(run: Run, problem: Problem) -> Point:
     run.visited[worst] = True
     W = np.where(np.arange(W.shape[1]) == least, np.float32(0), W)
     U = np.zeros((len(AG), W.shape[1] - f), np.float32)  # the shape of the start: it is compiled already
-    U[worst, least - f] = 1
-    return Point(replicate(W, mesh), _replaced(run.best.G, combine(problem.rows, replicate(U, mesh)), least, f))
-
-
-@jit
-def _replaced(G: Vectors, new: Vectors, j: Int[Array, ""] | int, n_frozen: Int[Array, ""] | int) -> Vectors:
-    """G with its vector j from ``new``, which counts from the first free one."""
-    return G.at[j].set(new[j - n_frozen])
+    U[worst] = 1
+    new = combine(problem.rows, replicate(U, mesh))
+    return Point(replicate(W, mesh), run.best.G), (new, least)
 
 
 @functools.partial(jit, static_argnames=("algorithm", "window", "n_frozen", "move_W"))
@@ -178,6 +178,8 @@ def _steps(
     owner: Int[Array, "N"],
     W: jax.Array,
     G: Vectors,
+    new: Vectors,
+    place: Int[Array, ""] | int,
     squared_norm: Float[Array, ""],
     count: Int[Array, ""] | int,
     *,
@@ -186,7 +188,11 @@ def _steps(
     n_frozen: int,
     move_W: bool,
 ) -> tuple[jax.Array, Vectors, jax.Array, jax.Array, Float[Array, "window 2 r"]]:
-    """``count`` steps from W and G, whose products are computed anew: W, G, A Gᵀ, G Gᵀ, and loss terms after each."""
+    """``count`` steps from W and G, whose products are computed anew: W, G, A Gᵀ, G Gᵀ, and loss terms after each.
+
+    The first of ``new`` takes the place of vector ``place`` before, where there is one of that number.
+    """
+    G = jnp.where(jnp.arange(len(G))[:, None] == place, new[0], G)
 
     def body(k: jax.Array, carry: tuple) -> tuple:
         state, terms = carry

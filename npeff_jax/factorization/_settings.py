@@ -33,7 +33,7 @@ class DampedALS:
 
     damping: float = 1e-2
     sweeps: int = 1
-    exchanges: int = 6
+    exchanges: int = 9
     warm_up: int = 0
     orthogonality: float = 0.0
     stiefel: bool = False
@@ -59,12 +59,12 @@ class HALS:
     """D-NPEFF by hierarchical alternating least squares: one exact column after the other.
 
     Attributes:
-        sweeps: over W and over H a step.
+        sweeps: over W and over H a step, for the same products with X, which cost most.
         exchanges: as for `DampedALS`.
     """
 
-    sweeps: int = 1
-    exchanges: int = 6
+    sweeps: int = 2
+    exchanges: int = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Stopping:
 
     max_steps: int = 500
     tolerance: float = 1e-5
-    window: int = 20
+    window: int = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

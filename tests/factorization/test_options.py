@@ -97,7 +97,7 @@ def test_a_given_start_is_where_it_starts():
 def test_why_it_stopped():
     problem = planted(noise=0.5)
     converged = npeff.decompose(problem.pefs, 3, **QUIET)
-    assert converged.stopped.startswith("converged: over the last 20 of")
+    assert converged.stopped.startswith("converged: over the last 10 of")
     limited = npeff.decompose(problem.pefs, 3, stopping=npeff.Stopping(max_steps=13), **QUIET)
     assert limited.stopped == "reached max_steps=13"
     assert len(limited.history.loss) == 13
@@ -109,7 +109,7 @@ def test_why_it_stopped():
 
     ended = npeff.decompose(problem.pefs, 3, callback=callback, stopping=npeff.Stopping(tolerance=-1.0), **QUIET)
     assert ended.stopped == "the callback ended it after 40 steps"
-    assert [step for step, _, _ in seen] == [20, 40]
+    assert [step for step, _, _ in seen] == [10, 20, 30, 40]
     assert seen[-1][1:] == (ended.history.loss[-1], (60, 3))
 
 
@@ -180,7 +180,7 @@ def test_progress_as_json_lines():
     stream = io.StringIO()
     npeff.decompose(planted().pefs, 3, stopping=npeff.Stopping(max_steps=50, tolerance=-1.0), progress=stream)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [line["done"] for line in lines] == [20, 40, 50]
+    assert [line["done"] for line in lines] == [10, 20, 30, 40, 50]
     assert lines[-1]["stage"] == "decompose"
     assert 0 <= lines[-1]["loss"] < 1
 
