@@ -1,4 +1,4 @@
-"""The two models of the paper's experiments, in small, and what scripts ask about them.
+"""The models of the paper's experiments, in small, and what scripts ask about them.
 
 The paper explains BERT-base on MNLI and a ResNet-50 on ImageNet. Here a two-layer transformer learns inference on
 sentence pairs of a small language, with a planted shortcut, and a convolutional network learns rendered digits in a
@@ -102,26 +102,37 @@ class Setting:
 
 def language(cache: Cache, fast: bool) -> Setting:
     """A two-layer transformer on sentence pairs, three classes: `npeff_jax.tasks.shortcut`."""
+    sizes = {"keep": 4096, "n_components": 128, "n_top": 128}
+    return _on_pairs("language", cache, fast, {}, sizes)
+
+
+def flawed_language(cache: Cache, fast: bool) -> Setting:
+    """A larger one that has seen fewer exceptions to its shortcut: for section 3.5, where the step is larger too.
+
+    The paper's norm of 0.3 throws the one above off its course. Of two sizes, two fractions of exceptions and three K
+    this was chosen on the held-out examples that choose signs, before any other was looked at (see RESULTS.md).
+    """
+    model = {"counterexamples": 0.02} if fast else {"counterexamples": 0.02, "width": 64, "layers": 4}
+    return _on_pairs("flawed", cache, fast, model, {"keep": 2048, "n_components": 128, "n_top": 128})
+
+
+def _on_pairs(name: str, cache: Cache, fast: bool, model: dict[str, Any], sizes: dict[str, int]) -> Setting:
     n_train, n_examples, n_pool, n_heldout, steps = (
         (2000, 300, 300, 600, 300) if fast else (10_000, 2000, 5000, 10_000, 3000)
     )
-    sizes = {"n_train": n_train, "n_heldout": n_examples + n_pool + n_heldout, "seed": 0, "progress": False}
-    params = cache("language-parameters", lambda: _on_host(npeff.tasks.shortcut(**sizes, steps=steps).model.params))
-    untrained = npeff.tasks.shortcut(**sizes, steps=0)
+    model = model | {"n_train": n_train, "n_heldout": n_examples + n_pool + n_heldout, "seed": 0, "progress": False}
+    params = cache(f"{name}-parameters", lambda: _on_host(npeff.tasks.shortcut(**model, steps=steps).model.params))
+    untrained = npeff.tasks.shortcut(**model, steps=0)
     rest = untrained.heldout
     return Setting(
-        "language",
+        name,
         dataclasses.replace(untrained.model, params=params),
         untrained.head,
         examples=rest.subset(slice(n_examples)),
         pool=rest.subset(slice(n_examples + n_pool)),
         heldout=rest.subset(slice(n_examples + n_pool, None)),
         cache=cache,
-        **(
-            {"keep": 1024, "n_components": 12, "n_top": 16}
-            if fast
-            else {"keep": 4096, "n_components": 128, "n_top": 128}
-        ),
+        **({"keep": 1024, "n_components": 12, "n_top": 16} if fast else sizes),
     )
 
 

@@ -9,102 +9,79 @@ new components are found in errors on a pool that nothing is judged by. Of the h
 coefficients, rank the components' top examples and choose signs; the others report. Random directions of equal norm,
 and components that do not stand for errors, go through the same choice.
 
-A first full run, as in the paper with rejected directions of norm 0.3, raised accuracy along none of 39 components. On
-the first 2,000 of the examples that choose, smaller steps along plain directions did better: this model has 20,000
-parameters, and a norm of 0.3 moves it much further than BERT. So a norm of 0.1 without rejection was added after that
-run, and before anything of it was seen on the examples that report.
+The paper's norm and rejection, and the same norm along plain directions. A first model, of 20,131 parameters, was too
+small for that norm: rejected, none of 39 components raised accuracy (see RESULTS.md). Size, exceptions to the shortcut
+and K of the present one were chosen on the first 40%, before any of the others was looked at.
 """
 
 import jax
 import numpy as np
 from _harness import Row, Script, figure
-from _settings import language
+from _settings import flawed_language
 
 import npeff_jax as npeff
-from npeff_jax.evaluation import find_repairs, top_share
-from npeff_jax.perturbation import component_directions, loss_sign
+from npeff_jax.evaluation import Repairs, find_repairs, top_share
+from npeff_jax.perturbation import PAPER_THRESHOLD, component_directions, loss_sign
+from npeff_jax.tasks import Dataset
 
 TOP, GAIN = 16, 0.005
-METHODS = {"norm 0.3, rejected": (0.3, 0.35), "norm 0.1, plain": (0.1, None)}
-"""Norms and thresholds of the rejection: the paper's, and the one added."""
+NORM = 0.3
+METHODS = {"rejected": PAPER_THRESHOLD, "plain": None}
+"""Directions: the paper's, rejected from other components', and those of the components themselves."""
 
 
-def main():
+def main() -> None:
     script = Script("Flawed heuristics: components of errors, and repairs along them")
-    setting = language(script.cache, script.fast)
+    setting = flawed_language(script.cache, script.fast)
     n_new, n_random = (8, 8) if script.fast else (64, 24)
     model, base, pool = setting.model, setting.decomposition(), setting.pool
     errors = pool.subset(setting.predictions(pool) != pool.labels)
-    script.log(f"{len(errors)} of {len(pool)} examples are predicted wrongly")
-    pefs = script.cache("language-pefs-errors", lambda: setting.compute_pefs(errors, setting.keep))
-    expanded = script.cache("language-expanded", lambda: npeff.expand(base, pefs, n_new, seed=0, progress=False))
+    script.log(f"{model.space.size:,} parameters; {len(errors)} of {len(pool)} examples are predicted wrongly")
+    pefs = script.cache(f"{setting.name}-pefs-errors", lambda: setting.compute_pefs(errors, setting.keep))
+    expanded = script.cache(f"{setting.name}-expanded", lambda: npeff.expand(base, pefs, n_new, seed=0, progress=False))
     script.log(f"expanded: loss {expanded.history.loss[-1]:.4f}, {expanded.stopped}")
 
     heldout = setting.heldout
     choosing = np.arange(len(heldout)) < 0.4 * len(heldout)
-    fitted = setting.pefs(heldout=True).subset(choosing)
+    fitted = script.cache(
+        f"{setting.name}-pefs-choosing", lambda: setting.compute_pefs(heldout.subset(choosing), setting.keep)
+    )
     wrong = setting.predictions(heldout) != heldout.labels
     W = npeff.fit_coefficients(expanded, fitted).coefficients
     share = top_share(W, wrong[choosing], k=TOP)
     is_new = np.arange(expanded.n_components) >= base.n_components
     flawed, others = np.flatnonzero(share >= 0.5), np.flatnonzero(share < 0.5)
     script.log(f"{len(flawed)} components have half of their top examples wrong")
-
     tops = [heldout.subset(npeff.top_examples(W, int(j), TOP)) for j in flawed]  # the first ones have coefficients
+
+    new, original = (f"{np.mean(share[which] >= 0.5):.1%}" for which in (is_new, ~is_new))
     rows = [
-        Row("expanded components, top 16 at least half wrong", "41%", f"{np.mean(share[is_new] >= 0.5):.1%}"),
-        Row(
-            "original components, the same",
-            "4.3%",
-            f"{np.mean(share[~is_new] >= 0.5):.1%}",
-            f"{wrong.mean():.1%} of all are wrong",
-        ),
+        Row("expanded components, top 16 at least half wrong", "41%", new),
+        Row("original components, the same", "4.3%", original, f"{wrong.mean():.1%} of all are wrong"),
     ]
+    names = [f"{'new' if is_new[j] else 'original'} component {j}" for j in flawed]
     kinds = {}
-    for method, (norm, threshold) in METHODS.items():
+    for method, threshold in METHODS.items():
         sources = {
             "components of errors": component_directions(model, expanded, flawed, threshold),
             "other components": component_directions(model, expanded, others[:n_random], threshold),
             "random directions": random_directions(model, n_random),
         }
         for name, directions in sources.items():
-            found = find_repairs(model, directions, heldout.examples, heldout.labels, choosing=choosing, norm=norm)
+            found = find_repairs(model, directions, heldout.examples, heldout.labels, choosing=choosing, norm=NORM)
             kinds[f"{method}: {name}"] = found
             script.log(f"{method}: {name}: {found!r}")
-            rows.append(row_of(f"{method}: {name}", found, choosing))
+            paper = "4 of 48" if (method, name) == ("rejected", "components of errors") else "–"
+            rows.append(row_of(f"{method}: {name}", paper, found))
         found = kinds[f"{method}: components of errors"]
-        for place, i in enumerate(np.argsort(-found.chosen_change)[:4], 1):
-            low, high = 100 * found.interval()[i]
-            rows.append(
-                Row(
-                    f"{method}: change of accuracy, component chosen {place}.",
-                    "≥ 0.5",
-                    f"{100 * found.change[i]:+.2f} points ({low:+.2f} to {high:+.2f})",
-                    f"{'new' if is_new[flawed[i]] else 'original'} component {flawed[i]}; "
-                    f"{100 * found.chosen_change[i]:+.2f} where it was chosen",
-                )
-            )
+        rows += best_of(method, found, names, misled(heldout))
         directions = component_directions(model, expanded, flawed, threshold)
-        by_loss = np.array(
-            [loss_sign(model, d, top.examples, top.labels) for d, top in zip(directions, tops, strict=True)]
-        )
+        signs = [loss_sign(model, d, top.examples, top.labels) for d, top in zip(directions, tops, strict=True)]
+        raised = f"{np.sum(found.change_with(np.array(signs)) >= GAIN)} of {len(flawed)}"
+        note = f"no accuracy looked at; {np.mean(signs == found.sign):.0%} are the signs that accuracy chose"
         rows.append(
-            Row(
-                f"{method}: sign by the loss gradient, raise accuracy by 0.5 points or more",
-                "–",
-                f"{np.sum(found.change_with(by_loss) >= GAIN)} of {len(flawed)}",
-                f"no accuracy looked at; {np.mean(by_loss == found.sign):.0%} are the signs that accuracy chose",
-            )
+            Row(f"{method}: sign by the loss gradient, raise accuracy by 0.5 points or more", "–", raised, note)
         )
-
-    drawn, axes = figure(2)
-    axes[0].hist([share[is_new], share[~is_new]], np.linspace(0, 1, 17), label=["expanded", "original"])
-    axes[0].set(xlabel="share of top 16 predicted wrongly", ylabel="components")
-    axes[0].legend()
-    for name, tried in kinds.items():
-        axes[1].scatter(100 * tried.chosen_change, 100 * tried.change, s=9, label=name)
-    axes[1].set(xlabel="change where chosen, points of accuracy", ylabel="change reported")
-    axes[1].legend()
     details = setting.describe() | {
         "share_wrong": share,
         "flawed": flawed,
@@ -113,7 +90,14 @@ def main():
             for name, tried in kinds.items()
         },
     }
-    script.finish(rows, details, drawn)
+    script.finish(rows, details, draw(share, is_new, kinds))
+
+
+def misled(dataset: Dataset) -> np.ndarray:
+    """Which examples the planted shortcut is wrong about: a word in common, and no entailment."""
+    tokens = dataset.examples
+    shared = (tokens[:, [1, 2]] == tokens[:, [4, 5]]).any(axis=1)
+    return shared & (dataset.labels != dataset.label_names.index("entailment"))
 
 
 def random_directions(model, count):
@@ -123,17 +107,50 @@ def random_directions(model, count):
         yield model.space.unravel(vector / np.linalg.norm(vector))
 
 
-def row_of(name, found, choosing):
+def row_of(name: str, paper: str, found: Repairs) -> Row:
     """How many of some perturbations were chosen for a gain, and show it on the examples that report."""
     picked = found.chosen_change >= GAIN
     kept = picked & (found.change >= GAIN)
     sure = picked & (found.interval()[:, 0] > 0)
+    adjusted = picked & (found.interval(1 - 0.05 / max(picked.sum(), 1))[:, 0] > 0)  # Bonferroni's
     return Row(
         f"{name} that raise accuracy by 0.5 points or more",
-        "4 of 48" if name == "norm 0.3, rejected: components of errors" else "–",
+        paper,
         f"{kept.sum()} of {len(picked)}",
-        f"chosen {picked.sum()}; 95% intervals above zero {sure.sum()}; {(~choosing).sum()} examples report",
+        f"chosen {picked.sum()}; 95% intervals above zero {sure.sum()}, adjusted for the number chosen "
+        f"{adjusted.sum()}; {(~found.choosing).sum()} examples report",
     )
+
+
+def best_of(method: str, found: Repairs, names: list[str], misled: np.ndarray) -> list[Row]:
+    """The four repairs that looked best where they were chosen."""
+    rows = []
+    for place, i in enumerate(np.argsort(-found.chosen_change)[:4], 1):
+        low, high = 100 * found.interval()[i]
+        steps = found.after[i, 0 if found.sign[i] > 0 else 1].astype(float) - found.before
+        on, off = (100 * steps[~found.choosing & which].mean() for which in (misled, ~misled))
+        rows.append(
+            Row(
+                f"{method}: change of accuracy, component chosen {place}.",
+                "≥ 0.5",
+                f"{100 * found.change[i]:+.2f} points ({low:+.2f} to {high:+.2f})",
+                f"{names[i]}; {100 * found.chosen_change[i]:+.2f} where it was chosen; where the shortcut misleads "
+                f"{on:+.2f}, elsewhere {off:+.2f}",
+            )
+        )
+    return rows
+
+
+def draw(share: np.ndarray, is_new: np.ndarray, kinds: dict[str, Repairs]) -> object:
+    drawn, axes = figure(2)
+    axes[0].hist([share[is_new], share[~is_new]], np.linspace(0, 1, 17), label=["expanded", "original"])
+    axes[0].set(xlabel="share of top 16 predicted wrongly", ylabel="components")
+    axes[0].legend()
+    for name, tried in kinds.items():
+        axes[1].scatter(100 * tried.chosen_change, 100 * tried.change, s=9, label=name)
+    axes[1].set(xlabel="change where chosen, points of accuracy", ylabel="change reported")
+    axes[1].legend(fontsize=7)
+    return drawn
 
 
 if __name__ == "__main__":
