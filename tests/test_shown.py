@@ -8,7 +8,7 @@ import pytest
 
 import npeff_jax as npeff
 from npeff_jax._html import histogram_html, spark_html, table_html
-from npeff_jax.evaluation import search_concepts
+from npeff_jax.evaluation import Clusters, PerturbationTrace, Repairs, Tcav, search_concepts
 from npeff_jax.models import Model
 
 pytestmark = pytest.mark.fast
@@ -67,6 +67,24 @@ def test_each_result_shows_its_own_numbers(results):
     ]:
         texts = Shown(result._repr_html_()).texts
         assert any(expected in text for text in texts), (expected, texts)
+
+
+def test_each_analysis_shows_its_own_numbers():
+    right = np.arange(40) % 4 > 0
+    after = np.stack([np.stack([right | (np.arange(40) == 8), right & (np.arange(40) != 1)])] * 2)  # +1, −1 example
+    repairs = Repairs(right, after, np.arange(40) < 10, 0.3)
+    scores = np.array([[0.25, 0.5], [0.75, 1.0]])
+    concepts = Tcav(scores, scores - 0.5, np.array([[0.9, 0.6], [0.04, 0.3]]))
+    clusters = Clusters(np.array([1, 1, 0, 1]), np.array([1.0, 2.0, 5.0, 3.0]), np.zeros((3, 2)))
+    trace = PerturbationTrace(("a", "b"), (np.ones(2), np.ones(1)), ("<w>", "v"), np.array([[1.0, -2.0], [0.5, 0.25]]))
+    for result, expected in [
+        (repairs, ["+10.00", "+0.00", "75.0%", "30"]),  # 1 of the 10 that choose, none of the others
+        (concepts, ["0.75", "0.040", "1"]),
+        (clusters, ["3", "2", "5"]),  # sizes and mean distances: (3, 2) and (1, 5); the empty cluster is left out
+        (trace, ["+1.5, -1.75", "<w>"]),
+    ]:
+        texts = Shown(result._repr_html_()).texts
+        assert set(expected) <= set(texts), (expected, texts)
 
 
 def test_names_in_them_stay_text(results):

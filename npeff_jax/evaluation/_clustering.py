@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from npeff_jax._checks import check_in_range
+from npeff_jax._html import facts_html, table_html
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +34,17 @@ class Clusters:
         (`top_examples`).
         """
         return self.membership / (1 + self.distances[:, None])
+
+    def _repr_html_(self) -> str:
+        sizes = np.bincount(self.assignment, minlength=len(self.centroids))
+        facts = [("clusters", len(self.centroids)), ("examples", len(self.assignment))]
+        rows = [
+            (int(k), int(sizes[k]), float(self.distances[self.assignment == k].mean()))
+            for k in np.argsort(-sizes, kind="stable")
+            if sizes[k]
+        ]
+        heads = ("cluster", "examples", "mean distance to its centroid")
+        return facts_html("Clusters of examples", facts, table_html(heads, rows))
 
 
 def cluster(features: Float[np.ndarray, "n d"], n_clusters: int = 128, *, seed: int = 0) -> Clusters:

@@ -12,6 +12,7 @@ import scipy.stats
 from jaxtyping import Bool, Float, Int
 
 from npeff_jax._checks import check_labels, count_examples
+from npeff_jax._html import facts_html, table_html
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.evaluation._edits import SIGNS, nothing
 from npeff_jax.evaluation._ranking import top_examples
@@ -97,6 +98,27 @@ class Repairs:
             f"the one chosen as best changes it by {100 * self.change[best]:+.2f} points ({low:+.2f} to {high:+.2f}) "
             f"on {(~self.choosing).sum()} other examples"
         )
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("perturbations", f"{len(self.after)} of norm {self.norm:.3g}, both signs"),
+            ("accuracy before", f"{self.before.mean():.1%}"),
+            ("examples that choose", int(self.choosing.sum())),
+            ("examples that report", int((~self.choosing).sum())),
+        ]
+        intervals = self.interval()
+        heads = ("perturbation", "sign", "points where chosen", "points reported", "95% interval")
+        rows = [
+            (
+                int(i),
+                f"{self.sign[i]:+d}",
+                f"{100 * self.chosen_change[i]:+.2f}",
+                f"{100 * self.change[i]:+.2f}",
+                "{:+.2f} to {:+.2f}".format(*100 * intervals[i]),
+            )
+            for i in np.argsort(-self.chosen_change)
+        ]
+        return facts_html("Repairs: changes of accuracy", facts, table_html(heads, rows))
 
 
 def find_repairs(

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from npeff_jax._checks import check_in_range
+from npeff_jax._html import facts_html, table_html
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +44,16 @@ class Tcav:
     def __repr__(self) -> str:
         found = self.significant()
         return f"Tcav of {len(found)} concepts: {found.sum()} related to at least one class at the 5% level"
+
+    def _repr_html_(self) -> str:
+        facts = [("concepts", len(self.scores)), ("related to a class at the 5% level", int(self.significant().sum()))]
+        heads = ("concept", "class", "score", "effect", "p")
+        strongest = self.p_values.argmin(axis=1)
+        rows = [
+            (int(q), int(c), f"{self.scores[q, c]:.2f}", f"{self.effects[q, c]:+.2g}", f"{self.p_values[q, c]:.3f}")
+            for q, c in sorted(enumerate(strongest.tolist()), key=lambda pair: self.p_values[pair])
+        ]
+        return facts_html("TCAV: each concept's most related class", facts, table_html(heads, rows))
 
 
 def tcav(

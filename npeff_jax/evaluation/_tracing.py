@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from npeff_jax._html import facts_html, spark_html, table_html
 from npeff_jax._types import Example, PyTree
 from npeff_jax.models import Model
 
@@ -34,6 +35,15 @@ class PerturbationTrace:
     change: tuple[Float[np.ndarray, "_"], ...]
     groups: tuple[str, ...]
     logits: Float[np.ndarray, "groups C"]
+
+    def _repr_html_(self) -> str:
+        total = self.logits.sum(axis=0)
+        facts = [("change of the logits, per unit", ", ".join(f"{change:+.3g}" for change in total))]
+        heads = ("parameters", *(f"logit {c}" for c in range(len(total))))
+        order = np.argsort(-np.linalg.norm(self.logits, axis=1), kind="stable")
+        rows = [(self.groups[g], *(f"{change:+.3g}" for change in self.logits[g])) for g in order]
+        course = spark_html([change.max(initial=0) for change in self.change], "largest relative change, by stage")
+        return facts_html("A perturbation's course to first order", facts, table_html(heads, rows), course)
 
 
 class Tracer:
