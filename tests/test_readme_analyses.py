@@ -1,4 +1,4 @@
-"""The README's analyses "on a model of your own": its code as it stands, on a small model, with smaller numbers."""
+"""The analyses "on a model of your own" of README and guides: their code as it stands, with smaller numbers."""
 
 import pathlib
 import re
@@ -11,17 +11,27 @@ import npeff_jax as npeff
 pytest.importorskip("flax")
 pytest.importorskip("sklearn")
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+ROOT = pathlib.Path(__file__).parents[1]
 SMALLER = {"n_top=128": "n_top=16", "pefs, 32,": "pefs, 6,", "(values, 128)": "(values, 8)", "range(24)": "range(6)"}
 SMALLER |= {"n_new=64": "n_new=2", ">= 0.5": ">= 0.1"}
+SMALLER_GUIDE = {"pefs, 128)": "pefs, 6)", "n_new=64": "n_new=2", ">= 0.5": ">= 0.1", "keep=2048": "keep=512"}
 
 
-def test_each_analysis_runs_on_a_model_of_ones_own(capsys):
-    code = re.search(r"## Each analysis.*?```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
-    for written, here in SMALLER.items():
+@pytest.fixture(scope="module")
+def task():
+    return npeff.tasks.shortcut(n_train=600, n_heldout=400, steps=60, progress=False)
+
+
+def run(page, after, smaller, names):
+    """Run the first block of code after some words of a page, with the numbers that make it quick."""
+    code = re.search(rf"{after}.*?```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[1]
+    for written, here in smaller.items():
         assert written in code
         code = code.replace(written, here)
-    task = npeff.tasks.shortcut(n_train=600, n_heldout=400, steps=60, progress=False)
+    exec(compile(code, page, "exec"), names)
+
+
+def test_each_analysis_runs_on_a_model_of_ones_own(task, capsys):
     ours, new = task.heldout.subset(slice(150)), task.heldout.subset(slice(150, None))
     settings = {"keep": 512, "progress": False}
     pefs = npeff.compute_pefs(task.model, ours.examples, labels=ours.labels, **settings)
@@ -46,9 +56,19 @@ def test_each_analysis_runs_on_a_model_of_ones_own(capsys):
         "concepts": {"entailed": predictions == 0, "neutral": predictions == 1},
     }
 
-    exec(compile(code, str(README), "exec"), names)
+    run("README.md", "## Each analysis", SMALLER, names)
 
     assert names["expanded"].n_frozen == 6
     assert names["table"].kl_ratio.shape == (6,)
     assert names["saved"][-1].shape == (150, 6)
     assert "KL ratio" in capsys.readouterr().out
+
+
+def test_the_guide_to_flawed_heuristics_runs(task):
+    examples, new = task.heldout.subset(slice(150)), task.heldout.subset(slice(150, None))
+    names = {"model": task.model, "examples": examples.examples, "labels": examples.labels}
+    names |= {"new_examples": new.examples, "new_labels": new.labels}
+    run("docs/guides/flawed-heuristics.md", "# Finding", SMALLER_GUIDE, names)
+    assert names["expanded"].n_frozen == 6
+    assert names["repairs"].after.shape == (len(names["flawed"]), 2, 250)
+    assert "points reported" in names["repairs"]._repr_html_()
