@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -84,9 +85,9 @@ def jax_model(shape: dict) -> npeff.Model:
     return npeff.Model(logits_fn, jax.tree.map(jnp.asarray, init(shape)))
 
 
-def seconds(function, repeats: int = 3, clock=time.perf_counter) -> float:
-    """The least of a few, after one that compiles. ``time.process_time`` and ``time.thread_time`` count what processors
-    worked, which other programs on the machine disturb less.
+def seconds(function, repeats: int = 1, clock=time.perf_counter) -> float:
+    """The least of a few, after one that warms up. ``time.thread_time`` counts what one processor worked, which other
+    programs on the machine disturb less.
     """
     function()
     found = []
@@ -97,7 +98,16 @@ def seconds(function, repeats: int = 3, clock=time.perf_counter) -> float:
     return min(found)
 
 
-def batch_gradients(model: npeff.Model, x: np.ndarray, passes: int, clock=time.perf_counter) -> float:
+def in_turns(methods: dict, rounds: int = 5) -> dict[str, list[float]]:
+    """Each method's seconds, round after round, so that a machine that slows down slows them all."""
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(rounds):
+        for name, method in methods.items():
+            times[name].append(method())
+    return times
+
+
+def batch_gradients(model: npeff.Model, x: np.ndarray, passes: int):
     """Seconds an example of ``passes`` ordinary gradients of the batch's loss: what training would cost."""
 
     @jax.jit
@@ -112,39 +122,42 @@ def batch_gradients(model: npeff.Model, x: np.ndarray, passes: int, clock=time.p
         for label in range(passes):
             jax.block_until_ready(gradient(model.params, x, label))
 
-    return seconds(all_passes, clock=clock) / len(x)
+    return lambda: seconds(all_passes) / len(x)
 
 
-def dense_rows(model: npeff.Model, x: np.ndarray) -> float:
+def dense_rows(model: npeff.Model, x: np.ndarray):
     """Seconds an example of the rows on the devices, before anything is selected."""
     from npeff_jax._sharding import make_mesh
     from npeff_jax.pefs import BatchRows
 
     rows = BatchRows(model, npeff.LowRank(), make_mesh(jax.devices()[:1]), len(x), "highest")
-    return seconds(lambda: jax.block_until_ready(rows(x, 0))) / len(x)
+    return lambda: seconds(lambda: jax.block_until_ready(rows(x, 0))) / len(x)
 
 
 class Clock(io.StringIO):
     """A progress stream that notes when each batch was done."""
 
-    def __init__(self, clock=time.perf_counter) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.clock = clock
         self.times: list[float] = []
 
     def write(self, line: str) -> int:
-        self.times.append(self.clock())
+        self.times.append(time.perf_counter())
         return len(line)
 
 
-def whole(model: npeff.Model, x: np.ndarray, batch: int, path=None, clock=time.perf_counter) -> float:
+def whole(model: npeff.Model, x: np.ndarray, batch: int, path=None):
     """Seconds an example of `compute_pefs`, from the end of the first batch, which compiles, to that of the last."""
-    ends = Clock(clock)
-    npeff.compute_pefs(model, x, keep=KEEP, batch_size=batch, path=path, on_existing="overwrite", progress=ends)
-    return (ends.times[-1] - ends.times[0]) / (len(x) - batch)
+
+    def run() -> float:
+        ends = Clock()
+        npeff.compute_pefs(model, x, keep=KEEP, batch_size=batch, path=path, on_existing="overwrite", progress=ends)
+        return (ends.times[-1] - ends.times[0]) / (len(x) - batch)
+
+    return run
 
 
-def torch_rows(shape: dict, x: np.ndarray) -> dict[str, float]:
+def torch_rows(shape: dict, x: np.ndarray) -> dict:
     """Seconds an example of the same PEFs in torch: jacrev of all classes, normalised, its own top-k or ours."""
     import torch
 
@@ -180,26 +193,26 @@ def torch_rows(shape: dict, x: np.ndarray) -> dict[str, float]:
 
     offsets = np.concatenate([[0], np.cumsum(sizes)])
 
-    def with_our_selection():
-        for parts in zip(*rows(), strict=True):
-            norm_of(parts)
-            largest(LeafRows([part.numpy() for part in parts], offsets), KEEP)
+    def selected(parts):
+        norm_of(parts)
+        largest(LeafRows([[part.numpy() for part in parts]], offsets), KEEP)
 
-    return {
-        "jacrev": seconds(rows, 2) / len(x),
-        "jacrev and topk": seconds(with_topk, 2) / len(x),
-        "jacrev and our selection": seconds(with_our_selection, 2) / len(x),
-    }
+    def with_our_selection():
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # as `compute_pefs` does
+            list(threads.map(selected, zip(*rows(), strict=True)))
+
+    methods = {"jacrev": rows, "jacrev and topk": with_topk, "jacrev and our selection": with_our_selection}
+    return {name: lambda method=method: seconds(method) / len(x) for name, method in methods.items()}
 
 
 def selection(n: int = 10_000_000) -> dict[str, float]:
     """Seconds of one thread to find the largest 65,536 of 10 million, exactly."""
     values = np.random.default_rng(0).normal(size=n).astype(np.float32)
-    rows = LeafRows([values[None]], np.array([0, n]))
+    rows = LeafRows([[values[None]]], np.array([0, n]))
     ours = largest(rows, KEEP)
     absolute = np.abs(values)
     theirs = np.sort(np.argpartition(absolute, n - KEEP)[n - KEEP :])
-    assert np.array_equal(ours.indices, theirs)
+    assert np.array_equal(ours.entries[1], theirs)
     return {
         "ours": seconds(lambda: largest(rows, KEEP), 5, time.thread_time),
         "argpartition": seconds(lambda: np.argpartition(np.abs(values), n - KEEP), 3, time.thread_time),
@@ -266,6 +279,7 @@ def figure(growths: list[dict], path: pathlib.Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpu", action="store_true", help="the shape of BERT-base, where a GPU is at hand")
+    parser.add_argument("--batch", type=int, default=8, help="examples at a time, for all methods")
     parser.add_argument("--part", choices=["speed", "selection", "growth"], action="append")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench_fishers.json"))
     parser.add_argument("--growth", type=int, help=argparse.SUPPRESS)
@@ -273,7 +287,7 @@ def main() -> None:
     if options.growth:
         measure_growth(options.growth)
         return
-    shape, batch = (GPU_SHAPE, 16) if options.gpu else (CPU_SHAPE, 8)
+    shape, batch = (GPU_SHAPE, 16) if options.gpu else (CPU_SHAPE, options.batch)
     parts = options.part or ["speed", "selection", "growth"]
     device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
     result: dict = {"device": device, "jax": jax.__version__, "shape": shape, "keep": KEEP}
@@ -281,19 +295,21 @@ def main() -> None:
         model = jax_model(shape)
         x = np.random.default_rng(1).integers(0, shape["vocabulary"], (5 * batch, shape["tokens"]))
         few, passes = x[:batch], shape["classes"] - 1
-        times = {f"batch gradients, {passes} passes": batch_gradients(model, few, passes)}
-        times["rows"] = dense_rows(model, few)
-        times["compute_pefs, in memory"] = whole(model, x, batch)
+        gradients, ours = f"batch gradients, {passes} passes", "compute_pefs, in memory"
         with tempfile.TemporaryDirectory() as folder:
-            times["compute_pefs, to disk"] = whole(model, x, batch, pathlib.Path(folder) / "pefs")
-        if not options.gpu:
-            times |= {f"torch {name}": value for name, value in torch_rows(shape, few).items()}
-        result |= {"parameters": model.space.size, "milliseconds_an_example": {k: 1e3 * v for k, v in times.items()}}
-        ours = times["compute_pefs, in memory"]
-        worked = whole(model, x, batch, clock=time.process_time), batch_gradients(model, few, passes, time.process_time)
-        result["over_batch_gradients, processor time"] = worked[0] / worked[1]
-        result["over_batch_gradients"] = ours / times[f"batch gradients, {passes} passes"]
-        result["ratios_to_compute_pefs"] = {name: value / ours for name, value in times.items()}
+            path = pathlib.Path(folder) / "pefs"
+            methods = {gradients: batch_gradients(model, few, passes), "rows": dense_rows(model, few)}
+            methods |= {ours: whole(model, x, batch), "compute_pefs, to disk": whole(model, x, batch, path)}
+            if not options.gpu:
+                methods |= {f"torch {name}": method for name, method in torch_rows(shape, few).items()}
+            times = in_turns(methods)
+        result |= {"parameters": model.space.size, "batch": batch}
+        result["milliseconds_an_example"] = {name: 1e3 * float(np.median(found)) for name, found in times.items()}
+        result["over_batch_gradients"] = float(np.median(np.divide(times[ours], times[gradients])))
+        result["ratios_to_compute_pefs"] = {
+            name: float(np.median(np.divide(found, times[ours]))) for name, found in times.items()
+        }
+        result["rounds"] = times
     if "selection" in parts:
         times = selection()
         result["selection_milliseconds"] = {name: 1e3 * value for name, value in times.items()}

@@ -40,20 +40,18 @@ class BatchRows:
         self._params = _place(model.params, mesh)
         self._seed = seed_of(representation)
 
-        def rows(most: int, params: Any, seed: jax.Array, example: Any, index: jax.Array) -> ExampleRows:
+        def rows(room: int | None, params: Any, seed: jax.Array, example: Any, index: jax.Array) -> ExampleRows:
             key = jax.random.fold_in(jax.random.key(seed), index)
+            most = n_cotangents(model.output, representation, model.n_classes(example))
+            most = most if room is None else min(most, room)
             return example_rows(model, representation, model.space.select(params), params, example, key, most)
 
         def count(params: Any, seed: jax.Array, example: Any, index: jax.Array) -> jax.Array:
             logits = model.logits_fn(params, example).astype(jnp.float32)
             return jnp.sum(kept_classes(model.output, representation, logits))
 
-        def most(example: Any) -> int:
-            return n_cotangents(model.output, representation, model.n_classes(example))
-
-        self._rows = jax.jit(lambda most, *args: self._mapped(functools.partial(rows, most))(*args), static_argnums=0)
+        self._rows = jax.jit(lambda room, *args: self._mapped(functools.partial(rows, room))(*args), static_argnums=0)
         self._count = jax.jit(self._mapped(count)) if counts_classes(representation) else None
-        self._most = most
 
     def __call__(self, examples: Examples, start: int) -> ExampleRows:
         """The rows of ``examples``, the first of which is number ``start``, on the devices, padded."""
@@ -63,11 +61,11 @@ class BatchRows:
         index = jax.device_put(np.arange(start, start + size, dtype=np.int32), split)
         with jax.default_matmul_precision(self.precision):
             arguments = (self._params, jnp.uint32(self._seed), batch, index)
-            most = self._most(jax.tree.map(lambda leaf: leaf[0], examples))
+            room = None
             if self._count is not None:
                 needed = int(np.max(np.asarray(self._count(*arguments))))
-                most = min(most, 1 << (needed - 1).bit_length())
-            return self._rows(most, *arguments)
+                room = 1 << (needed - 1).bit_length()
+            return self._rows(room, *arguments)
 
     def _mapped(self, of_one: Callable) -> Callable:
         """``of_one`` for parameters, seed, a batch of examples and their numbers."""
@@ -83,10 +81,10 @@ class BatchRows:
 
 def on_host(batch: ExampleRows, size: int) -> Iterator[HostRows]:
     """The first ``size`` examples of a batch as NumPy, without a copy where the devices share the host's memory."""
-    leaves = [_parts(leaf) for leaf in batch.leaves]
+    blocks = [[_parts(leaf) for leaf in block] for block in batch.blocks]
     rest = jax.tree.map(np.asarray, batch[1:])
     for i in range(size):
-        own = tuple(_pick(parts, i) for parts in leaves)
+        own = tuple(tuple(_pick(parts, i) for parts in block) for block in blocks)
         yield HostRows(own, *jax.tree.map(lambda field, i=i: field[i], rest))
 
 

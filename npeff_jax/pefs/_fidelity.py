@@ -3,7 +3,6 @@
 ‖F − SᵀS‖² = ‖A Aᵀ‖² − 2 ‖A Sᵀ‖² + ‖S Sᵀ‖², and every product needs A only where S is not zero.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,20 +32,11 @@ def diagonal_fidelity(values: Float[np.ndarray, "k"], squared_norm: float) -> Fi
     return Fidelity(float(kept.sum()), squares**0.5, _root(squared_norm - squares, squared_norm))
 
 
-def fidelity(
-    selected: Selected, rows_at: Callable[[np.ndarray], np.ndarray], gram: Float[np.ndarray, "c c"]
-) -> Fidelity:
-    """Of kept entries of a factor A.
-
-    Args:
-        selected: the kept entries.
-        rows_at: ``parameters -> (c, parameters)``, all rows at some parameters, ascending.
-        gram: A Aᵀ, of all c rows.
-    """
-    support, column = np.unique(selected.indices, return_inverse=True)
-    A = rows_at(support).astype(np.float64)  # what is missing is a small difference
+def fidelity(selected: Selected, gram: Float[np.ndarray, "c c"]) -> Fidelity:
+    """Of kept entries of a factor A, whose Gram matrix A Aᵀ, of all its c rows, is ``gram``."""
+    A = selected.columns.astype(np.float64)  # what is missing is a small difference
     S = np.zeros(A.shape)
-    S[selected.rows, column] = selected.values
+    S[: len(selected.kept)] = np.where(selected.kept, A[: len(selected.kept)], 0.0)
     cross, own = A @ S.T, S @ S.T
     whole = float(np.sum(gram**2))
     missing = whole - 2 * float(np.sum(cross**2)) + float(np.sum(own**2))

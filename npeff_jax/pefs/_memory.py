@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from npeff_jax._sharding import EXAMPLES, round_up
 
-CPU_BATCH_BYTES = 64 << 20
+CPU_BATCH_BYTES = 128 << 20
 """Dense rows of a batch on a CPU where memory does not bind: more gained nothing."""
 
 MOST_EXAMPLES = 64

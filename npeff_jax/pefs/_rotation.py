@@ -49,7 +49,7 @@ def rotated(one: ExampleRows, representation: Representation) -> ExampleRows:
     if found.matrix is None:
         return one
     leaves = tuple(jnp.tensordot(found.matrix, leaf, 1) for leaf in one.leaves)
-    return one._replace(leaves=leaves, gram=found.gram, n_rows=found.n_rows)
+    return one._replace(blocks=(leaves,), gram=found.gram, n_rows=found.n_rows)
 
 
 def _wanted(representation: LowRank, gram: Any, n_rows: Any, xp: Any) -> Any:

@@ -5,7 +5,7 @@ factor of F. Everything here is pure and of one example; the driver maps it over
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,11 @@ from npeff_jax.pefs._representation import Diagonal, LowRank, Representation, Ro
 from npeff_jax.pefs._sketch import sketched_cotangents
 
 Leaves = tuple[Float[Array, "c ..."], ...]
-"""Rows as they come from the gradient: for each explained leaf, its part of all c rows."""
+"""Rows in parts: for each explained leaf, its part of all c rows."""
+
+Blocks = tuple[tuple[Float[Array, "_ ..."], ...], ...]
+"""Rows as they come from the gradient, some at a time. Put together they would be copied, which for two rows of a small
+BERT costs a third of what the gradients do."""
 
 UNROLLED = 8
 """Rows that are pulled back one after the other in the compiled program. Mapped over, the products behind them come out
@@ -29,9 +33,9 @@ compile."""
 
 
 class HostRows(NamedTuple):
-    """`ExampleRows` as NumPy, each leaf as (c, size)."""
+    """`ExampleRows` as NumPy, each leaf of a block as (rows, size)."""
 
-    leaves: tuple[np.ndarray, ...]
+    blocks: tuple[tuple[np.ndarray, ...], ...]
     gram: np.ndarray
     leaf_norms: np.ndarray
     scale: np.ndarray
@@ -46,7 +50,7 @@ class ExampleRows(NamedTuple):
     """A Fisher before anything is dropped: F = scale² Σ_j a_j a_jᵀ, or, diagonal, f = scale² a_1.
 
     Attributes:
-        leaves: the rows a_1..a_c, in parts, (c, ...) each, one an explained leaf.
+        blocks: the rows a_1..a_c, some at a time.
         gram: (c, c), their inner products.
         leaf_norms: squared norm of each leaf's part: not finite where a gradient is not.
         scale: what the rows were divided by, so that no product of them underflows.
@@ -57,7 +61,7 @@ class ExampleRows(NamedTuple):
         lost_trace: estimated trace lost with them, as a fraction of the whole.
     """
 
-    leaves: Leaves
+    blocks: Blocks
     gram: Float[Array, "c c"]
     leaf_norms: Float[Array, "leaves"]
     scale: Float[Array, ""]
@@ -66,6 +70,11 @@ class ExampleRows(NamedTuple):
     logits: Float[Array, "C"]
     lost_mass: Float[Array, ""]
     lost_trace: Float[Array, ""]
+
+    @property
+    def leaves(self) -> Leaves:
+        """The rows a_1..a_c, in parts, (c, ...) each, one an explained leaf."""
+        return tuple(jnp.concatenate(parts) for parts in zip(*self.blocks, strict=True))
 
 
 def example_rows(
@@ -98,47 +107,49 @@ def example_rows(
         back = sketched_cotangents(model.output, representation, logits.astype(jnp.float32), pull, push, key)
     else:
         back = cotangents(model.output, representation, logits.astype(jnp.float32), key, most)
-    leaves = pulled(pull, back.rows)
+    blocks = pulled(pull, back.rows)
     lost = jnp.zeros(()) if back.probe is None else _squared_norm(pulled(pull, back.probe[None]))
     n_rows = back.n_rows
     if isinstance(representation, Diagonal):
-        leaves = tuple(jnp.sum(leaf**2, axis=0, keepdims=True) for leaf in leaves)
+        squares = [[jnp.sum(leaf**2, axis=0, keepdims=True) for leaf in block] for block in blocks]
+        blocks = (tuple(functools.reduce(jnp.add, parts) for parts in zip(*squares, strict=True)),)
         n_rows = jnp.asarray(1)
-    gram, leaf_norms = gram_of(leaves)
-    total = functools.reduce(jnp.add, [jnp.sum(leaf) for leaf in leaves])
+    gram, leaf_norms = gram_of(blocks)
+    total = functools.reduce(jnp.add, [jnp.sum(leaf) for leaf in blocks[0]])
     trace = total if isinstance(representation, Diagonal) else jnp.trace(gram)
     if isinstance(representation, LowRank) and representation.rows is Rows.PRINCIPAL:
         n_rows = jnp.minimum(n_rows, jax.eval_shape(model.output.factor, logits).shape[0])
     lost_trace = lost / jnp.where(lost > 0, lost + trace, 1.0)
-    return ExampleRows(leaves, gram, leaf_norms, back.scale, trace, n_rows, logits, back.lost_mass, lost_trace)
+    return ExampleRows(blocks, gram, leaf_norms, back.scale, trace, n_rows, logits, back.lost_mass, lost_trace)
 
 
-def pulled(pull: Callable[[jax.Array], tuple[jax.Array, ...]], rows: Cotangents) -> Leaves:
+def pulled(pull: Callable[[jax.Array], tuple[jax.Array, ...]], rows: Cotangents) -> Blocks:
     """Vectors on the logits to rows over the parameters, in float32 whatever the model computes in."""
     if len(rows) > UNROLLED:
-        leaves = jax.vmap(pull)(rows)
+        blocks = [jax.vmap(pull)(rows)]
     else:
-        leaves = tuple(jnp.stack(parts) for parts in zip(*[pull(row) for row in rows], strict=True))
-    return tuple(leaf.astype(jnp.float32) for leaf in leaves)
+        blocks = [tuple(leaf[None] for leaf in pull(row)) for row in rows]
+    return tuple(tuple(leaf.astype(jnp.float32) for leaf in block) for block in blocks)
 
 
-def gram_of(leaves: Leaves) -> tuple[Float[Array, "c c"], Float[Array, "leaves"]]:
+def gram_of(blocks: Blocks) -> tuple[Float[Array, "c c"], Float[Array, "leaves"]]:
     """Inner products of the rows, and each leaf's share of their squared norms."""
-    grams = [_gram(leaf.reshape(leaf.shape[0], -1)) for leaf in leaves]
+    grams = [_gram([leaf.reshape(leaf.shape[0], -1) for leaf in parts]) for parts in zip(*blocks, strict=True)]
     return functools.reduce(jnp.add, grams), jnp.stack([jnp.trace(gram) for gram in grams])
 
 
-def _gram(rows: Float[Array, "c size"]) -> Float[Array, "c c"]:
+def _gram(blocks: Sequence[Float[Array, "_ size"]]) -> Float[Array, "c c"]:
     """Inner products of a few long rows. Up to four, sums of products: a CPU's matrix product of such thin matrices,
     batched, took four times as long.
     """
-    c = rows.shape[0]
-    if c > 4:
-        return jnp.tensordot(rows, rows, (1, 1))
-    pairs = {(i, j): jnp.sum(rows[i] * rows[j]) for i in range(c) for j in range(i + 1)}
-    return jnp.stack([jnp.stack([pairs[max(i, j), min(i, j)] for j in range(c)]) for i in range(c)])
+    rows = [row for block in blocks for row in block]
+    if len(rows) > 4:
+        joined = jnp.concatenate(blocks)
+        return jnp.tensordot(joined, joined, (1, 1))
+    pairs = {(i, j): jnp.sum(rows[i] * rows[j]) for i in range(len(rows)) for j in range(i + 1)}
+    return jnp.stack([jnp.stack([pairs[max(i, j), min(i, j)] for j in range(len(rows))]) for i in range(len(rows))])
 
 
-def _squared_norm(rows: Leaves) -> Float[Array, ""]:
+def _squared_norm(blocks: Blocks) -> Float[Array, ""]:
     """Of all rows together."""
-    return functools.reduce(jnp.add, [jnp.sum(leaf**2) for leaf in rows])
+    return functools.reduce(jnp.add, [jnp.sum(leaf**2) for block in blocks for leaf in block])

@@ -35,6 +35,7 @@ class Sparsifier:
         _check_finite(one, self.schema, number)
         turned = rotation_of(one._replace(gram=one.gram.astype(np.float64)), self.representation, np)
         chosen, held = self._kept(one, turned)
+        rows, indices, values = chosen.entries
         # Rows come from cotangents divided by ``scale``. F is quadratic in a row of a factor, linear in a diagonal.
         power = 1.0 if self.schema.kind is Kind.DIAGONAL else 0.5
         norm, scale = float(np.linalg.norm(turned.gram)) ** (0.5 / power), float(one.scale) ** (2 * power)
@@ -42,9 +43,9 @@ class Sparsifier:
         divide = unit.get(self.normalization, 1 / scale)
         trace = float(one.trace)
         return {
-            "values": chosen.values / np.float32(divide) if divide else chosen.values,
-            "indices": chosen.indices,
-            "rows": chosen.rows,
+            "values": values / np.float32(divide) if divide else values,
+            "indices": indices,
+            "rows": rows,
             "n_rows": int(turned.n_rows),
             "norms": norm * float(one.scale) ** 2,
             "logits": one.logits,
@@ -57,19 +58,15 @@ class Sparsifier:
     def _kept(self, one: HostRows, turned: Rotation) -> tuple[Selected, Fidelity]:
         """The entries to keep of the wanted rows, and what they hold of all rows."""
         n_rows = int(turned.n_rows)
-        if turned.matrix is None:
-            every = LeafRows(one.leaves, self.offsets)
-            rows = LeafRows([leaf[:n_rows] for leaf in one.leaves], self.offsets)
-        else:
-            matrix = turned.matrix.astype(np.float32)
-            every, rows = (LeafRows(one.leaves, self.offsets, part) for part in (matrix, matrix[:n_rows]))
+        matrix = None if turned.matrix is None else turned.matrix.astype(np.float32)
+        rows = LeafRows(one.blocks, self.offsets, matrix, n_rows)
         if isinstance(self.keep, SharedSupport):
             chosen = shared_support(rows, self.keep.parameters)
         else:
             chosen = largest(rows, self.keep.entries * n_rows if isinstance(self.keep, PerRow) else self.schema.keep)
         if self.schema.kind is Kind.DIAGONAL:
-            return chosen, diagonal_fidelity(chosen.values, float(turned.gram[0, 0]))
-        return chosen, fidelity(chosen, every.at, turned.gram)
+            return chosen, diagonal_fidelity(chosen.entries[2], float(turned.gram[0, 0]))
+        return chosen, fidelity(chosen, turned.gram)
 
 
 def blank_arrays(schema: Schema, n_rows: int, n: int | None = None) -> dict[str, np.ndarray]:

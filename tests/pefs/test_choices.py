@@ -1,5 +1,6 @@
 """Variable rank, classes below a threshold, sampled rows, K by rank or on one support, sources, failures, products."""
 
+import itertools
 import json
 import logging
 
@@ -100,11 +101,29 @@ def test_selection_is_that_of_a_stable_sort(case):
         flat = flat**9
     sizes, keep = [70_000, 1, 129_999], 5_000
     leaves = np.split(flat.reshape(2, -1), np.cumsum(sizes)[:-1], axis=1)
-    found = largest(LeafRows(leaves, np.array([0, 70_000, 70_001, 200_000])), keep)
+    rows, indices, values = largest(LeafRows([leaves], np.array([0, 70_000, 70_001, 200_000])), keep).entries
     order = np.argsort(-np.abs(flat), kind="stable")[:keep]
     expected = np.sort(order[flat[order] != 0])
-    np.testing.assert_array_equal(found.rows * 200_000 + found.indices, expected)
-    np.testing.assert_array_equal(found.values, flat[expected])
+    np.testing.assert_array_equal(rows * 200_000 + indices, expected)
+    np.testing.assert_array_equal(values, flat[expected])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-21, 1e21])
+@pytest.mark.parametrize("wanted", [1, 3])
+def test_selection_of_rotated_rows_is_that_of_rotating_them_first(scale, wanted):
+    """The rows in blocks, where squares are in range, underflow and overflow; some are looked at but not selected."""
+    rng = np.random.default_rng(1)
+    rows = (scale * rng.normal(size=(3, 300_000)) ** 3 * np.array([[1], [0.3], [3]])).astype(np.float32)
+    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0].astype(np.float32)
+    offsets, keep = np.array([0, 5, 131_080, 300_000]), 4_000
+    blocks = [[part[:, a:b] for a, b in itertools.pairwise(offsets)] for part in (rows[:2], rows[2:])]
+    selected = largest(LeafRows(blocks, offsets, rotation, wanted), keep)
+    turned = rotation @ rows
+    order = np.sort(np.argsort(-np.abs(turned[:wanted]).reshape(-1), kind="stable")[:keep])
+    found, indices, values = selected.entries
+    np.testing.assert_array_equal(found * 300_000 + indices, order)
+    np.testing.assert_allclose(values, turned.reshape(-1)[order], rtol=1e-4)
+    np.testing.assert_allclose(selected.columns, turned[:, selected.support], rtol=1e-3, atol=1e-5 * scale)
 
 
 class Source:

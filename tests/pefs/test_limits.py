@@ -98,9 +98,9 @@ def test_positions_beyond_two_to_the_31_do_not_wrap():
         """Without the sweep over what is zero."""
 
         def pieces(self):
-            yield m - 3, last
+            yield m - 3, list(last)
 
-    found = largest(Sparse([nothing, last], np.array([0, m - 3, m])), 3)
-    np.testing.assert_array_equal(found.rows, [0, 1, 1])
-    np.testing.assert_array_equal(found.indices, [m - 2, m - 3, m - 1])
-    np.testing.assert_array_equal(found.values, [3, 5, 4])
+    rows, indices, values = largest(Sparse([[nothing, last]], np.array([0, m - 3, m])), 3).entries
+    np.testing.assert_array_equal(rows, [0, 1, 1])
+    np.testing.assert_array_equal(indices, [m - 2, m - 3, m - 1])
+    np.testing.assert_array_equal(values, [3, 5, 4])
