@@ -6,11 +6,11 @@ Two problems: sums of components with Zipf-like support (n = 1,500, m = 20,000, 
 diagonal PEFs of a digits network (n = 1,200, 1,418 parameters, K = 1,024), of which the seeds draw starts.
 
 All start from the same W and H and run on the same cores, until they arrive or reach a limit: multiplicative updates
-get 3,000 iterations (--limit), and where they do not arrive their whole time makes the ratio "at least". All get the rows sparse,
-or dense where more than a fifth of them is not zero. Ours counts from a compiled step on; a second ratio includes
-compilation (of a first call in a fresh process, so one problem a run), reading and recovery. Every method's W and H are
-measured by one function. scikit-learn reports no losses, so it is first run in small pieces to see how many iterations
-it needs, and then timed in one call of so many.
+get 3,000 iterations (--limit), and where they do not arrive their whole time makes the ratio "at least". All get the
+rows sparse, or dense where more than a fifth of them is not zero. Ours counts from a compiled step on; a second ratio
+includes compilation (of a first call in a fresh process, so one problem a run), reading and recovery. Every method's W
+and H are measured by one function. scikit-learn reports no losses, so it is first run in small pieces to see how many
+iterations it needs, and then timed in one call of so many.
 """
 
 import argparse
