@@ -28,12 +28,7 @@ from npeff_jax.factorization._stack import stack
 from npeff_jax.pefs import Kind
 
 CENTRE = {"n": 600, "K": 1024, "r": 32, "m": 20_000}
-AXES = {
-    "n": (300, 600, 1200),
-    "K": (512, 1024, 2048),
-    "r": (16, 32, 64),
-    "m": (5_000, 10_000, 20_000, 40_000),
-}
+AXES = {"n": (300, 600, 1200), "K": (512, 1024, 2048), "r": (16, 32, 64), "m": (5_000, 10_000, 20_000)}
 SPACES = (npeff.Dense(), npeff.Sparse(), npeff.Kernel())
 C = 3
 STEPS, RUNS = 5, 9
