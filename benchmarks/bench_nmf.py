@@ -159,6 +159,7 @@ def main() -> None:
             seconds = took if np.isfinite(needed) else np.inf
             run[f"scikit-learn {solver}"] = {"seconds": seconds, "end": took, "loss": curve[-1][1]}
         ours = run["npeff_jax HALS"]["seconds"]
+        ours = ours if np.isfinite(ours) else np.nan  # then there is no ratio
         for entry in run.values():
             entry["ratio"] = min(entry["seconds"], entry["end"]) / ours
             entry["ratio in all"] = min(entry["seconds"], entry["end"]) / (ours + beside + compilation)
