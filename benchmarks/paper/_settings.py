@@ -68,19 +68,27 @@ class Setting:
         name = f"{self.name}-decomposition-{'D' if diagonal else 'LRM'}-K{keep}-r{r}-seed{seed}"
         return self.cache(name, lambda: npeff.decompose(pefs, r, seed=seed, progress=False))
 
-    def fit(self, *, diagonal: bool = False) -> npeff.Fit:
+    def fit(self, *, diagonal: bool = False, r: int | None = None) -> npeff.Fit:
         """Coefficients of the held-out examples."""
-        decomposition, pefs = self.decomposition(diagonal=diagonal), self.pefs(diagonal=diagonal, heldout=True)
-        name = f"{self.name}-fit-{'D' if diagonal else 'LRM'}"
+        decomposition, pefs = self.decomposition(diagonal=diagonal, r=r), self.pefs(diagonal=diagonal, heldout=True)
+        name = f"{self.name}-fit-{'D' if diagonal else 'LRM'}{f'-r{r}' if r else ''}"
         return self.cache(name, lambda: npeff.fit_coefficients(decomposition, pefs))
 
-    def selectivity(self, *, diagonal: bool = False, reject_below: float | None = PAPER_THRESHOLD) -> npeff.Selectivity:
-        """Every component perturbed, judged on the held-out examples."""
-        decomposition, pefs = self.decomposition(diagonal=diagonal), self.pefs(diagonal=diagonal, heldout=True)
-        options = {"fit": self.fit(diagonal=diagonal), "n_top": self.n_top, "reject_below": reject_below}
+    def selectivity(
+        self,
+        *,
+        diagonal: bool = False,
+        reject_below: float | None = PAPER_THRESHOLD,
+        r: int | None = None,
+        every: int = 1,
+    ) -> npeff.Selectivity:
+        """Components perturbed, every so many of them, and judged on the held-out examples."""
+        decomposition, pefs = self.decomposition(diagonal=diagonal, r=r), self.pefs(diagonal=diagonal, heldout=True)
+        options = {"fit": self.fit(diagonal=diagonal, r=r), "n_top": self.n_top, "reject_below": reject_below}
+        options["components"] = np.arange(0, decomposition.n_components, every)
         name = f"{self.name}-selectivity-{'D' if diagonal else 'LRM'}{'-plain' if reject_below is None else ''}"
         return self.cache(
-            name,
+            name + (f"-r{r}-every{every}" if r else ""),
             lambda: npeff.selectivity(
                 self.model, decomposition, pefs, self.heldout.examples, **options, seed=0, progress=False
             ),
