@@ -7,7 +7,7 @@ import numpy as np
 
 from npeff_jax.cli._options import Explained, Fishers, RowForm, Show, mesh_of, progress_of, rows_of
 from npeff_jax.cli._record import load_arrays, save_arrays, stage
-from npeff_jax.pefs import Normalization
+from npeff_jax.pefs import DType, Normalization, OnFailure
 
 
 @stage
@@ -17,7 +17,9 @@ def pefs(
     out: Path,
     keep: int | None = None,
     normalization: Normalization = Normalization.BEFORE,
+    dtype: DType = "float32",
     batch_size: int | None = None,
+    on_failure: OnFailure = "stop",
     all_devices: bool = False,
     progress: Show = Show.BAR,
     overwrite: bool = False,
@@ -32,7 +34,9 @@ def pefs(
         out: directory to write the PEFs to.
         keep: non-zeros kept for each example; "npeff plan" says what a choice costs and loses. All by default.
         normalization: when each Fisher is scaled to size 1; before entries are dropped is the paper's way.
+        dtype: of the values on disk; half precision takes half the space for them.
         batch_size: examples at a time; chosen by memory if not given.
+        on_failure: stop at an example whose gradients are not finite, or skip it and go on.
         all_devices: use every device rather than the first.
         progress: a bar, JSON lines, or none.
         overwrite: replace what is there.
@@ -49,7 +53,9 @@ def pefs(
         path=out,
         on_existing="resume",
         normalization=normalization,
+        dtype=dtype,
         batch_size=batch_size,
+        on_failure=on_failure,
         mesh=mesh_of(all_devices),
         progress=progress_of(progress),
     )

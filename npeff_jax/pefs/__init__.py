@@ -2,7 +2,9 @@
 
 from npeff_jax.pefs._batch import BatchRows as BatchRows
 from npeff_jax.pefs._digest import examples_digest as examples_digest
+from npeff_jax.pefs._driver import DType as DType
 from npeff_jax.pefs._driver import OnExisting as OnExisting
+from npeff_jax.pefs._driver import OnFailure as OnFailure
 from npeff_jax.pefs._driver import compute_pefs as compute_pefs
 from npeff_jax.pefs._files import load_pefs as load_pefs
 from npeff_jax.pefs._norms import NormSummary as NormSummary

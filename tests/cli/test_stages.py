@@ -66,6 +66,14 @@ def test_the_commands_do_what_the_library_does(made):
         )
 
 
+def test_pefs_in_half_precision(npeff, made):
+    code, _, err = npeff(f"pefs {MODEL} --part :6 --dtype float16 --on-failure skip --out run/half {QUIET}")
+    assert code == 0, err
+    half, whole = (npeff_jax.load_pefs(made / name) for name in ("half", "pefs"))
+    assert half.schema.dtype == "float16"
+    np.testing.assert_allclose(half.values, whole.values[:6], atol=1e-3)
+
+
 def test_again_does_nothing_and_another_says_what_differs(npeff, made):
     stamp = (made / "components").stat().st_mtime_ns
     code, out, _ = npeff(f"decompose --pefs run/pefs --n-components 3 --out run/components {QUIET}")
