@@ -98,7 +98,7 @@ def seconds(function, repeats: int = 1, clock=time.perf_counter) -> float:
     return min(found)
 
 
-def in_turns(methods: dict, rounds: int = 5) -> dict[str, list[float]]:
+def in_turns(methods: dict, rounds: int) -> dict[str, list[float]]:
     """Each method's seconds, round after round, so that a machine that slows down slows them all."""
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(rounds):
@@ -280,6 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpu", action="store_true", help="the shape of BERT-base, where a GPU is at hand")
     parser.add_argument("--batch", type=int, default=8, help="examples at a time, for all methods")
+    parser.add_argument("--rounds", type=int, default=11, help="of all methods in turn; medians are reported")
     parser.add_argument("--part", choices=["speed", "selection", "growth"], action="append")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench_fishers.json"))
     parser.add_argument("--growth", type=int, help=argparse.SUPPRESS)
@@ -302,12 +303,13 @@ def main() -> None:
             methods |= {ours: whole(model, x, batch), "compute_pefs, to disk": whole(model, x, batch, path)}
             if not options.gpu:
                 methods |= {f"torch {name}": method for name, method in torch_rows(shape, few).items()}
-            times = in_turns(methods)
+            times = in_turns(methods, options.rounds)
         result |= {"parameters": model.space.size, "batch": batch}
         result["milliseconds_an_example"] = {name: 1e3 * float(np.median(found)) for name, found in times.items()}
         result["over_batch_gradients"] = float(np.median(np.divide(times[ours], times[gradients])))
-        result["ratios_to_compute_pefs"] = {
-            name: float(np.median(np.divide(found, times[ours]))) for name, found in times.items()
+        ratios = {name: np.divide(found, times[ours]) for name, found in times.items()}
+        result["ratios_to_compute_pefs"] = {  # quartiles over the rounds
+            name: np.quantile(ratio, (0.25, 0.5, 0.75)).tolist() for name, ratio in ratios.items()
         }
         result["rounds"] = times
     if "selection" in parts:
