@@ -149,7 +149,7 @@ def draw(share: np.ndarray, is_new: np.ndarray, kinds: dict[str, Repairs]) -> ob
     for name, tried in kinds.items():
         axes[1].scatter(100 * tried.chosen_change, 100 * tried.change, s=9, label=name)
     axes[1].set(xlabel="change where chosen, points of accuracy", ylabel="change reported")
-    axes[1].legend(fontsize=7)
+    axes[1].legend(fontsize=7, loc="upper left")  # points lie along the diagonal
     return drawn
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 PIECE = 1 << 17
-"""Parameters swept at a time: their bounds and mask stay in the second-level cache, and threads seldom meet at the
-interpreter's lock. A quarter as many, and two threads were no faster than one."""
+"""Parameters swept at a time: few enough for the cache, and so many that threads seldom meet at the interpreter's lock.
+With a quarter as many two threads were no faster than one."""
 
 WAITING = 1 << 18
 """Parameters collected before they are rotated and looked at: what bounds memory where the bound lets most pass."""
