@@ -23,8 +23,8 @@ Leaves = tuple[Float[Array, "c ..."], ...]
 """Rows in parts: for each explained leaf, its part of all c rows."""
 
 Blocks = tuple[tuple[Float[Array, "_ ..."], ...], ...]
-"""Rows as they come from the gradient, some at a time. Stacked they would be copied: 29 ms an example in place of 20 for
-two rows of a small BERT."""
+"""Rows as they come from the gradient, some at a time. Stacked they would be copied: 29 ms an example in place of 20
+for two rows of a small BERT."""
 
 UNROLLED = 8
 """Rows that are pulled back one after the other in the compiled program. Mapped over, the products behind them come out
