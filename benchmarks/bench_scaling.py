@@ -29,7 +29,7 @@ from npeff_jax.pefs import Kind
 
 CENTRE = {"n": 600, "K": 1024, "r": 32, "m": 20_000}
 AXES = {"n": (300, 600, 1200), "K": (512, 1024, 2048), "r": (16, 32, 64), "m": (5_000, 10_000, 20_000)}
-SPACES = (npeff.Dense(), npeff.Sparse(), npeff.Kernel())
+SPACES = (npeff.DenseRows(), npeff.SparseRows(), npeff.KernelRows())
 C = 3
 STEPS, RUNS = 5, 9
 
@@ -43,11 +43,11 @@ def random_pefs(n: int, K: int, m: int, seed: int = 0) -> npeff.Pefs:
     return from_rows(rows.reshape(n, C, m), Kind.LOW_RANK, K)
 
 
-def measure(space: npeff.Dense | npeff.Sparse | npeff.Kernel, pefs: npeff.Pefs, r: int) -> dict:
+def measure(space: npeff.DenseRows | npeff.SparseRows | npeff.KernelRows, pefs: npeff.Pefs, r: int) -> dict:
     """Milliseconds a step, and megabytes."""
     solver = npeff.DampedALS()
-    source = source_of_pefs(pefs.schema, stack(pefs), r, None, space, npeff.Products.FLOAT32)
-    W, G = starting_point(source, r, 0, solver, npeff.Start())
+    source = source_of_pefs(pefs.schema, stack(pefs), r, None, space, npeff.ProductPrecision.FLOAT32)
+    W, G = starting_point(source, r, 0, solver, npeff.InitialFactors())
     static = {"algorithm": algorithm_of(solver), "window": STEPS, "n_frozen": 0, "move_W": True}
     steps = jax.jit(_loop._steps.__wrapped__, static_argnames=tuple(static))
     arguments = (source.rows, source.owner, W, G, G, -1, np.float32(source.squared_norm), STEPS)

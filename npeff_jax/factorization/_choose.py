@@ -5,7 +5,7 @@ import os
 
 import jax
 
-from npeff_jax.factorization._settings import Dense, Kernel, RowChoice, Sparse
+from npeff_jax.factorization._settings import DenseRows, KernelRows, RowChoice, SparseRows
 from npeff_jax.factorization._stack import Stack
 from npeff_jax.pefs import Kind
 
@@ -36,12 +36,14 @@ def costs(stacked: Stack, r: int, kind: Kind, platform: str) -> dict[RowChoice, 
     dense, sparse = RATES.get(platform, RATES["gpu"])
     vectors = 16.0 * r * m  # G, its gradient, its direction and the next G
     found: dict[RowChoice, Cost] = {
-        Dense(): Cost(4.0 * N * m + vectors, STEPS * 4 * N * m * r / dense),
-        Sparse(): Cost(16 * nnz + vectors, STEPS * 4 * nnz * r / sparse),
+        DenseRows(): Cost(4.0 * N * m + vectors, STEPS * 4 * N * m * r / dense),
+        SparseRows(): Cost(16 * nnz + vectors, STEPS * 4 * nnz * r / sparse),
     }
     if kind is Kind.LOW_RANK:
         build = min(2 * N * N * m / dense, 4 * nnz * N / sparse)  # sparse at half the rate: out of the cache
-        found[Kernel()] = Cost(4.0 * N * N + 16 * r * N, build + STEPS * 2 * N * N * r / dense + 2 * nnz * r / sparse)
+        found[KernelRows()] = Cost(
+            4.0 * N * N + 16 * r * N, build + STEPS * 2 * N * N * r / dense + 2 * nnz * r / sparse
+        )
     return found
 
 
@@ -57,15 +59,17 @@ def choose(
     estimates = costs(stacked, r, kind, devices[0].platform)
     fitting = {choice: cost for choice, cost in estimates.items() if cost.memory <= limit}
     listing = ", ".join(f"{name_of(choice)} {bytes_of(cost.memory)}" for choice, cost in estimates.items())
-    if isinstance(given, Kernel) and kind is Kind.DIAGONAL:
-        raise ValueError("rows=Kernel() is for low-rank PEFs: H ≥ 0 cannot be kept in it; choose Dense() or Sparse()")
-    if isinstance(given, Kernel) and given.sketch is not None:
+    if isinstance(given, KernelRows) and kind is Kind.DIAGONAL:
+        raise ValueError(
+            "rows=KernelRows() is for low-rank PEFs: H ≥ 0 cannot be kept in it; choose DenseRows() or SparseRows()"
+        )
+    if isinstance(given, KernelRows) and given.sketch is not None:
         return given, f"sketched kernel of {given.sketch} columns: asked for"
     if given is not None:
         if given not in fitting:
             would = ", ".join(f"{name_of(c)}()" for c in fitting) or "more devices or a larger min_count"
-            if isinstance(given, Kernel):
-                would += " or Kernel(sketch=4096)"
+            if isinstance(given, KernelRows):
+                would += " or KernelRows(sketch=4096)"
             raise ValueError(
                 f"rows={name_of(given)}() needs {bytes_of(estimates[given].memory)} for {stacked.A.shape[0]} rows, "
                 f"but {bytes_of(limit)} are there; {would} would fit"
@@ -74,7 +78,7 @@ def choose(
     if not fitting:
         raise ValueError(
             f"no row space fits {bytes_of(limit)} ({listing}); use more devices, a larger min_count, fewer components "
-            "or rows=Kernel(sketch=4096)"
+            "or rows=KernelRows(sketch=4096)"
         )
     best = min(fitting, key=lambda choice: fitting[choice].seconds)
     times = ", ".join(f"{name_of(choice)} {cost.seconds:.2g} s" for choice, cost in estimates.items())

@@ -20,19 +20,19 @@ from npeff_jax.factorization._loop import Algorithm, Callback, Problem, iterate
 from npeff_jax.factorization._settings import (
     HALS,
     DampedALS,
-    Kernel,
+    GradientDescent,
+    InitialFactors,
+    KernelRows,
     Multiplicative,
-    Paper,
-    Products,
+    ProductPrecision,
     RowChoice,
     Solver,
-    Start,
     Stopping,
 )
 from npeff_jax.factorization._source import Source, source_of_model, source_of_pefs
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization._start import start_coefficients, start_vectors
-from npeff_jax.factorization.rows import ModelRows, SketchedRows, Vectors
+from npeff_jax.factorization.rows import ModelRows, SketchedSpace, Vectors
 from npeff_jax.pefs import Kind, Pefs
 
 
@@ -43,9 +43,9 @@ def decompose(
     seed: int = 0,
     solver: Solver | None = None,
     stopping: Stopping | None = None,
-    start: Start | None = None,
+    start: InitialFactors | None = None,
     rows: RowChoice | None = None,
-    products: Products = Products.FLOAT32,
+    products: ProductPrecision = ProductPrecision.FLOAT32,
     min_count: int = 1,
     mesh: Mesh | None = None,
     path: str | os.PathLike | None = None,
@@ -59,7 +59,7 @@ def decompose(
         pefs: what `compute_pefs` gave, or `model_rows` to work on the exact Fishers of a model.
         n_components: r.
         seed: of the start.
-        solver: `DampedALS` for low-rank PEFs and `HALS` for diagonal ones by default; `Paper` and `Multiplicative` are
+        solver: `DampedALS` for low-rank PEFs and `HALS` for diagonal ones by default; `GradientDescent` and `Multiplicative` are
             the paper's own.
         stopping: when to end.
         start: a given W or G.
@@ -69,7 +69,7 @@ def decompose(
         mesh: the devices to use, JAX's default device without one. They need not divide rows or parameters: what is
             left over is padded by zeros, which change no product.
         path: where the result is saved, as by `Decomposition.save`. Its pseudo-Fishers then stay on disk and are read
-            by row: they may be larger than memory, as PEFs that are on disk may, for which ``rows=Kernel()`` needs N²
+            by row: they may be larger than memory, as PEFs that are on disk may, for which ``rows=KernelRows()`` needs N²
             numbers, and blocks of what is on disk.
         checkpoints: where to save on the way, and to resume from.
         callback: called every ``stopping.window`` steps with an `Iterate`; True ends the iterations.
@@ -87,7 +87,7 @@ def decompose(
     kind = Kind.LOW_RANK if isinstance(pefs, ModelRows) else pefs.schema.kind
     solver = default_solver(kind) if solver is None else solver
     check_solver(solver, kind)
-    start, stopping = start or Start(), stopping or Stopping()
+    start, stopping = start or InitialFactors(), stopping or Stopping()
     if isinstance(pefs, ModelRows):
         check_n_components(n_components, pefs.n_examples * pefs.rows_per_example, pefs.n_examples)
         check_start(start, pefs.n_examples, n_components, pefs.model.space.size, kind)
@@ -97,7 +97,7 @@ def decompose(
         stacked = stack(pefs, min_count=min_count)
         check_n_components(n_components, stacked.A.shape[0], stacked.n_examples)
         check_start(start, stacked.n_examples, n_components, pefs.schema.layout.size, kind)
-        sketched = isinstance(rows, Kernel) and rows.sketch is not None
+        sketched = isinstance(rows, KernelRows) and rows.sketch is not None
         check_vectors_fit(n_components, stacked.A.shape[1], None if sketched else path)
         source = source_of_pefs(pefs.schema, stacked, n_components, mesh, rows, products)
     W, G = starting_point(source, n_components, seed, solver, start)
@@ -113,7 +113,7 @@ def decompose(
         progress=progress,
         checkpoints=checkpoints,
     )
-    if isinstance(source.rows, SketchedRows) and isinstance(pefs, Pefs):
+    if isinstance(source.rows, SketchedSpace) and isinstance(pefs, Pefs):
         found = on_exact_products(found, pefs)
     return settled(found, path)
 
@@ -141,7 +141,9 @@ def on_exact_products(found: Decomposition, pefs: Pefs) -> Decomposition:
     )
 
 
-def starting_point(source: Source, r: int, seed: int, solver: Solver, start: Start) -> tuple[jax.Array, Vectors]:
+def starting_point(
+    source: Source, r: int, seed: int, solver: Solver, start: InitialFactors
+) -> tuple[jax.Array, Vectors]:
     """W and G as given, or drawn."""
     rows = source.rows
     if start.coefficients is None:
@@ -215,7 +217,7 @@ def algorithm_of(solver: Solver) -> Algorithm:
     match solver:
         case DampedALS():
             return Algorithm(_lrm.init, _lrm.step, solver)
-        case Paper():
+        case GradientDescent():
             return Algorithm(_lrm.init, _paper.step, solver)
         case HALS() | Multiplicative():
             return Algorithm(_diagonal.init, _diagonal.step, solver)
@@ -223,7 +225,7 @@ def algorithm_of(solver: Solver) -> Algorithm:
 
 def check_solver(solver: Solver, kind: Kind) -> None:
     """Raise unless the solver is of the PEFs' flavour."""
-    expected = (DampedALS, Paper) if kind is Kind.LOW_RANK else (HALS, Multiplicative)
+    expected = (DampedALS, GradientDescent) if kind is Kind.LOW_RANK else (HALS, Multiplicative)
     if not isinstance(solver, expected):
         names = " or ".join(option.__name__ for option in expected)
         raise ValueError(f"solver={type(solver).__name__} does not decompose {kind.value} PEFs; choose {names}")
@@ -238,7 +240,7 @@ def check_n_components(n_components: int, n_rows: int, n_examples: int) -> None:
         )
 
 
-def check_start(start: Start, n: int, r: int, m: int, kind: Kind) -> None:
+def check_start(start: InitialFactors, n: int, r: int, m: int, kind: Kind) -> None:
     """Raise where a given W or G is of another shape, or negative where it must not be."""
     for name, shape, nonnegative in (("coefficients", (n, r), True), ("pseudo_fishers", (r, m), kind is Kind.DIAGONAL)):
         given = getattr(start, name)

@@ -22,7 +22,7 @@ from npeff_jax.factorization._decompose import (
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._fit import check_same_origin, fit_coefficients
 from npeff_jax.factorization._loop import Callback
-from npeff_jax.factorization._settings import Products, RowChoice, Solver, Stopping
+from npeff_jax.factorization._settings import ProductPrecision, RowChoice, Solver, Stopping
 from npeff_jax.factorization._source import source_of_pefs
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization._start import start_vectors
@@ -83,7 +83,7 @@ def expand(
     n_frozen = decomposition.n_components
     frozen = np.zeros((n_frozen, len(columns)), np.float32)
     frozen[:, np.searchsorted(columns, decomposition.parameter_indices)] = decomposition.pseudo_fishers[:]
-    source = source_of_pefs(pefs.schema, stacked, n_frozen + n_new, mesh, rows, Products.FLOAT32, frozen)
+    source = source_of_pefs(pefs.schema, stacked, n_frozen + n_new, mesh, rows, ProductPrecision.FLOAT32, frozen)
     new = start_vectors(source.rows, n_new, seed, nonnegative=decomposition.kind is Kind.DIAGONAL)
     G = jnp.concatenate([source.rows.coordinates(frozen), new])
     fitted = fit_coefficients(decomposition, pefs).coefficients

@@ -6,7 +6,7 @@ After its section 2.2 and the authors' code. What differs from theirs: the loss 
 from jaxtyping import Array, Float, Int
 
 from npeff_jax.factorization._lrm import State, init
-from npeff_jax.factorization._settings import Paper
+from npeff_jax.factorization._settings import GradientDescent
 from npeff_jax.factorization.rows import RowSpace
 
 
@@ -14,7 +14,7 @@ def step(
     rows: RowSpace,
     owner: Int[Array, "N"],
     state: State,
-    solver: Paper,
+    solver: GradientDescent,
     squared_norm: Float[Array, ""],
     *,
     n_frozen: int = 0,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-class Products(enum.Enum):
+class ProductPrecision(enum.Enum):
     """How the large products (A Gᵀ, Mᵀ A) are computed. Losses are summed in float64 from r×r terms either way."""
 
     FLOAT32 = "float32"
@@ -40,7 +40,7 @@ class DampedALS:
 
 
 @dataclasses.dataclass(frozen=True)
-class Paper:
+class GradientDescent:
     """The paper's algorithm for LRM-NPEFF, for comparison: multiplicative W, gradient steps of a fixed rate on G.
 
     Attributes:
@@ -78,7 +78,7 @@ class Multiplicative:
     epsilon: float = float(np.finfo(np.float32).eps)
 
 
-Solver = DampedALS | Paper | HALS | Multiplicative
+Solver = DampedALS | GradientDescent | HALS | Multiplicative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Stopping:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Start:
+class InitialFactors:
     """A given start. What is not given is drawn from the seed.
 
     Attributes:
@@ -116,17 +116,17 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class DenseRows:
     """A as one dense array, columns sharded. Fastest where it fits and is not mostly zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sparse:
+class SparseRows:
     """A in compressed blocks, parameters sharded over the mesh. Work and memory go with the non-zeros."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class KernelRows:
     """The N×N Gram matrix of the rows: iterations do not depend on m'. For low-rank PEFs.
 
     Attributes:
@@ -137,5 +137,5 @@ class Kernel:
     sketch: int | None = None
 
 
-RowChoice = Dense | Sparse | Kernel
+RowChoice = DenseRows | SparseRows | KernelRows
 """How the rows are held. `decompose` picks by size where none is given."""

@@ -12,15 +12,15 @@ from npeff_jax._parameters import fingerprint
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import factorization_mesh, fetch
 from npeff_jax.factorization._choose import choose
-from npeff_jax.factorization._settings import Dense, Kernel, Products, RowChoice, Sparse
+from npeff_jax.factorization._settings import DenseRows, KernelRows, ProductPrecision, RowChoice, SparseRows
 from npeff_jax.factorization._stack import Stack
 from npeff_jax.factorization.rows import (
-    DenseRows,
-    KernelRows,
+    DenseSpace,
+    KernelSpace,
     ModelRows,
     RowSpace,
-    SketchedRows,
-    SparseRows,
+    SketchedSpace,
+    SparseSpace,
     kernel_of_model,
 )
 from npeff_jax.pefs import Kind, Schema
@@ -57,7 +57,7 @@ def source_of_pefs(
     r: int,
     mesh: Any,
     given: RowChoice | None,
-    products: Products,
+    products: ProductPrecision,
     frozen: Float[np.ndarray, "f m_kept"] | None = None,
 ) -> Source:
     """Put stacked rows on the devices of ``mesh``, in the given row space or the one that costs least."""
@@ -66,18 +66,22 @@ def source_of_pefs(
     notes = {"row_space": reason, "products": products.value, "lost_energy": stacked.lost_energy}
     rows: RowSpace
     match choice:
-        case Dense():
-            rows = DenseRows.of(stacked.A, line, products)
-        case Sparse():
-            if products is not Products.FLOAT32:
-                raise ValueError(f"products={products.value} is for Dense() and Kernel(); sparse ones are float32")
-            rows = SparseRows.of(stacked.A, line, r)
-        case Kernel(sketch=None):
-            rows = KernelRows.of(stacked.A, line, products.value, frozen)
-        case Kernel(sketch=int(size)):
+        case DenseRows():
+            rows = DenseSpace.of(stacked.A, line, products)
+        case SparseRows():
+            if products is not ProductPrecision.FLOAT32:
+                raise ValueError(
+                    f"products={products.value} is for DenseRows() and KernelRows(); sparse ones are float32"
+                )
+            rows = SparseSpace.of(stacked.A, line, r)
+        case KernelRows(sketch=None):
+            rows = KernelSpace.of(stacked.A, line, products.value, frozen)
+        case KernelRows(sketch=int(size)):
             if frozen is not None:
-                raise ValueError("the sketched kernel cannot hold frozen components; expand with Kernel() or Sparse()")
-            rows = sketched = SketchedRows.of(stacked.A, line, size)
+                raise ValueError(
+                    "the sketched kernel cannot hold frozen components; expand with KernelRows() or SparseRows()"
+                )
+            rows = sketched = SketchedSpace.of(stacked.A, line, size)
             notes["sketch_error"] = sketched.error
     return Source(
         schema=schema,

@@ -6,7 +6,7 @@ import numpy as np
 from npeff_jax._sharding import replicate
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization._compile import jit
-from npeff_jax.factorization._settings import Multiplicative, Paper, Solver
+from npeff_jax.factorization._settings import GradientDescent, Multiplicative, Solver
 from npeff_jax.factorization.rows import RowSpace, Vectors
 
 
@@ -36,7 +36,7 @@ def combine(rows: RowSpace, U: RowProducts) -> Vectors:
 
 def start_coefficients(n: int, r: int, seed: int, solver: Solver) -> np.ndarray:
     """W to start from: zero where the first sweep is exact, random where updates are products or W is held at first."""
-    if isinstance(solver, Paper | Multiplicative) or getattr(solver, "warm_up", 0) > 0:
+    if isinstance(solver, GradientDescent | Multiplicative) or getattr(solver, "warm_up", 0) > 0:
         # Entries around 1/r: n examples of unit norm are then met in the right order of magnitude.
         return np.random.default_rng([seed, 1]).random((n, r), dtype=np.float32) * 2 / r
     return np.zeros((n, r), np.float32)

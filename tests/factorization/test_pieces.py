@@ -16,7 +16,7 @@ from npeff_jax.factorization._nonnegative import hals_sweep, kkt_residual, solve
 from npeff_jax.factorization._objective import loss_terms, relative_loss, squared_norms
 from npeff_jax.factorization._quartic import minimize_quartic
 from npeff_jax.factorization._stack import stack
-from npeff_jax.factorization.rows import DenseRows
+from npeff_jax.factorization.rows import DenseSpace
 from npeff_jax.tasks import planted, planted_diagonal
 
 pytestmark = pytest.mark.fast
@@ -28,7 +28,7 @@ step = jax.jit(_lrm.step, static_argnums=3, static_argnames=("move_W",))
 def dense_problem(seed=0):
     problem = planted(seed, n=12, m=15, r=3)
     stacked = stack(problem.pefs)
-    rows = DenseRows.of(stacked.A, factorization_mesh(None))
+    rows = DenseSpace.of(stacked.A, factorization_mesh(None))
     rng = np.random.default_rng(seed + 1)
     W, G = rng.random((12, 4)), rng.normal(size=(4, stacked.A.shape[1]))
     full = np.zeros((4, 15))
@@ -168,7 +168,7 @@ def test_multiplicative_updates_are_those_of_scikit_learn():
     X = problem.fishers
     rng = np.random.default_rng(0)
     W, H = rng.random((60, 4)), rng.random((4, 40))
-    start = npeff.Start(coefficients=W.astype(np.float32), pseudo_fishers=H.astype(np.float32))
+    start = npeff.InitialFactors(coefficients=W.astype(np.float32), pseudo_fishers=H.astype(np.float32))
     stopping = npeff.Stopping(max_steps=200, tolerance=-1.0)
     found = npeff.decompose(
         problem.pefs, 4, solver=npeff.Multiplicative(), start=start, stopping=stopping, progress=False
@@ -185,8 +185,8 @@ def test_papers_algorithm_step_by_step():
     A, owner = stacked.A.whole.toarray().astype(np.float64), stacked.owner
     rng = np.random.default_rng(3)
     W, G = rng.random((12, 3)), rng.normal(size=(3, 15))
-    start = npeff.Start(coefficients=W.astype(np.float32), pseudo_fishers=G.astype(np.float32))
-    solver = npeff.Paper(learning_rate=1e-3, warm_up=3)
+    start = npeff.InitialFactors(coefficients=W.astype(np.float32), pseudo_fishers=G.astype(np.float32))
+    solver = npeff.GradientDescent(learning_rate=1e-3, warm_up=3)
     stopping = npeff.Stopping(max_steps=10)
     found = npeff.decompose(problem.pefs, 3, solver=solver, start=start, stopping=stopping, progress=False)
     G = G[:, stacked.parameter_indices]

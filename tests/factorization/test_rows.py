@@ -14,13 +14,13 @@ import npeff_jax as npeff
 from npeff_jax._sharding import factorization_mesh, replicate
 from npeff_jax.factorization import _lrm
 from npeff_jax.factorization._stack import stack
-from npeff_jax.factorization.rows import BlockedRows, DenseRows, KernelRows, SketchedRows, SparseRows
+from npeff_jax.factorization.rows import BlockedRows, DenseSpace, KernelSpace, SketchedSpace, SparseSpace
 from npeff_jax.factorization.rows._deal import deal
 from npeff_jax.factorization.rows._gram import gram
 from npeff_jax.tasks import planted, planted_diagonal
 
-SPACES = [DenseRows, SparseRows, KernelRows]
-CHOICES = [npeff.Dense(), npeff.Sparse(), npeff.Kernel()]
+SPACES = [DenseSpace, SparseSpace, KernelSpace]
+CHOICES = [npeff.DenseRows(), npeff.SparseRows(), npeff.KernelRows()]
 
 
 def meshes():
@@ -54,7 +54,7 @@ def test_the_three_questions(space, devices):
     np.testing.assert_allclose(rows.expand(rows.from_host(rows.to_host(g))), G, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("space", [DenseRows, SparseRows])
+@pytest.mark.parametrize("space", [DenseSpace, SparseSpace])
 def test_coordinates_and_back(space):
     rows = space.of(blocked(matrix()), meshes()[1])
     V = np.random.default_rng(2).normal(size=(3, 101)).astype(np.float32)
@@ -93,7 +93,7 @@ def test_every_row_space_and_device_count_has_the_same_losses(make):
             )
             assert type(choice).__name__ in found.settings["row_space"]
             runs[type(choice).__name__, mesh is None] = found
-    reference = runs["Dense", True]
+    reference = runs["DenseRows", True]
     for (name, alone), found in runs.items():
         np.testing.assert_allclose(
             found.history.loss, reference.history.loss, rtol=1e-5 if alone else 1e-4, err_msg=name
@@ -140,7 +140,7 @@ def test_collectives_carry_nothing_of_the_size_of_the_parameters(space):
     shapes = [s for line in re.findall(pattern, text) for s in re.findall(r"f32\[([\d,]*)\]", line)]
     assert shapes, "nothing crosses devices: this is not a sharded program"
     sizes = {tuple(int(d) for d in shape.split(",")) for shape in shapes}
-    n_rows = 184 if space is KernelRows else 180  # the kernel pads its rows to a multiple of the devices
+    n_rows = 184 if space is KernelSpace else 180  # the kernel pads its rows to a multiple of the devices
     assert sizes <= {(180, 5), (n_rows, 5), (5, 5), (23, 5)}, sizes
 
 
@@ -149,7 +149,7 @@ def test_sketched_kernel_reports_its_error_and_the_exact_loss():
     exact = npeff.decompose(problem.pefs, 4, progress=False)
     errors = []
     for size in (64, 1024):
-        found = npeff.decompose(problem.pefs, 4, rows=npeff.Kernel(sketch=size), progress=False)
+        found = npeff.decompose(problem.pefs, 4, rows=npeff.KernelRows(sketch=size), progress=False)
         G = np.stack([found.pseudo_fisher(j) for j in range(4)])
         loss = oracle_loss(problem.fishers, found.coefficients, G)
         assert found.settings["loss"] == pytest.approx(loss, rel=1e-3)
@@ -157,7 +157,7 @@ def test_sketched_kernel_reports_its_error_and_the_exact_loss():
     assert errors[1] < 0.5 * errors[0]
     assert loss < exact.history.loss[-1] * 1.1
     A = stack(problem.pefs).A
-    S = SketchedRows.of(A, meshes()[0], 1024)
+    S = SketchedSpace.of(A, meshes()[0], 1024)
     Q = (A.whole @ A.whole.T).toarray()
     assert S.error == pytest.approx(
         np.linalg.norm(np.asarray(S.S) @ np.asarray(S.S).T - Q) / np.linalg.norm(Q), rel=1e-3
@@ -206,7 +206,7 @@ def test_expansion_is_the_same_in_every_row_space(choice):
     G = np.stack([wider.pseudo_fisher(j) for j in range(5)])
     loss = oracle_loss(problem.fishers, wider.coefficients, G)
     assert wider.history.loss[-1] == pytest.approx(loss, rel=1e-4)
-    reference = npeff.expand(found, problem.pefs, 3, rows=npeff.Dense(), stopping=stopping, progress=False)
+    reference = npeff.expand(found, problem.pefs, 3, rows=npeff.DenseRows(), stopping=stopping, progress=False)
     # the kernel of [A; G_frozen] spans what the dense start may use: the same minimum
     np.testing.assert_allclose(wider.history.loss, reference.history.loss, rtol=1e-4)
 
@@ -214,8 +214,8 @@ def test_expansion_is_the_same_in_every_row_space(choice):
 def test_a_kernel_that_does_not_fit(monkeypatch):
     monkeypatch.setattr("npeff_jax.factorization._choose.memory_limit", lambda devices: 1e5)
     problem = planted(m=30, n=80)
-    with pytest.raises(ValueError, match=r"Kernel\(\) needs .* for 240 rows, but 100 kB are there; Dense\(\)"):
-        npeff.decompose(problem.pefs, 3, rows=npeff.Kernel(), progress=False)
+    with pytest.raises(ValueError, match=r"KernelRows\(\) needs .* for 240 rows, but 100 kB are there; DenseRows\(\)"):
+        npeff.decompose(problem.pefs, 3, rows=npeff.KernelRows(), progress=False)
 
 
 def test_nothing_fits(monkeypatch):
@@ -226,4 +226,4 @@ def test_nothing_fits(monkeypatch):
 
 def test_kernel_is_for_low_rank():
     with pytest.raises(ValueError, match="is for low-rank PEFs"):
-        npeff.decompose(planted_diagonal().pefs, 3, rows=npeff.Kernel(), progress=False)
+        npeff.decompose(planted_diagonal().pefs, 3, rows=npeff.KernelRows(), progress=False)

@@ -11,14 +11,14 @@ from jax.sharding import PartitionSpec as P
 
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
-from npeff_jax.factorization._settings import Products
+from npeff_jax.factorization._settings import ProductPrecision
 from npeff_jax.factorization.rows._blocks import BlockedRows
 from npeff_jax.factorization.rows._protocol import Inner, Vectors
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["A"], meta_fields=["mesh", "width"])
 @dataclasses.dataclass(frozen=True, eq=False)
-class DenseRows:
+class DenseSpace:
     """A (N, m'), its columns sharded over the mesh and padded to a multiple of it.
 
     Attributes:
@@ -32,7 +32,7 @@ class DenseRows:
     width: int
 
     @classmethod
-    def of(cls, A: BlockedRows, mesh: Mesh, products: Products = Products.FLOAT32) -> "DenseRows":
+    def of(cls, A: BlockedRows, mesh: Mesh, products: ProductPrecision = ProductPrecision.FLOAT32) -> "DenseSpace":
         N, width = A.shape
         dense = np.zeros((N, round_up(width, mesh.size)), np.float32)
         for first, block in A.read():

@@ -50,7 +50,7 @@ class Recover:
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["Q"], meta_fields=["mesh", "N", "recover"])
 @dataclasses.dataclass(frozen=True, eq=False)
-class KernelRows:
+class KernelSpace:
     """Q, its rows sharded over the mesh. Coordinates of a vector are its coefficients in the rows of [A; G_frozen].
 
     Attributes:
@@ -66,7 +66,7 @@ class KernelRows:
     recover: Recover
 
     @classmethod
-    def of(cls, A: BlockedRows, mesh: Mesh, dtype: str = "float32", frozen: np.ndarray | None = None) -> "KernelRows":
+    def of(cls, A: BlockedRows, mesh: Mesh, dtype: str = "float32", frozen: np.ndarray | None = None) -> "KernelSpace":
         """Accumulate Q from the rows, and from the frozen vectors (f, m') where there are some."""
         return cls(gram(A, mesh, frozen).astype(dtype), mesh, A.shape[0], Recover.of(A, frozen))
 
@@ -99,7 +99,7 @@ class KernelRows:
         if not np.array_equal(vectors, self.recover.frozen):
             raise ValueError(
                 "the kernel form cannot start from given pseudo-Fishers, which need not be combinations of the rows; "
-                "pass rows=Dense() or rows=Sparse(), or start from coefficients"
+                "pass rows=DenseRows() or rows=SparseRows(), or start from coefficients"
             )
         unit = np.zeros((len(vectors), self.Q.shape[0]), np.float32)
         unit[np.arange(len(vectors)), self.N + np.arange(len(vectors))] = 1.0

@@ -29,7 +29,7 @@ SAMPLE = 256
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["S"], meta_fields=["mesh", "N", "recover", "error"])
 @dataclasses.dataclass(frozen=True, eq=False)
-class SketchedRows:
+class SketchedSpace:
     """S (N, s), its columns sharded over the mesh. Coordinates of a vector are its coefficients in the rows.
 
     Attributes:
@@ -47,7 +47,7 @@ class SketchedRows:
     error: float
 
     @classmethod
-    def of(cls, A: BlockedRows, mesh: Mesh, size: int, seed: int = 0) -> "SketchedRows":
+    def of(cls, A: BlockedRows, mesh: Mesh, size: int, seed: int = 0) -> "SketchedSpace":
         """Sketch the rows to ``size`` columns, rounded up to a multiple of the mesh."""
         N, m = A.shape
         size = round_up(size, mesh.size)
@@ -84,7 +84,7 @@ class SketchedRows:
 
     def coordinates(self, vectors: np.ndarray) -> Vectors:
         raise ValueError(
-            "the sketched kernel cannot start from given pseudo-Fishers; use rows=Dense() or rows=Sparse()"
+            "the sketched kernel cannot start from given pseudo-Fishers; use rows=DenseRows() or rows=SparseRows()"
         )
 
     def to_host(self, vectors: Vectors) -> np.ndarray:

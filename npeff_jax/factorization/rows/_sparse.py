@@ -30,7 +30,7 @@ Csr = tuple[jax.Array, jax.Array, jax.Array]
     jax.tree_util.register_dataclass, data_fields=["by_row", "by_column"], meta_fields=["mesh", "N", "columns"]
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class SparseRows:
+class SparseSpace:
     """A (N, m') in blocks of columns, each once by row and once by column: products gather, and never scatter.
 
     Attributes:
@@ -48,7 +48,7 @@ class SparseRows:
     columns: "Columns"
 
     @classmethod
-    def of(cls, rows: BlockedRows, mesh: Mesh, n_vectors: int = 64) -> "SparseRows":
+    def of(cls, rows: BlockedRows, mesh: Mesh, n_vectors: int = 64) -> "SparseSpace":
         """Deal the columns of A to shards and blocks.
 
         Args:
