@@ -28,7 +28,9 @@ from npeff_jax.factorization import Iterate as Iterate
 from npeff_jax.factorization import KernelRows as KernelRows
 from npeff_jax.factorization import ModelRows as ModelRows
 from npeff_jax.factorization import Multiplicative as Multiplicative
+from npeff_jax.factorization import Problem as Problem
 from npeff_jax.factorization import ProductPrecision as ProductPrecision
+from npeff_jax.factorization import Solver as Solver
 from npeff_jax.factorization import SparseRows as SparseRows
 from npeff_jax.factorization import Stopping as Stopping
 from npeff_jax.factorization import decompose as decompose

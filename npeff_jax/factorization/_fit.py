@@ -141,7 +141,10 @@ def fixed_products(
 
 
 def check_same_origin(decomposition: Decomposition, pefs: Pefs) -> None:
-    """Raise unless ``pefs`` are of the decomposition's model and kind."""
+    """Raise unless ``pefs`` are of the decomposition's model and kind, in the same unit."""
+    if not isinstance(decomposition, Decomposition) or not isinstance(pefs, Pefs):
+        got = f"({type(decomposition).__name__}, {type(pefs).__name__})"
+        raise TypeError(f"got {got}; pass the decomposition first and the PEFs second")
     ours, theirs = decomposition.schema, pefs.schema
     if ours.kind is not theirs.kind:
         raise ValueError(
@@ -154,3 +157,9 @@ def check_same_origin(decomposition: Decomposition, pefs: Pefs) -> None:
             f"these PEFs are of a model with other {what} (fingerprint {theirs.model}, expected {ours.model}); "
             "compute them with the model that was decomposed"
         )
+    for name in ("normalization", "output"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ValueError(
+                f"these PEFs have another {name} ({getattr(theirs, name)!r}) than those that were decomposed "
+                f"({getattr(ours, name)!r}); their coefficients would be in another unit: compute them alike"
+            )

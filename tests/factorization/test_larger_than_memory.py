@@ -39,7 +39,7 @@ def small_blocks(monkeypatch):
     """Seven examples, a third of the columns, two components at a time, for a full planted problem."""
     values = planted(noise=0.5).pefs.values
     monkeypatch.setattr("npeff_jax.factorization._stack.BLOCK_BYTES", 7 * 32 * values.shape[1])
-    monkeypatch.setattr("npeff_jax.factorization.rows._blocks.GROUP_BYTES", 8 * np.count_nonzero(values) // 3)
+    monkeypatch.setattr("npeff_jax.factorization.row_spaces._blocks.GROUP_BYTES", 8 * np.count_nonzero(values) // 3)
     monkeypatch.setattr("npeff_jax.factorization._decomposition.BLOCK_BYTES", 4 * 40 * 2)
 
 

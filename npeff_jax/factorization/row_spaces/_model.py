@@ -18,7 +18,7 @@ from npeff_jax._checks import count_examples, slice_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._sharding import SHARDS, pad_rows, place, round_up, sharded
 from npeff_jax._types import Examples
-from npeff_jax.factorization.rows._kernel import KernelSpace, Recover
+from npeff_jax.factorization.row_spaces._kernel import KernelSpace, Recover
 from npeff_jax.models import Model
 
 

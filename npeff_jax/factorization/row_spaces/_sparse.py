@@ -1,0 +1,209 @@
+"""Sparse rows, sharded over parameters: what a step reduces over devices is N×r and r×r, whatever m' is."""
+
+import dataclasses
+import functools
+import heapq
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jax.experimental.sparse import BCSR
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
+
+from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
+from npeff_jax._types import RowProducts
+from npeff_jax.factorization.row_spaces._base import (
+    STEPS,
+    Cost,
+    Inner,
+    Leaf,
+    ProductPrecision,
+    RowChoice,
+    RowSpace,
+    Vectors,
+    matmul,
+    rates,
+)
+from npeff_jax.factorization.row_spaces._blocks import BlockedRows
+
+BLOCK_ENTRIES = 1 << 20
+"""Entries of r vectors that a block of columns spans, 4 MB. A product gathers from there at random: when it outgrows
+the cache, a CPU falls from 18 to 3 GF/s."""
+
+Csr = tuple[jax.Array, jax.Array, jax.Array]
+"""Values, indices and row pointers of all blocks, each with the blocks along its first axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseRows(RowChoice):
+    """Hold A in compressed blocks, its parameters sharded. Work and memory are proportional to the non-zeros."""
+
+    def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
+        m, nnz, sparse = A.shape[1], float(A.nnz), rates(mesh)[1]
+        vectors = 16.0 * n_components * m  # as for dense rows
+        return Cost(16 * nnz + vectors, STEPS * 4 * nnz * n_components / sparse)
+
+    def of(
+        self,
+        A: BlockedRows,
+        mesh: Mesh,
+        *,
+        n_components: int = 64,
+        products: ProductPrecision = ProductPrecision.FLOAT32,
+        frozen: np.ndarray | None = None,
+    ) -> "SparseSpace":
+        if products is not ProductPrecision.FLOAT32:
+            raise ValueError(
+                f"products={products.value} is for DenseRows() and KernelRows(); sparse ones are float32: choose other "
+                "rows, or ProductPrecision.FLOAT32"
+            )
+        (N, m), whole = A.shape, A.whole.tocsc()
+        n_blocks = mesh.size * max(1, round(m * n_components / mesh.size / BLOCK_ENTRIES))
+        dealt = deal(A.counts, n_blocks)
+        blocks = [whole[:, own[own >= 0]] for own in dealt.reshape(n_blocks, -1)]  # padding is at the end of a block
+        by_row = _pack([block.tocsr() for block in blocks], N)
+        by_column = _pack([block.T for block in blocks], len(dealt) // n_blocks)
+        spec = sharded(mesh, SHARDS)
+        return SparseSpace(_place(by_row, spec), _place(by_column, spec), mesh, N, Columns(dealt, m))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["by_row", "by_column"], meta_fields=["mesh", "N", "columns"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class SparseSpace(RowSpace):
+    """A (N, m') in blocks of columns, each once by row and once by column: products gather, and never scatter.
+
+    Attributes:
+        by_row: blocks of A, a `Csr`.
+        by_column: blocks of Aᵀ.
+        mesh: one axis, `SHARDS`, over the blocks.
+        N: rows.
+        columns: which column of A stands at each coordinate; None in compiled steps, which do not look at it.
+    """
+
+    by_row: Leaf
+    by_column: Leaf
+    mesh: Mesh
+    N: int
+    columns: "Columns | None"
+
+    @property
+    def n_rows(self) -> int:
+        return self.N
+
+    def inner(self, G: Vectors, D: Vectors) -> Inner:
+        @functools.partial(
+            jax.shard_map,
+            mesh=self.mesh,
+            in_specs=(P(SHARDS), P(None, SHARDS), P(None, SHARDS)),
+            out_specs=P(),
+            check_vma=False,
+        )
+        def on_shard(A: Csr, G: jax.Array, D: jax.Array) -> tuple:
+            blocks = D.T.reshape(A[0].shape[0], -1, D.shape[0])
+            AD = jnp.zeros((self.N, D.shape[0]), jnp.float32)
+            AD, _ = jax.lax.scan(lambda AD, x: (AD + _product(x[0], x[1], self.N), None), AD, (A, blocks))
+            return jax.lax.psum((AD, matmul(G, D.T), matmul(D, D.T)), SHARDS)
+
+        return on_shard(self.by_row, G, D)
+
+    def pull_back(self, M: RowProducts) -> Vectors:
+        @functools.partial(
+            jax.shard_map, mesh=self.mesh, in_specs=(P(SHARDS), P()), out_specs=P(None, SHARDS), check_vma=False
+        )
+        def on_shard(At: Csr, M: jax.Array) -> jax.Array:
+            blocks = jax.lax.map(lambda block: _product(block, M, At[2].shape[1] - 1), At)
+            return blocks.reshape(-1, M.shape[1]).T
+
+        return on_shard(self.by_column, M)
+
+    def expand(self, vectors: Vectors) -> np.ndarray:
+        dealt, width = self._columns
+        out = np.empty((vectors.shape[0], width), np.float32)
+        out[:, dealt[dealt >= 0]] = fetch(vectors)[:, dealt >= 0]
+        return out
+
+    def coordinates(self, vectors: np.ndarray) -> Vectors:
+        dealt, _ = self._columns
+        placed = np.where(dealt >= 0, vectors[:, dealt], 0).astype(np.float32)
+        return place(placed, sharded(self.mesh, None, SHARDS))
+
+    def on_device(self) -> "SparseSpace":
+        return dataclasses.replace(self, columns=None)
+
+    @property
+    def _columns(self) -> tuple[np.ndarray, int]:
+        if self.columns is None:
+            raise ValueError("this SparseSpace is one of a compiled step and has no columns; use that of the Problem")
+        return self.columns.dealt, self.columns.width
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Columns:
+    """The permutation of a deal.
+
+    Attributes:
+        dealt: the column of A at each coordinate, −1 for padding.
+        width: m'.
+    """
+
+    dealt: np.ndarray
+    width: int
+
+
+def _place(blocks: tuple[np.ndarray, np.ndarray, np.ndarray], spec: NamedSharding) -> Csr:
+    values, indices, pointers = blocks
+    return place(values, spec), place(indices, spec), place(pointers, spec)
+
+
+def _product(block: Csr, x: jax.Array, n_rows: int) -> jax.Array:
+    """One block times a dense matrix. Inside ``jit`` on a CPU, a compiled kernel (outside, ten times slower)."""
+    return BCSR(block, shape=(n_rows, x.shape[0])) @ x
+
+
+def _pack(blocks: list[scipy.sparse.csr_array], n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compressed blocks of ``n_rows`` rows as arrays of equal length, padded with zeros that belong to the last row."""
+    length = max(block.nnz for block in blocks)
+    data, indices = np.zeros((len(blocks), length), np.float32), np.zeros((len(blocks), length), np.int32)
+    pointers = np.full((len(blocks), n_rows + 1), length, np.int32)
+    for k, block in enumerate(blocks):
+        data[k, : block.nnz], indices[k, : block.nnz] = block.data, block.indices
+        pointers[k, : block.shape[0]] = block.indptr[:-1]
+        pointers[k, block.shape[0] : n_rows] = block.nnz
+    return data, indices, pointers
+
+
+GREEDY_ROUNDS = 10_000
+"""Rounds dealt by load, one column to each block. Later columns are light and follow a snake, which needs no loop."""
+
+
+def deal(counts: Int[np.ndarray, "m_kept"], n_blocks: int) -> Int[np.ndarray, "size"]:
+    """A permutation of the columns, padded with −1 to a multiple of ``n_blocks``, cut evenly into the blocks.
+
+    Columns go out heaviest first, in rounds of one a block: the heaviest of a round to the block that has least.
+
+    Args:
+        counts: non-zeros of each column.
+        n_blocks: how many equal parts.
+    """
+    width = round_up(max(len(counts), 1), n_blocks) // n_blocks
+    order = np.full(width * n_blocks, -1)
+    order[: len(counts)] = np.argsort(-counts, kind="stable")
+    rounds = order.reshape(width, n_blocks)
+    weights = np.where(rounds >= 0, counts[rounds], 0) if len(counts) else np.zeros_like(rounds)
+    dealt = rounds.copy()
+    dealt[1::2] = dealt[1::2, ::-1]
+    load = [(0, block) for block in range(n_blocks)]
+    for k in range(min(width, GREEDY_ROUNDS)):
+        following = []
+        for position in range(n_blocks):
+            weight, block = heapq.heappop(load)
+            dealt[k, block] = rounds[k, position]
+            following.append((weight + int(weights[k, position]), block))
+        load = following
+        heapq.heapify(load)
+    return dealt.T.reshape(-1)
