@@ -1,4 +1,4 @@
-"""Non-negative least squares, many at once, that share one r×r Gram matrix P: min_v≥0 v P vᵀ − 2 v·b a row.
+"""Non-negative least squares, many at once, that share one r×r Gram matrix P: min_v≥0 v P vᵀ − 2 v·b per row.
 
 HALS is coordinate descent: one column after the other, each exact given the rest. W of both flavours, H of D-NPEFF and
 coefficient fitting are all this problem.
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from npeff_jax._sharding import round_up
 from npeff_jax._types import ComponentGram
-from npeff_jax.factorization._compile import jit
+from npeff_jax.factorization._compile import full_precision, jit
 
 Rows = Float[Array, "rows r"]
 
@@ -22,8 +22,9 @@ product for the next columns is done for a block at once, at the speed of a matr
 matrix-vector products."""
 
 
+@full_precision
 def hals_sweep(V: Rows, b: Rows, P: ComponentGram) -> Rows:
-    """One pass of exact coordinate updates over the columns of V, in order.
+    """Return V after one pass of exact coordinate updates over the columns of V, in order.
 
     A column whose Gram entry is zero has no say in the loss; it becomes zero.
     """
@@ -56,14 +57,16 @@ def hals_sweep(V: Rows, b: Rows, P: ComponentGram) -> Rows:
     return Vt[:r].T
 
 
+@full_precision
 def multiplicative(V: Rows, b: Rows, P: ComponentGram, epsilon: float) -> Rows:
-    """V ∘ b / (V P): the update of Lee & Seung. A denominator of zero is replaced by ``epsilon``."""
+    """Return V ∘ b / (V P), the update of Lee & Seung. A denominator of zero is replaced by ``epsilon``."""
     denominator = V @ P
     return V * (b / jnp.where(denominator == 0, epsilon, denominator))
 
 
+@full_precision
 def kkt_residual(V: Rows, b: Rows, P: ComponentGram) -> Float[Array, "rows"]:
-    """How far each row is from optimal: the largest move that one exact coordinate update would make.
+    """Return how far each row is from optimal: the largest move that one exact coordinate update would make.
 
     max_j |v_j − max(0, v_j − (v P − b)_j / P_jj)| over max_j |b_j / P_jj|, the size of the answer to one component
     alone; 0 at the solution, without unit.
@@ -79,7 +82,7 @@ def kkt_residual(V: Rows, b: Rows, P: ComponentGram) -> Float[Array, "rows"]:
 def solve_nonnegative(
     V: Rows, b: Rows, P: ComponentGram, tolerance: Float[Array, ""] | float, max_sweeps: int
 ) -> tuple[Rows, Float[Array, "rows"]]:
-    """HALS sweeps until every row's `kkt_residual` is at most ``tolerance``, or ``max_sweeps``.
+    """Run HALS sweeps until every row's `kkt_residual` is at most ``tolerance``, or ``max_sweeps``.
 
     Returns:
         The solution and its residuals.
