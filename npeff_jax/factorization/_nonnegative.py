@@ -5,6 +5,7 @@ coefficient fitting are all this problem.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def hals_sweep(V: Rows, b: Rows, P: ComponentGram) -> Rows:
     bt = jnp.pad(b.T, ((0, pad), (0, 0))).reshape(-1, width, rows)
     P = jnp.pad(P, ((0, pad), (0, pad)))
 
-    def update_block(k: jax.Array, Vt: jax.Array) -> jax.Array:
+    def update_block(k: Any, Vt: jax.Array) -> jax.Array:
         start = k * width
         P_block = jax.lax.dynamic_slice_in_dim(P, start, width)
         own = jax.lax.dynamic_slice_in_dim(P_block, start, width, axis=1)
@@ -44,7 +45,7 @@ def hals_sweep(V: Rows, b: Rows, P: ComponentGram) -> Rows:
         rest = bt[k] - P_block @ Vt + own @ old  # b minus what the other blocks explain
         new = old
 
-        def update(j: jax.Array, new: jax.Array) -> jax.Array:
+        def update(j: Any, new: jax.Array) -> jax.Array:
             diagonal = own[j, j]
             # zero P_jj means a zero component; dividing by 1 instead keeps the others finite
             step = (rest[j] - own[j] @ new + diagonal * new[j]) / jnp.where(diagonal > 0, diagonal, 1.0)
@@ -72,8 +73,8 @@ def kkt_residual(V: Rows, b: Rows, P: ComponentGram) -> Float[Array, "rows"]:
     alone; 0 at the solution, without unit.
     """
     diagonal = jnp.diagonal(P)
-    safe = jnp.where(diagonal > 0, diagonal, 1.0)
-    move = jnp.where(diagonal > 0, V - jnp.maximum(V - (V @ P - b) / safe, 0.0), V)
+    safe = jnp.where(diagonal > 0, diagonal, 1.0)[None]
+    move = jnp.where(diagonal[None] > 0, V - jnp.maximum(V - (V @ P - b) / safe, 0.0), V)
     scale = jnp.max(jnp.abs(b) / safe, axis=1)
     return jnp.max(jnp.abs(move), axis=1) / jnp.where(scale > 0, scale, 1.0)
 
@@ -88,7 +89,7 @@ def solve_nonnegative(
         The solution and its residuals.
     """
 
-    def unfinished(carry: tuple) -> jax.Array:
+    def unfinished(carry: tuple) -> Any:
         sweep, _, residual = carry
         return (sweep < max_sweeps) & jnp.any(residual > tolerance)
 

@@ -12,7 +12,7 @@ from npeff_jax.tasks import planted, planted_diagonal
 SHORT = {"stopping": npeff.Stopping(max_steps=12), "progress": False}
 ROWS = {"low_rank": (npeff.DenseRows(), npeff.SparseRows(), npeff.KernelRows()), "diagonal": (npeff.SparseRows(),)}
 
-enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 SWITCHES = {
     "x64": lambda: enable_x64(True),
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),

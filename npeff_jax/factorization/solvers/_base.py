@@ -9,6 +9,7 @@ import abc
 import dataclasses
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -176,7 +177,7 @@ class Solver(abc.ABC):
             full = np.asarray(given.pseudo_fishers, np.float32)
             G = rows.coordinates(full[:, problem.origin.parameter_indices])
         if f:
-            G = jnp.concatenate([problem.frozen, G[-(n_components - f) :]])
+            G = jnp.concatenate([problem.frozen, jax.lax.slice_in_dim(G, len(G) - (n_components - f), None)])
         W = replicate(np.asarray(W, np.float32), rows.mesh)
         return Factors(W, G, replicate(np.zeros((), np.int32), rows.mesh))
 
