@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from npeff_jax._checks import check_in_range, choose_examples, count_examples, slice_examples
+from npeff_jax._checks import check_in_range
+from npeff_jax._examples import choose_examples, count_examples, slice_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import Components, Examples, PyTree
 from npeff_jax.evaluation._edits import TopExamples, diagonal_edits, low_rank_edits, random_edits

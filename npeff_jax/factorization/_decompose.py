@@ -179,9 +179,9 @@ def identity_of(problem: Problem, r: int, settings: dict[str, Any], stopping: St
     schema = origin.schema
     same = {"n_components": r, "n_frozen": problem.n_frozen} | settings
     same |= {name: value for name, value in origin.notes.items() if name != "row_space"}
-    same |= {"row_space": type(problem.rows).__name__, "window": stopping.window, "kind": schema.kind.value}
-    names = ("model", "examples", "normalization", "representation", "output", "keep", "dtype", "n_examples")
-    same |= {name: getattr(schema, name) for name in names}
+    same |= {"row_space": type(problem.rows).__name__, "window": stopping.window}
+    # not the probe of the function, which devices may round otherwise: what it computed is in the rows
+    same |= {name: value for name, value in schema.identity.items() if name not in ("function", "layout")}
     energy, place = origin.energy.astype(np.float64), np.linspace(0, 1, len(origin.energy))
     own = [origin.squared_norm, energy.sum(), energy @ place, energy @ np.cos(7 * place) ** 2]
     return same | {"rows": [float(x) for x in own], "parameters": len(origin.parameter_indices)}

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from npeff_jax._html import facts_html, histogram_html
+from npeff_jax._identity import check_same
 from npeff_jax._types import RowArray
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._nonnegative import solve_nonnegative
@@ -151,21 +152,5 @@ def check_same_origin(decomposition: Any, pefs: Any) -> None:
     if not isinstance(decomposition, Decomposition) or not isinstance(pefs, Pefs):
         got = f"({type(decomposition).__name__}, {type(pefs).__name__})"
         raise TypeError(f"got {got}; pass the decomposition first and the PEFs second")
-    ours, theirs = decomposition.schema, pefs.schema
-    if ours.kind is not theirs.kind:
-        raise ValueError(
-            f"the decomposition is of {ours.kind.value} PEFs, these are {theirs.kind.value}; "
-            "compute PEFs with the representation of the decomposition"
-        )
-    if ours.model != theirs.model or ours.layout != theirs.layout:
-        what = "parameters" if ours.model != theirs.model else "mask or parameter shapes"
-        raise ValueError(
-            f"these PEFs are of a model with other {what} (fingerprint {theirs.model}, expected {ours.model}); "
-            "compute them with the model that was decomposed"
-        )
-    for name in ("normalization", "output"):
-        if getattr(ours, name) != getattr(theirs, name):
-            raise ValueError(
-                f"these PEFs have another {name} ({getattr(theirs, name)!r}) than those that were decomposed "
-                f"({getattr(ours, name)!r}); their coefficients would be in another unit: compute them alike"
-            )
+    remedy = "compute these PEFs with the model and the settings of those that were decomposed"
+    check_same("the decomposition", decomposition.schema.identity, "these PEFs", pefs.schema.identity, remedy=remedy)

@@ -11,8 +11,9 @@ import scipy.sparse
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from npeff_jax._checks import slice_examples
-from npeff_jax._parameters import Parameter, ParameterLayout, fingerprint
+from npeff_jax._examples import examples_digest, first_example
+from npeff_jax._identity import describe, tree_digest
+from npeff_jax._parameters import Parameter, ParameterLayout
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import factorization_mesh, fetch, replicate
 from npeff_jax._types import Coefficients, ComponentGram, RowArray, RowProducts
@@ -207,7 +208,7 @@ class Problem:
         energy = np.asarray(matrix.multiply(matrix).sum(axis=1, dtype=np.float64)).reshape(-1)
         norms = squared_norms(matrix, n_rows) if kind is Kind.LOW_RANK else np.bincount(owner, energy, n)
         layout = ParameterLayout((Parameter("columns", (matrix.shape[1],), 0),))
-        digest = fingerprint({"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr})
+        digest = tree_digest({"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr})
         schema = Schema(
             kind, {"name": "Rows"}, "none", digest, digest, layout, n, 0, int(n_rows.max()) * matrix.shape[1]
         )
@@ -340,13 +341,15 @@ def _of_model(source: ModelRows, mesh: Mesh | None, progress: Progress) -> Probl
         representation={"name": "ModelRows"},
         normalization="before",
         model=model.fingerprint,
-        examples=fingerprint(slice_examples(source.examples, slice(0, n))),
+        examples=examples_digest(source.examples),
+        constants=model.constants_digest,
+        function=model.probe(first_example(source.examples)),
+        output=describe(model.output),
         layout=model.space.layout,
         n_examples=n,
         n_classes=source.n_classes,
         keep=c * model.space.size,
         precision=source.precision,
-        output=describe(model.output),
     )
     notes = {"row_space": "the model itself: exact kernel by backward passes", "lost_energy": 0.0}
     owner, energy = np.repeat(np.arange(n), c), fetch(jnp.diagonal(rows.Q))[: n * c]

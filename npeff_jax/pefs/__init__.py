@@ -2,7 +2,6 @@
 
 from npeff_jax.pefs._batch import BatchRows as BatchRows
 from npeff_jax.pefs._cotangents import scaled_cotangents as scaled_cotangents
-from npeff_jax.pefs._digest import examples_digest as examples_digest
 from npeff_jax.pefs._driver import DType as DType
 from npeff_jax.pefs._driver import OnExisting as OnExisting
 from npeff_jax.pefs._driver import OnFailure as OnFailure
