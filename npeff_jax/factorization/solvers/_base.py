@@ -102,7 +102,7 @@ class Solver(abc.ABC):
 
     def __post_init__(self) -> None:
         """Turn NumPy scalars among the settings into Python's: a result is recorded as JSON."""
-        for name, value in vars(self).items():
+        for name, value in list(vars(self).items()):
             if isinstance(value, np.generic):
                 object.__setattr__(self, name, value.item())
 
