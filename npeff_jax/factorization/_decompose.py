@@ -11,13 +11,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from npeff_jax._identity import describe
 from npeff_jax._progress import Progress
 from npeff_jax.factorization._checkpoints import Checkpoints, CheckpointStore
 from npeff_jax.factorization._decomposition import Decomposition, finished, load_decomposition
 from npeff_jax.factorization._driver import Callback, iterate
 from npeff_jax.factorization._finish import finish
 from npeff_jax.factorization._fit import fit_coefficients
-from npeff_jax.factorization._problem import Problem, describe, of_stack
+from npeff_jax.factorization._problem import Problem, of_stack
 from npeff_jax.factorization._run import Stopping
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization.row_spaces import ModelRows, ProductPrecision, RowChoice, bytes_of, check_rows, host_memory

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from npeff_jax._progress import Progress, progress_bar
-from npeff_jax._sharding import fetch, replicate
+from npeff_jax._sharding import fetch, place, replicate
 from npeff_jax.factorization._checkpoints import CheckpointStore, Saved
 from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization._decomposition import History
@@ -191,8 +191,8 @@ class _Driver:
                     f"the checkpoints hold a state of {type(self.solver).__name__} with arrays of other shapes; resume "
                     "with as many devices as the run began with"
                 )
-            placed = [jax.device_put(old, leaf.sharding) for old, leaf in zip(saved.state, leaves, strict=True)]
-            best = tree.unflatten(placed)
+            placed = [place(old, leaf.sharding) for old, leaf in zip(saved.state, leaves, strict=True)]
+            best = jax.tree.unflatten(tree, placed)
         trials, since = saved.counters.tolist()
         return Run(best, saved.visited, trials, since, saved.losses.tolist(), saved.seconds.tolist())
 

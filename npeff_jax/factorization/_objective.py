@@ -23,7 +23,8 @@ def members_of(owner: Int[np.ndarray, "N"], n: int) -> tuple[Int[np.ndarray, "_ 
     Examples may have very different numbers of rows. Where padding all to the largest would more than double the work,
     rows are first summed in pieces of equal width, then pieces. No table where every example has exactly one row.
     """
-    group, tables = np.asarray(owner), []
+    group = np.asarray(owner)
+    tables: list[np.ndarray] = []
     while True:
         counts = np.bincount(group, minlength=n)
         if len(group) == n and (counts == 1).all():

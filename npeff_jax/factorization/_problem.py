@@ -2,26 +2,22 @@
 
 import dataclasses
 import functools
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from npeff_jax._examples import examples_digest, first_example
-from npeff_jax._identity import describe, tree_digest
-from npeff_jax._parameters import Parameter, ParameterLayout
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import factorization_mesh, fetch, replicate
-from npeff_jax._types import Coefficients, ComponentGram, RowArray, RowProducts
+from npeff_jax._types import Coefficients, ComponentGram, RowProducts
 from npeff_jax.factorization._compile import jit
-from npeff_jax.factorization._objective import Members, loss_terms, members_of, squared_norms, sum_over_rows
-from npeff_jax.factorization._stack import Stack, stack
+from npeff_jax.factorization._objective import Members, loss_terms, members_of, sum_over_rows
+from npeff_jax.factorization._origin import SKETCHED, Components, Origin, schema_of_model
+from npeff_jax.factorization._stack import Stack, stack, stack_rows
 from npeff_jax.factorization.row_spaces import (
-    BlockedRows,
     ModelRows,
     ProductPrecision,
     RowChoice,
@@ -33,44 +29,6 @@ from npeff_jax.factorization.row_spaces import (
     matmul,
 )
 from npeff_jax.pefs import Kind, Pefs, Schema
-
-SKETCHED = "of the sketched problem"
-"""What ``settings["history"]`` says where the losses on the way are not those of the rows themselves."""
-
-
-@runtime_checkable
-class Components(Protocol):
-    """Given components, such as a `Decomposition`."""
-
-    @property
-    def pseudo_fishers(self) -> RowArray: ...
-    @property
-    def parameter_indices(self) -> np.ndarray: ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Origin:
-    """What a result must know about its problem, on the host.
-
-    Attributes:
-        schema: of the PEFs.
-        parameter_indices: (m',).
-        squared_norm: ‖F‖², in float64.
-        owner: (N,), the example of each row.
-        energy: (N,), ‖a‖² of each row.
-        frozen: (f, m'), the protected vectors, to the bit.
-        exact: whether products of the row space are those of the rows.
-        notes: for the result's settings.
-    """
-
-    schema: Schema
-    parameter_indices: Int[np.ndarray, "m_kept"]
-    squared_norm: float
-    owner: Int[np.ndarray, "N"]
-    energy: Float[np.ndarray, "N"]
-    frozen: Float[np.ndarray, "f m_kept"]
-    exact: bool
-    notes: dict[str, Any]
 
 
 @functools.partial(
@@ -190,31 +148,7 @@ class Problem:
         Raises:
             ValueError: another shape or order, values that are not finite, or, diagonal, more than one row per example.
         """
-        matrix = scipy.sparse.csr_array(A, dtype=np.float32)
-        matrix.eliminate_zeros()
-        owner = np.asarray(owner)
-        if owner.shape != matrix.shape[:1] or not np.issubdtype(owner.dtype, np.integer):
-            raise ValueError(
-                f"owner has shape {owner.shape} and type {owner.dtype}; expected {matrix.shape[:1]} integers"
-            )
-        if owner.size == 0 or (np.diff(owner) < 0).any() or owner[0] < 0:
-            raise ValueError("owner must be the example of each row, from 0 and ascending; sort the rows by example")
-        if not np.isfinite(matrix.data).all():
-            raise ValueError("A has values that are not finite; clean or drop their rows")
-        n = int(owner[-1]) + 1
-        n_rows = np.bincount(owner, minlength=n)
-        if kind is Kind.DIAGONAL and n_rows.max() > 1:
-            raise ValueError(f"example {int(n_rows.argmax())} has {n_rows.max()} rows; a diagonal Fisher is one row")
-        energy = np.asarray(matrix.multiply(matrix).sum(axis=1, dtype=np.float64)).reshape(-1)
-        norms = squared_norms(matrix, n_rows) if kind is Kind.LOW_RANK else np.bincount(owner, energy, n)
-        layout = ParameterLayout((Parameter("columns", (matrix.shape[1],), 0),))
-        digest = tree_digest({"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr})
-        schema = Schema(
-            kind, {"name": "Rows"}, "none", digest, digest, layout, n, 0, int(n_rows.max()) * matrix.shape[1]
-        )
-        stacked = Stack(
-            BlockedRows.of(matrix), owner, energy.astype(np.float32), n, np.arange(matrix.shape[1]), norms, 0.0
-        )
+        stacked, schema = stack_rows(A, owner, kind)
         return of_stack(stacked, schema, rows, n_components, mesh, products, None)
 
     @property
@@ -330,31 +264,17 @@ def of_stack(
 
 
 def _of_model(source: ModelRows, mesh: Mesh | None, progress: Progress) -> Problem:
-    """The exact kernel of a model, without sparsification."""
-    model, n, c = source.model, source.n_examples, source.rows_per_example
+    """Make the problem of the exact kernel of a model, without sparsification."""
+    n, c = source.n_examples, source.rows_per_example
     rows, norms = kernel_of_model(source, factorization_mesh(mesh), progress)
     if not np.isfinite(norms).all():
         bad = int(np.flatnonzero(~np.isfinite(norms))[0])
         raise ValueError(f"the Fisher of example {bad} is not finite; clean or drop it")
-    schema = Schema(
-        kind=Kind.LOW_RANK,
-        representation={"name": "ModelRows"},
-        normalization="before",
-        model=model.fingerprint,
-        examples=examples_digest(source.examples),
-        constants=model.constants_digest,
-        function=model.probe(first_example(source.examples)),
-        output=describe(model.output),
-        layout=model.space.layout,
-        n_examples=n,
-        n_classes=source.n_classes,
-        keep=c * model.space.size,
-        precision=source.precision,
-    )
     notes = {"row_space": "the model itself: exact kernel by backward passes", "lost_energy": 0.0}
     owner, energy = np.repeat(np.arange(n), c), fetch(jnp.diagonal(rows.Q))[: n * c]
-    columns = np.arange(model.space.size)
-    return _problem(rows, owner, energy, n, float((norms > 0).sum()), schema, columns, notes, None, exact=True)
+    columns = np.arange(source.model.space.size)
+    squared_norm = float((norms > 0).sum())
+    return _problem(rows, owner, energy, n, squared_norm, schema_of_model(source), columns, notes, None, exact=True)
 
 
 def _problem(
@@ -384,16 +304,3 @@ def _problem(
         origin=Origin(schema, columns, squared_norm, owner, energy, host, exact, notes),
         frozen=None if frozen is None else rows.coordinates(frozen),
     )
-
-
-def describe(choice: Any) -> dict[str, Any]:
-    """Return a frozen choice as JSON: its fields, and its name under ``"name"``."""
-    fields = dataclasses.fields(choice) if dataclasses.is_dataclass(choice) else ()
-    return {"name": type(choice).__name__} | {f.name: plain(getattr(choice, f.name)) for f in fields}
-
-
-def plain(value: Any) -> Any:
-    """Return a setting as JSON has it: NumPy's scalars as Python's, what JSON has not by its ``repr``."""
-    if isinstance(value, np.generic | jax.Array) and np.ndim(value) == 0:
-        return value.item()
-    return value if isinstance(value, bool | int | float | str | None) else repr(value)

@@ -3,14 +3,17 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
 
+from npeff_jax._identity import tree_digest
+from npeff_jax._parameters import Parameter, ParameterLayout
 from npeff_jax.factorization._objective import squared_norms
 from npeff_jax.factorization.row_spaces import BlockedRows
-from npeff_jax.pefs import Kind, Pefs
+from npeff_jax.pefs import Kind, Pefs, Schema
 
 BLOCK_BYTES = 1 << 30
 """Size of a block of examples in memory. PEFs that are larger are read again at every pass over them."""
@@ -112,6 +115,37 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
         lost_energy=max(0.0, 1 - kept_trace / trace) if trace > 0 else 0.0,
         failed=pefs.failed,
     )
+
+
+def stack_rows(A: Any, owner: Any, kind: Kind) -> tuple[Stack, Schema]:
+    """Stack rows that are at hand; the arguments are those of `Problem.from_rows`.
+
+    Returns:
+        The rows, and a schema whose one parameter is named "columns".
+
+    Raises:
+        ValueError: as for `Problem.from_rows`.
+    """
+    matrix = scipy.sparse.csr_array(A, dtype=np.float32)
+    matrix.eliminate_zeros()
+    owner, (N, m) = np.asarray(owner), matrix.shape
+    if owner.shape != (N,) or not np.issubdtype(owner.dtype, np.integer):
+        raise ValueError(f"owner has shape {owner.shape} and type {owner.dtype}; expected {N} integers")
+    if N == 0 or (np.diff(owner) < 0).any() or owner[0] < 0:
+        raise ValueError("owner must be the example of each row, from 0 and ascending; sort the rows by example")
+    if not np.isfinite(matrix.data).all():
+        raise ValueError("A has values that are not finite; clean or drop their rows")
+    n = int(owner[-1]) + 1
+    n_rows = np.bincount(owner, minlength=n)
+    if kind is Kind.DIAGONAL and n_rows.max() > 1:
+        raise ValueError(f"example {int(n_rows.argmax())} has {n_rows.max()} rows; a diagonal Fisher is one row")
+    energy = _squares(matrix)
+    norms = squared_norms(matrix, n_rows) if kind is Kind.LOW_RANK else np.bincount(owner, energy, n)
+    digest = tree_digest({"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "owner": owner})
+    layout = ParameterLayout((Parameter("columns", (m,), 0),))
+    schema = Schema(kind, {"name": "Rows"}, "none", digest, digest, layout, n, 0, int(n_rows.max()) * m)
+    rows = BlockedRows.of(matrix)
+    return Stack(rows, owner, energy.astype(np.float32), n, np.arange(m), norms, 0.0), schema
 
 
 class _Blocks:

@@ -81,5 +81,5 @@ def test_fit_of_another_model():
     found = npeff.decompose(planted().pefs, 3, progress=False)
     with pytest.raises(ValueError, match="parameter values"):
         npeff.fit_coefficients(found, pefs_of_rows(np.ones((2, 3, 40)), model="another"))
-    with pytest.raises(ValueError, match="kind of PEFs.*low_rank and diagonal|kind of PEFs.*diagonal and low_rank"):
+    with pytest.raises(ValueError, match=r"kind of PEFs.*low_rank and diagonal|kind of PEFs.*diagonal and low_rank"):
         npeff.fit_coefficients(found, planted_diagonal().pefs)

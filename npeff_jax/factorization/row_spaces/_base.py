@@ -173,6 +173,6 @@ class RowChoice(abc.ABC):
 
 def name_of(choice: RowChoice) -> str:
     """Return a choice as it is written, without defaults: ``KernelRows(sketch=64)``."""
-    fields = dataclasses.fields(choice) if dataclasses.is_dataclass(choice) else ()
+    fields = getattr(choice, "__dataclass_fields__", {}).values()
     given = [f"{f.name}={getattr(choice, f.name)!r}" for f in fields if getattr(choice, f.name) != f.default]
     return f"{type(choice).__name__}({', '.join(given)})"

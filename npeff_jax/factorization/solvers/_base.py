@@ -102,10 +102,9 @@ class Solver(abc.ABC):
 
     def __post_init__(self) -> None:
         """Turn NumPy scalars among the settings into Python's: a result is recorded as JSON."""
-        for field in dataclasses.fields(self) if dataclasses.is_dataclass(self) else ():
-            value = getattr(self, field.name)
+        for name, value in list(vars(self).items()):
             if isinstance(value, np.generic):
-                object.__setattr__(self, field.name, value.item())
+                object.__setattr__(self, name, value.item())
 
     @property
     def supports(self) -> tuple[str, ...]:

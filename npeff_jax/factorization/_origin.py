@@ -1,0 +1,71 @@
+"""What a result must know about its problem: where the rows came from, as JSON where it is recorded."""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from npeff_jax._examples import examples_digest, first_example
+from npeff_jax._identity import describe
+from npeff_jax._types import RowArray
+from npeff_jax.factorization.row_spaces import ModelRows
+from npeff_jax.pefs import Kind, Schema
+
+SKETCHED = "of the sketched problem"
+"""What ``settings["history"]`` says where the losses on the way are not those of the rows themselves."""
+
+
+@runtime_checkable
+class Components(Protocol):
+    """Given components, such as a `Decomposition`."""
+
+    @property
+    def pseudo_fishers(self) -> RowArray: ...
+    @property
+    def parameter_indices(self) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origin:
+    """What a result must know about its problem, on the host.
+
+    Attributes:
+        schema: of the PEFs.
+        parameter_indices: (m',).
+        squared_norm: ‖F‖², in float64.
+        owner: (N,), the example of each row.
+        energy: (N,), ‖a‖² of each row.
+        frozen: (f, m'), the protected vectors, to the bit.
+        exact: whether products of the row space are those of the rows.
+        notes: for the result's settings.
+    """
+
+    schema: Schema
+    parameter_indices: Int[np.ndarray, "m_kept"]
+    squared_norm: float
+    owner: Int[np.ndarray, "N"]
+    energy: Float[np.ndarray, "N"]
+    frozen: Float[np.ndarray, "f m_kept"]
+    exact: bool
+    notes: dict[str, Any]
+
+
+def schema_of_model(source: ModelRows) -> Schema:
+    """Return the schema that PEFs of the rows of a model would have."""
+    model = source.model
+    return Schema(
+        kind=Kind.LOW_RANK,
+        representation={"name": "ModelRows"},
+        normalization="before",
+        model=model.fingerprint,
+        examples=examples_digest(source.examples),
+        constants=model.constants_digest,
+        function=model.probe(first_example(source.examples)),
+        layout=model.space.layout,
+        n_examples=source.n_examples,
+        n_classes=source.n_classes,
+        keep=source.rows_per_example * model.space.size,
+        precision=source.precision,
+        output=describe(model.output),
+    )
