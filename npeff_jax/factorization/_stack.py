@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from npeff_jax.factorization._objective import squared_norms
 from npeff_jax.factorization.rows import BlockedRows
+from npeff_jax.factorization.rows._blocks import over
 from npeff_jax.pefs import Kind, Pefs
 
 BLOCK_BYTES = 1 << 30
@@ -79,7 +80,7 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
 
     filled, energy, trace, kept_trace = [], [], 0.0, 0.0
     for _, block in blocks:
-        kept = _over(block, position, len(parameter_indices))
+        kept = over(block, position, len(parameter_indices))
         filled.append(np.diff(kept.indptr) > 0)
         energy.append(_squares(kept)[filled[-1]])
         trace += float(np.sum(_squares(block)) if low_rank else np.sum(block.data, dtype=np.float64))
@@ -88,7 +89,7 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
     def read() -> Iterator[tuple[int, scipy.sparse.csr_array]]:
         first = 0
         for keep, (_, block) in zip(filled, blocks, strict=True):
-            rows = _over(block, position, len(parameter_indices))
+            rows = over(block, position, len(parameter_indices))
             rows = rows if keep.all() else rows[keep]
             yield first, rows
             first += rows.shape[0]
@@ -124,14 +125,6 @@ class _Blocks:
     @functools.cached_property
     def _whole(self) -> scipy.sparse.csr_array:
         return self._pefs.to_scipy()
-
-
-def _over(block: scipy.sparse.csr_array, position: Int[np.ndarray, "m"], width: int) -> scipy.sparse.csr_array:
-    """The entries of the parameters that have a position."""
-    column = position[block.indices]
-    kept = column >= 0
-    pointers = np.concatenate([[0], np.cumsum(kept)])[block.indptr]
-    return scipy.sparse.csr_array((block.data[kept], column[kept], pointers), shape=(block.shape[0], width))
 
 
 def _squares(block: scipy.sparse.csr_array) -> Float[np.ndarray, "rows"]:

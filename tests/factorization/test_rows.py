@@ -16,7 +16,6 @@ from npeff_jax.factorization import _lrm
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization.rows import BlockedRows, DenseRows, KernelRows, SketchedRows, SparseRows
 from npeff_jax.factorization.rows._deal import deal
-from npeff_jax.factorization.rows._gram import gram
 from npeff_jax.tasks import planted, planted_diagonal
 
 SPACES = [DenseRows, SparseRows, KernelRows]
@@ -59,16 +58,6 @@ def test_coordinates_and_back(space):
     rows = space.of(blocked(matrix()), meshes()[1])
     V = np.random.default_rng(2).normal(size=(3, 101)).astype(np.float32)
     np.testing.assert_array_equal(rows.expand(rows.coordinates(V)), V)
-
-
-def test_gram_takes_both_ways_to_the_same_kernel(monkeypatch):
-    A = matrix(N=30, m=400)
-    for fill in (0.0, 1.0):
-        monkeypatch.setattr("npeff_jax.factorization.rows._gram.DENSE", fill)
-        monkeypatch.setattr("npeff_jax.factorization.rows._gram.TILE_BYTES", 4 * 32 * 64)  # several blocks
-        Q = np.asarray(gram(blocked(A), meshes()[1]))
-        np.testing.assert_allclose(Q[:30, :30], A @ A.T, rtol=1e-4, atol=1e-4)
-        assert not Q[30:].any()
 
 
 @pytest.mark.parametrize("n_blocks", [1, 3, 8])
