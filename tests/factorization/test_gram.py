@@ -104,15 +104,15 @@ def test_any_mesh_with_frozen_vectors(sizes, monkeypatch, devices, full_from):
 def test_tiles_on_devices(sizes, monkeypatch, fill):
     """What accelerators do, on a mesh of CPU devices."""
     mesh, A = factorization_mesh(npeff.make_mesh()), rows_of(fill, 50, 333)
-    add = module._OnDevices(56, mesh)
+    on_devices = module._OnDevices(56, mesh)
     group = scipy.sparse.csr_array(A)
-    for tile in module._tiles(group, 200, add.width):
-        add(tile)
+    for tile in module._tiles(group, 200, on_devices.width):
+        on_devices.add(tile)
     rest = np.zeros((56, 56), np.float32)
     module._add_thin(rest, group[:, 200:], np.count_nonzero(A[:, 200:], axis=0), map)
     module._mirror(rest)
     diagonal = np.pad(np.sum(A.astype(np.float64) ** 2, axis=1), (0, 6))
-    check(add.result(jax.device_put(rest, add.Q.sharding), diagonal), A)
+    check(on_devices.result(jax.device_put(rest, on_devices.Q.sharding), diagonal), A)
 
 
 @pytest.mark.parametrize("N", [1, 2])

@@ -65,13 +65,13 @@ def gram(
     Q = _aligned_zeros(size)
     on_host = mesh.devices.flat[0].platform == "cpu"
     diagonal = np.zeros(len(Q))
-    add_full = functools.partial(_add_full_on_host, Q) if on_host else _OnDevices(size, mesh)
+    on_devices = None if on_host else _OnDevices(size, mesh)
     with ThreadPoolExecutor(cores()) as pool:
         for columns, group in A.groups():
             counts = A.counts[columns]
             n_full = int(np.searchsorted(-counts, -full_from(N, on_host), side="right"))
             for tile in _tiles(group, n_full, max(64, TILE_BYTES // (4 * size))):
-                add_full(tile)
+                _add_full_on_host(Q, tile) if on_devices is None else on_devices.add(tile)
             thin = group[:, n_full:] if n_full else group
             _add_thin(Q, thin, counts[n_full:], pool.map)
             diagonal[:N] += np.bincount(_row_of_entries(group), group.data.astype(np.float64) ** 2, minlength=N)
@@ -81,10 +81,10 @@ def gram(
         Q[N : N + len(frozen), N : N + len(frozen)] = frozen @ frozen.T
         diagonal[N : N + len(frozen)] = np.einsum("fm,fm->f", frozen, frozen, dtype=np.float64)
     _mirror(Q)
-    if on_host:
+    if on_devices is None:
         np.fill_diagonal(Q, diagonal)
         return place(Q, sharded(mesh, SHARDS, None))
-    return add_full.result(place(Q, sharded(mesh, SHARDS, None)), diagonal)
+    return on_devices.result(place(Q, sharded(mesh, SHARDS, None)), diagonal)
 
 
 def full_from(N: int, on_host: bool) -> int:
@@ -176,7 +176,7 @@ class _OnDevices:
         zeros = jax.jit(lambda: jnp.zeros((size, size)), out_shardings=sharded(mesh, SHARDS, None))
         self.Q = zeros()
 
-    def __call__(self, tile: scipy.sparse.csr_array) -> None:
+    def add(self, tile: scipy.sparse.csr_array) -> None:
         entries = tile.tocoo()
         length = 1 << max(entries.nnz - 1, 1).bit_length()  # few compilations for many tiles
         row, column = np.full(length, self.size, np.int32), np.zeros(length, np.int32)
