@@ -216,3 +216,16 @@ def test_nothing_fits(monkeypatch):
 def test_kernel_is_for_low_rank():
     with pytest.raises(ValueError, match="is for low-rank PEFs"):
         npeff.decompose(planted_diagonal().pefs, 3, rows=npeff.Kernel(), progress=False)
+
+
+@pytest.mark.parametrize("devices", [0, 1])
+def test_a_combination_and_its_products_in_one_pass(devices):
+    A, mesh = matrix(), meshes()[devices]
+    rows, rng = SparseRows.of(blocked(A), mesh), np.random.default_rng(3)
+    G, C, M = rng.normal(size=(4, 101)), rng.normal(size=(3, 4)), rng.normal(size=(37, 3))
+    D = C @ G + M.T @ A
+    given = (rows.coordinates(G.astype(np.float32)), C.astype(np.float32), M.astype(np.float32))
+    found, inner = jax.jit(lambda rows, *given: rows.combine(*given))(rows, *given)
+    np.testing.assert_allclose(rows.expand(found), D, rtol=1e-4, atol=1e-4)
+    for got, expected in zip(inner, (A @ D.T, G @ D.T, D @ D.T), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
