@@ -42,8 +42,8 @@ def paper(
         return npeff.decompose(
             pefs,
             r,
-            solver=npeff.Paper(rate),
-            rows=npeff.Sparse(),
+            solver=npeff.GradientDescent(rate),
+            rows=npeff.SparseRows(),
             seed=seed,
             stopping=npeff.Stopping(max_steps=last, tolerance=-1.0),
             callback=callback,

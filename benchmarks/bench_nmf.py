@@ -145,7 +145,7 @@ def main() -> None:
         scale = np.sqrt(X.mean() / R)
         W = (scale * rng.random((X.shape[0], R))).astype(np.float32)
         H = (scale * rng.random((R, X.shape[1]))).astype(np.float32)
-        curve, beside, compiled = our_curve(pefs, npeff.Start(W, H), R, COORDINATE_STEPS)
+        curve, beside, compiled = our_curve(pefs, npeff.InitialFactors(W, H), R, COORDINATE_STEPS)
         curves = {"npeff_jax HALS": curve}
         compilation = compilation or compiled  # of the first seed: later ones find it compiled
         counts = {"cd": sklearn_curve(X, W, H, "cd", COORDINATE_STEPS, 1, 0.0)}

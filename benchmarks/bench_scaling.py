@@ -20,16 +20,13 @@ import numpy as np
 from factorization_problems import from_rows
 
 import npeff_jax as npeff
-from npeff_jax.factorization import _loop
+from npeff_jax.factorization import Factors, RowChoice
 from npeff_jax.factorization._compile import compiler_options
-from npeff_jax.factorization._decompose import algorithm_of, starting_point
-from npeff_jax.factorization._source import source_of_pefs
-from npeff_jax.factorization._stack import stack
 from npeff_jax.pefs import Kind
 
 CENTRE = {"n": 600, "K": 1024, "r": 32, "m": 20_000}
 AXES = {"n": (300, 600, 1200), "K": (512, 1024, 2048), "r": (16, 32, 64), "m": (5_000, 10_000, 20_000)}
-SPACES = (npeff.Dense(), npeff.Sparse(), npeff.Kernel())
+SPACES = (npeff.DenseRows(), npeff.SparseRows(), npeff.KernelRows())
 C = 3
 STEPS, RUNS = 5, 9
 
@@ -43,15 +40,20 @@ def random_pefs(n: int, K: int, m: int, seed: int = 0) -> npeff.Pefs:
     return from_rows(rows.reshape(n, C, m), Kind.LOW_RANK, K)
 
 
-def measure(space: npeff.Dense | npeff.Sparse | npeff.Kernel, pefs: npeff.Pefs, r: int) -> dict:
+def measure(space: RowChoice, pefs: npeff.Pefs, r: int) -> dict:
     """Milliseconds a step, and megabytes."""
     solver = npeff.DampedALS()
-    source = source_of_pefs(pefs.schema, stack(pefs), r, None, space, npeff.Products.FLOAT32)
-    W, G = starting_point(source, r, 0, solver, npeff.Start())
-    static = {"algorithm": algorithm_of(solver), "window": STEPS, "n_frozen": 0, "move_W": True}
-    steps = jax.jit(_loop._steps.__wrapped__, static_argnames=tuple(static))
-    arguments = (source.rows, source.owner, W, G, G, -1, np.float32(source.squared_norm), STEPS)
-    compiled = steps.lower(*arguments, **static).compile(compiler_options())
+    problem = npeff.Problem.of(pefs, rows=space, n_components=r)
+    start = solver.start(problem, r, 0, npeff.InitialFactors())
+
+    def steps(problem: npeff.Problem, start: Factors) -> object:
+        def step(_: int, state: object) -> object:
+            return solver.step(problem, state)
+
+        return jax.lax.fori_loop(0, STEPS, step, solver.init(problem, start))
+
+    arguments = (problem.on_device(), start)
+    compiled = jax.jit(steps).lower(*arguments).compile(compiler_options())
     took = []
     for _ in range(RUNS):
         start = time.perf_counter()
@@ -59,7 +61,6 @@ def measure(space: npeff.Dense | npeff.Sparse | npeff.Kernel, pefs: npeff.Pefs, 
         took.append(time.perf_counter() - start)
     size = compiled.memory_analysis()
     total = size.argument_size_in_bytes + size.temp_size_in_bytes + size.output_size_in_bytes
-    total -= G.nbytes  # given twice, there once
     return {"space": type(space).__name__, "ms": 1e3 * float(np.median(took)) / STEPS, "MB": total / 1e6}
 
 

@@ -100,7 +100,7 @@ print(f"{mesh.size} devices; largest relative difference of the norms {differenc
 import time
 
 losses, histories = {}, {}
-for name, rows in {"dense": npeff.Dense(), "sparse": npeff.Sparse(), "kernel": npeff.Kernel()}.items():
+for name, rows in {"dense": npeff.DenseRows(), "sparse": npeff.SparseRows(), "kernel": npeff.KernelRows()}.items():
     start = time.perf_counter()
     found = npeff.decompose(
         one, 12, seed=0, rows=rows, mesh=mesh, stopping=npeff.Stopping(max_steps=60), progress=False

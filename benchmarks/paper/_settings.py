@@ -68,7 +68,7 @@ class Setting:
         name = f"{self.name}-decomposition-{'D' if diagonal else 'LRM'}-K{keep}-r{r}-seed{seed}"
         return self.cache(name, lambda: npeff.decompose(pefs, r, seed=seed, progress=False))
 
-    def fit(self, *, diagonal: bool = False, r: int | None = None) -> npeff.Fit:
+    def fit(self, *, diagonal: bool = False, r: int | None = None) -> npeff.CoefficientFit:
         """Coefficients of the held-out examples."""
         decomposition, pefs = self.decomposition(diagonal=diagonal, r=r), self.pefs(diagonal=diagonal, heldout=True)
         name = f"{self.name}-fit-{'D' if diagonal else 'LRM'}{f'-r{r}' if r else ''}"

@@ -19,7 +19,7 @@ import _harness
 import numpy as np
 
 import npeff_jax as npeff
-from npeff_jax.factorization import Kernel, Paper, Stopping, fit_alone
+from npeff_jax.factorization import GradientDescent, KernelRows, Stopping, fit_alone
 from npeff_jax.tasks import PAPER_SIZED_LANGUAGE, SMALL_LANGUAGE, Inference
 
 DIGEST = "4f8372e38ba72be0c7e408d1296bfcab5b66d7b575b5d1172d556d4f4646f2b7"
@@ -49,9 +49,9 @@ class Setting:
         return f"r={self.r}, {self.part}, K={self.keep}, {solver}"
 
     def decompose(self, pefs: npeff.Pefs, seed: int) -> npeff.Decomposition:
-        options = {"seed": seed, "rows": Kernel(), "progress": False}
+        options = {"seed": seed, "rows": KernelRows(), "progress": False}
         if self.rate is not None:
-            options |= {"solver": Paper(self.rate), "stopping": Stopping(self.steps, tolerance=0)}
+            options |= {"solver": GradientDescent(self.rate), "stopping": Stopping(self.steps, tolerance=0)}
         return npeff.decompose(pefs, self.r, **options)
 
 

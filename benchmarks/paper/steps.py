@@ -12,9 +12,9 @@ from _settings import language
 
 import npeff_jax as npeff
 from npeff_jax.evaluation import similarity_to_final
-from npeff_jax.factorization import DampedALS, Paper, Stopping
+from npeff_jax.factorization import DampedALS, GradientDescent, Stopping
 
-SOLVERS = {"the paper's solver": Paper(), "damped ALS": DampedALS()}
+SOLVERS = {"the paper's solver": GradientDescent(), "damped ALS": DampedALS()}
 PAPER = {0.95: "700", 0.99: "1,100"}
 
 

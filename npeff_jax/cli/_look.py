@@ -52,7 +52,7 @@ def report(
     if traces and (model is None or examples is None):
         raise ValueError("--traces wants --model and --examples, what it follows through what")
     components = npeff_jax.load_decomposition(decomposition)
-    fitted = None if fit is None else load_arrays(fit, npeff_jax.Fit)
+    fitted = None if fit is None else load_arrays(fit, npeff_jax.CoefficientFit)
     found = None if examples is None else load_examples(examples, part)
     explained = None if model is None else load_model(model)
     runs = [npeff_jax.compare_runs(components, npeff_jax.load_decomposition(other)).forward for other in others]

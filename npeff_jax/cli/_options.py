@@ -9,7 +9,7 @@ from typing import Any, cast
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import make_mesh
 from npeff_jax.cli._source import ExampleSet, load_examples, load_model
-from npeff_jax.factorization import Dense, Kernel, Sparse
+from npeff_jax.factorization import DenseRows, KernelRows, SparseRows
 from npeff_jax.models import Model
 from npeff_jax.pefs import Diagonal, LowRank, Rows, Sampled
 
@@ -41,7 +41,7 @@ class RowForm(enum.Enum):
 
 def rows_of(form: RowForm) -> Any:
     """The library's form of ``--rows``."""
-    return {RowForm.DENSE: Dense(), RowForm.SPARSE: Sparse(), RowForm.KERNEL: Kernel()}.get(form)
+    return {RowForm.DENSE: DenseRows(), RowForm.SPARSE: SparseRows(), RowForm.KERNEL: KernelRows()}.get(form)
 
 
 def progress_of(show: Show) -> Progress:

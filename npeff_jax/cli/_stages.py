@@ -206,7 +206,7 @@ def perturb(
         npeff_jax.load_decomposition(decomposition),
         npeff_jax.load_pefs(pefs),
         explained.load_examples().examples,
-        fit=load_arrays(fit, npeff_jax.Fit),
+        fit=load_arrays(fit, npeff_jax.CoefficientFit),
         n_top=n_top,
         n_random=n_random,
         norm=norm,

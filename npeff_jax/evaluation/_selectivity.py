@@ -31,7 +31,7 @@ from npeff_jax.perturbation import (
 
 @runtime_checkable
 class Fitted(Protocol):
-    """Coefficients of some examples: a `Fit`, or the `Decomposition` itself for the examples it was found in."""
+    """Coefficients of some examples: a `CoefficientFit`, or the `Decomposition` for the examples it was found in."""
 
     @property
     def coefficients(self) -> np.ndarray: ...

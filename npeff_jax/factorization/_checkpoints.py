@@ -40,6 +40,7 @@ class Saved:
         seconds: one a step.
         visited: rows that exchanges tried.
         counters: how many exchanges, and the step of the last one.
+        state: arrays of the solver's state, where W and G do not determine it.
     """
 
     W: Float[np.ndarray, "n r"]
@@ -48,6 +49,7 @@ class Saved:
     seconds: Float[np.ndarray, "steps"]
     visited: Bool[np.ndarray, "N"]
     counters: Int[np.ndarray, "2"]
+    state: tuple[np.ndarray, ...] = ()
 
 
 class CheckpointStore:
@@ -74,7 +76,7 @@ class CheckpointStore:
         if latest is None:
             return None
         found = self._checkpointer.metadata(latest.step).custom_metadata or {}
-        differing = sorted(name for name in self._settings if found.get(name) != self._settings[name])
+        differing = [name for name in self._settings if not _same(found.get(name), self._settings[name])]
         if differing:
             name = differing[0]
             raise ValueError(
@@ -82,13 +84,27 @@ class CheckpointStore:
                 f"({name} was {found.get(name)!r}, now {self._settings[name]!r}); use another directory or the same "
                 "settings"
             )
-        return Saved(**{name: np.asarray(value) for name, value in self._checkpointer.load(latest.step).items()})
+        loaded = {name: np.asarray(value) for name, value in self._checkpointer.load(latest.step).items()}
+        state = [loaded.pop(f"state_{k}") for k in range(len(loaded)) if f"state_{k}" in loaded]
+        return Saved(**loaded, state=tuple(state))
 
     def save(self, saved: Saved) -> None:
         """Write a point; returns when it is committed."""
-        tree = {f.name: np.asarray(getattr(saved, f.name)) for f in dataclasses.fields(saved)}
+        tree = {f.name: np.asarray(getattr(saved, f.name)) for f in dataclasses.fields(saved) if f.name != "state"}
+        tree |= {f"state_{k}": array for k, array in enumerate(saved.state)}
         self._checkpointer.save(len(saved.losses), tree, custom_metadata=self._settings, overwrite=True)
 
     def close(self) -> None:
         """Let go of the directory."""
         self._checkpointer.close()
+
+
+ROUNDING = 1e-5
+"""Relative difference up to which two figures of the same rows agree, computed on other devices."""
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Whether two settings are equal, lists of figures up to `ROUNDING`."""
+    if isinstance(new, list) and isinstance(old, list) and all(isinstance(x, float) for x in [*new, *old]):
+        return len(old) == len(new) and bool(np.allclose(old, new, rtol=ROUNDING, atol=0))
+    return bool(old == new)

@@ -1,7 +1,10 @@
 """`decompose`: the front of the factorization."""
 
 import dataclasses
+import enum
+import operator
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -9,43 +12,29 @@ import numpy as np
 from jax.sharding import Mesh
 
 from npeff_jax._progress import Progress
-from npeff_jax._sharding import fetch, replicate
-from npeff_jax.factorization import _diagonal, _lrm, _paper
 from npeff_jax.factorization._checkpoints import Checkpoints, CheckpointStore
-from npeff_jax.factorization._choose import bytes_of, host_memory
-from npeff_jax.factorization._decomposition import Decomposition, load_decomposition
-from npeff_jax.factorization._finish import FinishedVectors, finish
+from npeff_jax.factorization._decomposition import Decomposition, finished, load_decomposition
+from npeff_jax.factorization._driver import Callback, iterate
+from npeff_jax.factorization._finish import finish
 from npeff_jax.factorization._fit import fit_coefficients
-from npeff_jax.factorization._loop import Algorithm, Callback, Problem, iterate
-from npeff_jax.factorization._settings import (
-    HALS,
-    DampedALS,
-    Kernel,
-    Multiplicative,
-    Paper,
-    Products,
-    RowChoice,
-    Solver,
-    Start,
-    Stopping,
-)
-from npeff_jax.factorization._source import Source, source_of_model, source_of_pefs
+from npeff_jax.factorization._problem import Problem, of_stack
+from npeff_jax.factorization._run import Stopping
 from npeff_jax.factorization._stack import stack
-from npeff_jax.factorization._start import start_coefficients, start_vectors
-from npeff_jax.factorization.rows import ModelRows, SketchedRows, Vectors
+from npeff_jax.factorization.row_spaces import ModelRows, ProductPrecision, RowChoice, bytes_of, check_rows, host_memory
+from npeff_jax.factorization.solvers import HALS, DampedALS, Factors, InitialFactors, Solver, describe
 from npeff_jax.pefs import Kind, Pefs
 
 
 def decompose(
-    pefs: Pefs | ModelRows,
+    pefs: Pefs | ModelRows | Problem,
     n_components: int,
     *,
     seed: int = 0,
     solver: Solver | None = None,
     stopping: Stopping | None = None,
-    start: Start | None = None,
+    start: InitialFactors | None = None,
     rows: RowChoice | None = None,
-    products: Products = Products.FLOAT32,
+    products: ProductPrecision = ProductPrecision.FLOAT32,
     min_count: int = 1,
     mesh: Mesh | None = None,
     path: str | os.PathLike | None = None,
@@ -56,11 +45,12 @@ def decompose(
     """Decompose PEFs into shared components: F_i ≈ Σ_j W_ij H_j (eq. 4), LRM-NPEFF or D-NPEFF as the PEFs are.
 
     Args:
-        pefs: what `compute_pefs` gave, or `model_rows` to work on the exact Fishers of a model.
+        pefs: what `compute_pefs` gave, `model_rows` to work on the exact Fishers of a model, or a `Problem`, which has
+            its rows, devices and optional parts already.
         n_components: r.
         seed: of the start.
-        solver: `DampedALS` for low-rank PEFs and `HALS` for diagonal ones by default; `Paper` and `Multiplicative` are
-            the paper's own.
+        solver: `DampedALS` for low-rank PEFs and `HALS` for diagonal ones by default; `GradientDescent` and
+            `Multiplicative` are the paper's own. Or a `Solver` of your own.
         stopping: when to end.
         start: a given W or G.
         rows: how the rows are held; by default what is estimated to be fastest. ``settings["row_space"]`` says why.
@@ -69,8 +59,8 @@ def decompose(
         mesh: the devices to use, JAX's default device without one. They need not divide rows or parameters: what is
             left over is padded by zeros, which change no product.
         path: where the result is saved, as by `Decomposition.save`. Its pseudo-Fishers then stay on disk and are read
-            by row: they may be larger than memory, as PEFs that are on disk may, for which ``rows=Kernel()`` needs N²
-            numbers, and blocks of what is on disk.
+            by row: they may be larger than memory, as PEFs that are on disk may, for which ``rows=KernelRows()`` needs
+            N² numbers, and blocks of what is on disk.
         checkpoints: where to save on the way, and to resume from.
         callback: called every ``stopping.window`` steps with an `Iterate`; True ends the iterations.
         progress: True for a bar, False for none, a text stream for JSON lines.
@@ -80,46 +70,86 @@ def decompose(
 
     Raises:
         ValueError: more components than rows, no examples, values that are not finite, a solver of the other
-            flavour, or rows or pseudo-Fishers that do not fit.
+            kind, or rows or pseudo-Fishers that do not fit.
+        TypeError: an argument of another type, such as the class of a solver instead of an instance.
         FileExistsError: there is something at ``path``.
     """
-    check_path(path)
-    kind = Kind.LOW_RANK if isinstance(pefs, ModelRows) else pefs.schema.kind
-    solver = default_solver(kind) if solver is None else solver
-    check_solver(solver, kind)
-    start, stopping = start or Start(), stopping or Stopping()
-    if isinstance(pefs, ModelRows):
-        check_n_components(n_components, pefs.n_examples * pefs.rows_per_example, pefs.n_examples)
-        check_start(start, pefs.n_examples, n_components, pefs.model.space.size, kind)
-        check_vectors_fit(n_components, pefs.model.space.size, path)
-        source = source_of_model(pefs, mesh, progress)
+    path = check_path(path)
+    seed, n_components = whole("seed", seed), whole("n_components", n_components)
+    given = check_type("start", start, InitialFactors) or InitialFactors()
+    settings = {"seed": seed, "start": given.given}
+    if isinstance(pefs, Problem):
+        solver = checked_solver(solver, pefs.kind, pefs.parts)
+        problem = pefs
     else:
-        stacked = stack(pefs, min_count=min_count)
-        check_n_components(n_components, stacked.A.shape[0], stacked.n_examples)
-        check_start(start, stacked.n_examples, n_components, pefs.schema.layout.size, kind)
-        sketched = isinstance(rows, Kernel) and rows.sketch is not None
-        check_vectors_fit(n_components, stacked.A.shape[1], None if sketched else path)
-        source = source_of_pefs(pefs.schema, stacked, n_components, mesh, rows, products)
-    W, G = starting_point(source, n_components, seed, solver, start)
-    settings = {"seed": seed, "solver": describe(solver), "min_count": min_count, "start": start.given} | source.notes
-    found = solve(
-        source,
-        algorithm_of(solver),
-        W,
-        G,
-        stopping,
-        settings,
-        callback=callback,
-        progress=progress,
-        checkpoints=checkpoints,
-    )
-    if isinstance(source.rows, SketchedRows) and isinstance(pefs, Pefs):
+        kind = check_pefs(pefs)
+        solver = checked_solver(solver, kind, ())
+        check_rows(rows, kind)
+        settings["min_count"] = min_count = whole("min_count", min_count)
+        check_type("products", products, ProductPrecision)
+        problem = _problem_of(pefs, n_components, given, rows, products, min_count, mesh, path, progress)
+    check_n_components(n_components, problem.rows.n_rows, problem.n_examples)
+    if n_components <= problem.n_frozen:
+        raise ValueError(f"n_components={n_components} counts the {problem.n_frozen} protected ones; ask for more")
+    assert problem.origin is not None
+    check_start(given, problem.n_examples, n_components, problem.origin.schema.layout.size, problem.kind)
+    at = solver.start(problem, n_components, seed, given)
+    found = solve(problem, solver, at, stopping, settings, callback, progress, checkpoints)
+    if not problem.origin.exact and isinstance(pefs, Pefs):
         found = on_exact_products(found, pefs)
     return settled(found, path)
 
 
-def settled(found: Decomposition, path: str | os.PathLike | None) -> Decomposition:
-    """With the pseudo-Fishers formed: in memory, or on disk a block at a time."""
+def _problem_of(
+    pefs: Pefs | ModelRows,
+    r: int,
+    start: InitialFactors,
+    rows: RowChoice | None,
+    products: ProductPrecision,
+    min_count: int,
+    mesh: Mesh | None,
+    path: pathlib.Path | None,
+    progress: Progress,
+) -> Problem:
+    """The problem of PEFs or of a model's rows, with what can be refused before rows are put on devices."""
+    if isinstance(pefs, ModelRows):
+        m, kind = pefs.model.space.size, Kind.LOW_RANK
+        check_n_components(r, pefs.n_examples * pefs.rows_per_example, pefs.n_examples)
+        check_start(start, pefs.n_examples, r, m, kind)
+        check_vectors_fit(r, m, path)
+        return Problem.of(pefs, mesh=mesh, progress=progress)
+    stacked = stack(pefs, min_count=min_count)
+    check_n_components(r, stacked.A.shape[0], stacked.n_examples)
+    check_start(start, stacked.n_examples, r, pefs.schema.layout.size, pefs.schema.kind)
+    check_vectors_fit(r, stacked.A.shape[1], path if rows is None or rows.exact else None)
+    return of_stack(stacked, pefs.schema, rows, r, mesh, products, None)
+
+
+def solve(
+    problem: Problem,
+    solver: Solver,
+    start: Factors,
+    stopping: Stopping | None,
+    settings: dict[str, Any],
+    callback: Callback | None,
+    progress: Progress,
+    checkpoints: Checkpoints | None,
+) -> Decomposition:
+    """Iterate, then put the result into its final form, its pseudo-Fishers yet to be formed."""
+    stopping = check_type("stopping", stopping, Stopping) or Stopping()
+    settings = settings | {"solver": describe(solver)}
+    store = None
+    if check_type("checkpoints", checkpoints, Checkpoints) is not None:
+        store = CheckpointStore(checkpoints, identity_of(problem, start.W.shape[1], settings, stopping))
+    outcome = iterate(solver, problem, start, stopping, progress=progress, callback=callback, store=store)
+    if store:
+        store.close()
+    settings = settings | {"stopping": dataclasses.asdict(stopping)}
+    return finished(problem, outcome.W, outcome.G, outcome.GG, outcome.history, outcome.stopped, settings)
+
+
+def settled(found: Decomposition, path: pathlib.Path | None) -> Decomposition:
+    """Return a result with the pseudo-Fishers formed: in memory, or on disk a block at a time."""
     if path is None:
         return dataclasses.replace(found, pseudo_fishers=np.asarray(found.pseudo_fishers))
     found.save(path)
@@ -127,106 +157,84 @@ def settled(found: Decomposition, path: str | os.PathLike | None) -> Decompositi
 
 
 def on_exact_products(found: Decomposition, pefs: Pefs) -> Decomposition:
-    """What a sketch found, with coefficients fitted on exact products, and the exact loss beside the sketched one."""
+    """Return what a sketch found, with coefficients fitted on exact products, and both losses."""
     G = np.asarray(found.pseudo_fishers)
     fit, norm = fit_coefficients(dataclasses.replace(found, pseudo_fishers=G), pefs), found.settings["squared_norm"]
-    finished = finish(fit.coefficients, G @ G.T, found.kind, norm)
+    done = finish(fit.coefficients, G @ G.T, found.kind, norm)
     losses = {"sketched_loss": float(found.history.loss[-1]), "loss": fit.loss}
-    remarks = {"dead": finished.dead, "duplicates": finished.duplicates}
-    return dataclasses.replace(
-        found,
-        coefficients=finished.W,
-        pseudo_fishers=G[finished.order],
-        settings=found.settings | losses | remarks,
-    )
+    remarks = {"dead": done.dead, "duplicates": done.duplicates}
+    settings = found.settings | losses | remarks
+    return dataclasses.replace(found, coefficients=done.W, pseudo_fishers=G[done.order], settings=settings)
 
 
-def starting_point(source: Source, r: int, seed: int, solver: Solver, start: Start) -> tuple[jax.Array, Vectors]:
-    """W and G as given, or drawn."""
-    rows = source.rows
-    if start.coefficients is None:
-        W = start_coefficients(source.n_examples, r, seed, solver)
-    else:
-        W = np.asarray(start.coefficients, np.float32)
-    if start.pseudo_fishers is None:
-        nonnegative = source.schema.kind is Kind.DIAGONAL
-        return replicate(W, rows.mesh), start_vectors(rows, r, seed, nonnegative=nonnegative)
-    given = np.asarray(start.pseudo_fishers, np.float32)
-    return replicate(W, rows.mesh), rows.coordinates(given[:, source.parameter_indices])
+def identity_of(problem: Problem, r: int, settings: dict[str, Any], stopping: Stopping) -> dict[str, Any]:
+    """Return what two runs must share for one to go on where the other stopped; devices and limits may differ.
+
+    The rows themselves are compared by moments of their norms, which tell one subset or one normalization from another.
+    """
+    origin = problem.origin
+    assert origin is not None
+    schema = origin.schema
+    same = {"n_components": r, "n_frozen": problem.n_frozen} | settings
+    same |= {name: value for name, value in origin.notes.items() if name != "row_space"}
+    same |= {"row_space": type(problem.rows).__name__, "window": stopping.window, "kind": schema.kind.value}
+    names = ("model", "examples", "normalization", "representation", "output", "keep", "dtype", "n_examples")
+    same |= {name: getattr(schema, name) for name in names}
+    energy, place = origin.energy.astype(np.float64), np.linspace(0, 1, len(origin.energy))
+    own = [origin.squared_norm, energy.sum(), energy @ place, energy @ np.cos(7 * place) ** 2]
+    return same | {"rows": [float(x) for x in own], "parameters": len(origin.parameter_indices)}
 
 
-def solve(
-    source: Source,
-    algorithm: Algorithm,
-    W: jax.Array,
-    G: Vectors,
-    stopping: Stopping,
-    settings: dict[str, Any],
-    *,
-    n_frozen: int = 0,
-    callback: Callback | None = None,
-    progress: Progress = True,
-    checkpoints: Checkpoints | None = None,
-) -> Decomposition:
-    """Iterate, then put the result into its final form, its pseudo-Fishers yet to be formed."""
-    schema, norm = source.schema, source.squared_norm
-    settings = {"n_components": W.shape[1], "n_frozen": n_frozen} | settings
-    store = CheckpointStore(checkpoints, _identity(source, settings, stopping)) if checkpoints else None
-    problem = Problem(source.rows, source.owner, norm, source.energy, n_frozen, schema.kind is Kind.LOW_RANK)
-    outcome = iterate(algorithm, problem, W, G, stopping, progress=progress, callback=callback, store=store)
-    if store:
-        store.close()
-    finished = finish(fetch(outcome.W), fetch(outcome.GG), schema.kind, norm, n_frozen)
+def checked_solver(solver: Any, kind: Kind, parts: tuple[str, ...]) -> Solver:
+    """Return the solver, or the default one that the study of solvers chose.
 
-    def form(components: np.ndarray) -> np.ndarray:
-        if len(components) == len(finished.order):
-            return source.rows.expand(outcome.G)[components]
-        return source.rows.expand(outcome.G[components])
-
-    vectors = FinishedVectors(form, finished.order, len(source.parameter_indices), n_frozen)
-    remarks = {"dead": finished.dead, "duplicates": finished.duplicates}
-    return Decomposition(
-        schema=schema,
-        coefficients=finished.W,
-        pseudo_fishers=vectors,
-        parameter_indices=source.parameter_indices,
-        history=outcome.history,
-        stopped=outcome.stopped,
-        settings=settings | {"stopping": dataclasses.asdict(stopping), "squared_norm": norm} | remarks,
-        n_frozen=n_frozen,
-    )
+    Raises:
+        TypeError: it is no `Solver`, or not hashable.
+        ValueError: it is for PEFs of another kind, or does not support ``parts`` of the problem.
+    """
+    if solver is None:
+        solver = DampedALS() if kind is Kind.LOW_RANK else HALS()
+    check_type("solver", solver, Solver)
+    try:
+        hash(solver)
+    except TypeError:
+        raise TypeError(
+            f"solver={type(solver).__name__} is not hashable; make it a frozen dataclass with plain numbers as fields"
+        ) from None
+    solver.check(kind, parts)
+    return solver
 
 
-def _identity(source: Source, settings: dict[str, Any], stopping: Stopping) -> dict[str, Any]:
-    """What two runs must share for one to go on where the other stopped; devices and limits may differ."""
-    schema = source.schema
-    same = {name: value for name, value in settings.items() if name != "row_space"}
-    same |= {"row_space": type(source.rows).__name__, "window": stopping.window}
-    return same | {"kind": schema.kind.value, "model": schema.model, "examples": schema.examples}
+def check_type(name: str, value: Any, expected: type) -> Any:
+    """Return ``value``; raise TypeError unless it is None or of the expected type."""
+    if value is None or isinstance(value, expected):
+        return value
+    wanted = f"an instance of {expected.__name__}"
+    if issubclass(expected, enum.Enum):
+        wanted = " or ".join(f"{expected.__name__}.{member.name}" for member in expected)
+    if isinstance(value, type):
+        raise TypeError(f"{name}={value.__name__} is a class; pass {wanted}, such as {value.__name__}()")
+    raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; pass {wanted}")
 
 
-def default_solver(kind: Kind) -> Solver:
-    """What the study of solvers chose."""
-    return DampedALS() if kind is Kind.LOW_RANK else HALS()
+def check_pefs(pefs: Any) -> Kind:
+    """Return the kind of PEFs; raise TypeError where they are none."""
+    if isinstance(pefs, ModelRows):
+        return Kind.LOW_RANK
+    if isinstance(pefs, Pefs):
+        return pefs.schema.kind
+    what = f"a {type(pefs).__name__}"
+    if isinstance(pefs, list | tuple):
+        what += f" of {len(pefs)}; sets of PEFs are decomposed one by one, or computed together"
+    raise TypeError(f"pefs is {what}; pass one Pefs (of compute_pefs or load_pefs), model_rows(...) or a Problem")
 
 
-def algorithm_of(solver: Solver) -> Algorithm:
-    """A solver's pure functions."""
-    match solver:
-        case DampedALS():
-            return Algorithm(_lrm.init, _lrm.step, solver)
-        case Paper():
-            return Algorithm(_lrm.init, _paper.step, solver)
-        case HALS() | Multiplicative():
-            return Algorithm(_diagonal.init, _diagonal.step, solver)
-
-
-def check_solver(solver: Solver, kind: Kind) -> None:
-    """Raise unless the solver is of the PEFs' flavour."""
-    expected = (DampedALS, Paper) if kind is Kind.LOW_RANK else (HALS, Multiplicative)
-    if not isinstance(solver, expected):
-        names = " or ".join(option.__name__ for option in expected)
-        raise ValueError(f"solver={type(solver).__name__} does not decompose {kind.value} PEFs; choose {names}")
+def whole(name: str, value: Any) -> int:
+    """Return a setting as an integer, NumPy's included; raise TypeError where it is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; pass a whole number") from None
 
 
 def check_n_components(n_components: int, n_rows: int, n_examples: int) -> None:
@@ -238,16 +246,20 @@ def check_n_components(n_components: int, n_rows: int, n_examples: int) -> None:
         )
 
 
-def check_start(start: Start, n: int, r: int, m: int, kind: Kind) -> None:
-    """Raise where a given W or G is of another shape, or negative where it must not be."""
+def check_start(start: InitialFactors, n: int, r: int, m: int, kind: Kind) -> None:
+    """Raise where a given W or G is of another shape, not finite, or negative where it must not be."""
     for name, shape, nonnegative in (("coefficients", (n, r), True), ("pseudo_fishers", (r, m), kind is Kind.DIAGONAL)):
         given = getattr(start, name)
-        if given is not None and (np.shape(given) != shape or (nonnegative and not (np.asarray(given) >= 0).all())):
-            sign = ", non-negative" if nonnegative else ""
+        if given is None:
+            continue
+        sign = ", non-negative" if nonnegative else ""
+        if np.shape(given) != shape or (nonnegative and not (np.asarray(given) >= 0).all()):
             raise ValueError(f"start.{name} has shape {np.shape(given)}; expected {shape}{sign}")
+        if not np.isfinite(np.asarray(given)).all():
+            raise ValueError(f"start.{name} has values that are not finite; expected finite ones")
 
 
-def check_vectors_fit(r: int, m: int, path: str | os.PathLike | None) -> None:
+def check_vectors_fit(r: int, m: int, path: pathlib.Path | None) -> None:
     """Raise where the pseudo-Fishers would be in memory, and are too many."""
     if path is None and 4 * r * m > host_memory() / 2:
         raise ValueError(
@@ -256,16 +268,15 @@ def check_vectors_fit(r: int, m: int, path: str | os.PathLike | None) -> None:
         )
 
 
-def check_path(path: str | os.PathLike | None) -> None:
-    """Raise where the result could not be saved."""
+def check_path(path: str | os.PathLike | None) -> pathlib.Path | None:
+    """Return where the result will be saved; raise where it could not be."""
     if path is None:
-        return
-    if os.path.exists(path):
+        return None
+    if "://" in os.fspath(path):
+        raise ValueError(f"path={os.fspath(path)!r} is on a remote store; pass a local path and copy the result")
+    target = pathlib.Path(path).expanduser().absolute()
+    if target.exists():
         raise FileExistsError(f"{path} exists; choose another path or remove it first")
     if jax.process_count() > 1:
         raise ValueError("path= is for one process; decompose without it and save the result in the first process")
-
-
-def describe(solver: Solver) -> dict[str, Any]:
-    """A solver as JSON."""
-    return {"name": type(solver).__name__} | dataclasses.asdict(solver)
+    return target

@@ -6,11 +6,17 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from npeff_jax._html import facts_html, spark_html
+from npeff_jax._sharding import fetch, replicate
 from npeff_jax._types import RowArray
+from npeff_jax.factorization._compile import jit
+from npeff_jax.factorization._finish import FinishedVectors, finish
+from npeff_jax.factorization._objective import loss_terms, relative_loss
+from npeff_jax.factorization._problem import Problem
 from npeff_jax.pefs import Kind, Schema
 from npeff_jax.pefs.store import create_array, open_array, read_manifest, write_manifest
 
@@ -21,7 +27,8 @@ class History:
 
     Attributes:
         step: iteration number of each entry.
-        loss: ‖F − Σ W H‖² at it, as a fraction of the PEFs' squared norm ‖F‖².
+        loss: ‖F − Σ W H‖² at it, as a fraction of the PEFs' squared norm ‖F‖². With a sketched kernel that of the
+            sketched problem (see `Decomposition.loss`).
         seconds: wall-clock since the start.
     """
 
@@ -64,8 +71,59 @@ class Decomposition:
 
     @property
     def n_components(self) -> int:
-        """R."""
+        """r, the number of components."""
         return self.coefficients.shape[1]
+
+    @property
+    def loss(self) -> float:
+        """‖F − Σ W H‖² / ‖F‖² of this result: the last of ``history``, except with a sketched kernel."""
+        return float(self.settings.get("loss", self.history.loss[-1] if self.history.loss.size else np.nan))
+
+    @classmethod
+    def from_factors(
+        cls,
+        problem: Problem,
+        W: Any,
+        G: Any,
+        *,
+        history: History | None = None,
+        stopped: str = "the factors were given",
+        settings: dict[str, Any] | None = None,
+    ) -> "Decomposition":
+        """Make a result of factors that were found by other means: by an own loop, with optax, in a user's own ``jit``.
+
+        Vectors get unit norm (the scale goes into W), a sign, and an order by contribution; protected components come
+        first, as they were given. Components without contribution and near copies are recorded.
+
+        Args:
+            problem: what was factorized, as `Problem.of` or `Problem.from_rows` made it.
+            W: (n, r), coefficients, non-negative.
+            G: (r, size), vectors in the coordinates of ``problem.rows``.
+            history: losses on the way; by default the loss of these factors alone.
+            stopped: why it ended.
+            settings: JSON, to be recorded with the result.
+
+        Raises:
+            ValueError: factors of another shape, negative or not finite.
+        """
+        if problem.origin is None:
+            raise ValueError("this Problem is one of a compiled step; pass the one that Problem.of returned")
+        one = jax.ShapeDtypeStruct((problem.rows.n_rows, 1), np.float32)
+        r, size = np.shape(W)[-1], jax.eval_shape(problem.rows.pull_back, one).shape[1]
+        if np.shape(W) != (problem.n_examples, r) or np.shape(G) != (r, size):
+            raise ValueError(
+                f"W has shape {np.shape(W)} and G {np.shape(G)}; expected ({problem.n_examples}, r) and (r, {size})"
+            )
+        W, G = (replicate(np.asarray(W, np.float32), problem.rows.mesh), G)
+        if not (np.asarray(W) >= 0).all():
+            raise ValueError("W has entries that are negative or not finite; coefficients are non-negative")
+        GG, terms = _measured(problem.on_device(), W, G)
+        if not np.isfinite(np.asarray(GG)).all():
+            raise ValueError("G has entries that are not finite")
+        if history is None:
+            loss = relative_loss(fetch(terms), problem.origin.squared_norm)
+            history = History(np.zeros(1, np.int64), loss[None], np.zeros(1))
+        return finished(problem, W, G, fetch(GG), history, stopped, settings or {})
 
     def pseudo_fisher(self, component: int) -> Float[np.ndarray, "m"]:
         """One component's pseudo-Fisher vector over all m explained parameters, zero where it was pruned.
@@ -135,6 +193,46 @@ class Decomposition:
         }
         write_manifest(partial, manifest)
         partial.rename(target)
+
+
+def finished(
+    problem: Problem,
+    W: Any,
+    G: Any,
+    GG: Float[np.ndarray, "r r"],
+    history: History,
+    stopped: str,
+    settings: dict[str, Any],
+) -> Decomposition:
+    """Return factors in their final form, the pseudo-Fishers formed when they are read."""
+    origin = problem.origin
+    assert origin is not None
+    done = finish(fetch(W), GG, problem.kind, origin.squared_norm, problem.n_frozen)
+
+    def form(components: np.ndarray) -> np.ndarray:
+        if len(components) == len(done.order):
+            return problem.rows.expand(G)[components]
+        return problem.rows.expand(G[components])
+
+    own = {"n_components": len(done.order), "n_frozen": problem.n_frozen}
+    remarks = {"squared_norm": origin.squared_norm, "dead": done.dead, "duplicates": done.duplicates}
+    return Decomposition(
+        schema=origin.schema,
+        coefficients=done.W,
+        pseudo_fishers=FinishedVectors(form, done.order, origin.frozen),
+        parameter_indices=origin.parameter_indices,
+        history=history,
+        stopped=stopped,
+        settings=own | settings | origin.notes | remarks,
+        n_frozen=problem.n_frozen,
+    )
+
+
+@jit
+def _measured(problem: Problem, W: Any, G: Any) -> tuple[Any, Any]:
+    """G Gᵀ, and the terms of the loss."""
+    AG, GG = problem.products(G)
+    return GG, loss_terms(W, *problem.least_squares(AG, GG))
 
 
 ARRAYS = ("coefficients", "pseudo_fishers", "parameter_indices")

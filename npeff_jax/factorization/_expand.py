@@ -1,32 +1,22 @@
 """Components set expansion (section 2.2): new components beside frozen ones, for examples of particular interest."""
 
-import dataclasses
 import os
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from npeff_jax._progress import Progress
-from npeff_jax._sharding import replicate
 from npeff_jax.factorization._checkpoints import Checkpoints
-from npeff_jax.factorization._decompose import (
-    algorithm_of,
-    check_path,
-    check_solver,
-    default_solver,
-    describe,
-    settled,
-    solve,
-)
+from npeff_jax.factorization._decompose import check_path, check_type, checked_solver, settled, solve, whole
 from npeff_jax.factorization._decomposition import Decomposition
+from npeff_jax.factorization._driver import Callback
 from npeff_jax.factorization._fit import check_same_origin, fit_coefficients
-from npeff_jax.factorization._loop import Callback
-from npeff_jax.factorization._settings import Products, RowChoice, Solver, Stopping
-from npeff_jax.factorization._source import source_of_pefs
-from npeff_jax.factorization._stack import stack
-from npeff_jax.factorization._start import start_vectors
-from npeff_jax.pefs import Kind, Pefs
+from npeff_jax.factorization._problem import Problem
+from npeff_jax.factorization._run import Stopping
+from npeff_jax.factorization.row_spaces import RowChoice, check_rows
+from npeff_jax.factorization.solvers import InitialFactors, Solver
+from npeff_jax.pefs import Pefs
 
 
 def expand(
@@ -66,40 +56,20 @@ def expand(
     Raises:
         ValueError: PEFs of another model or kind, no examples, or more new components than rows.
     """
-    check_path(path)
+    path = check_path(path)
     check_same_origin(decomposition, pefs)
-    solver = default_solver(decomposition.kind) if solver is None else solver
-    check_solver(solver, decomposition.kind)
-    if getattr(solver, "stiefel", False):
-        raise ValueError("stiefel=True cannot hold with frozen components, which need not be orthonormal; drop it")
-    own = stack(pefs)
-    columns = np.union1d(decomposition.parameter_indices, own.parameter_indices)
-    stacked = stack(pefs, parameter_indices=columns)
-    if not 1 <= n_new <= stacked.A.shape[0]:
+    solver = checked_solver(solver, decomposition.kind, ("frozen",))
+    check_rows(rows, decomposition.kind)
+    seed, n_new = whole("seed", seed), whole("n_new", n_new)
+    check_type("stopping", stopping, Stopping)
+    if not 1 <= n_new <= pefs.total_rows:
         raise ValueError(
-            f"n_new={n_new} is not from 1 to the {stacked.A.shape[0]} rows of these PEFs ({stacked.n_examples} "
+            f"n_new={n_new} is not from 1 to the {pefs.total_rows} rows of these PEFs ({pefs.n_examples} "
             "examples); choose fewer components or more examples"
         )
-    n_frozen = decomposition.n_components
-    frozen = np.zeros((n_frozen, len(columns)), np.float32)
-    frozen[:, np.searchsorted(columns, decomposition.parameter_indices)] = decomposition.pseudo_fishers[:]
-    source = source_of_pefs(pefs.schema, stacked, n_frozen + n_new, mesh, rows, Products.FLOAT32, frozen)
-    new = start_vectors(source.rows, n_new, seed, nonnegative=decomposition.kind is Kind.DIAGONAL)
-    G = jnp.concatenate([source.rows.coordinates(frozen), new])
+    r = decomposition.n_components + n_new
+    problem = Problem.of(pefs, rows=rows, n_components=r, mesh=mesh, protected=decomposition)
     fitted = fit_coefficients(decomposition, pefs).coefficients
-    W = replicate(np.pad(fitted, ((0, 0), (0, n_new))), source.rows.mesh)
-    found = solve(
-        source,
-        algorithm_of(solver),
-        W,
-        G,
-        stopping or Stopping(),
-        {"seed": seed, "solver": describe(solver)} | source.notes,
-        n_frozen=n_frozen,
-        callback=callback,
-        progress=progress,
-        checkpoints=checkpoints,
-    )
-    # Some row spaces hold the frozen vectors as products; the result has the very numbers.
-    vectors = np.concatenate([frozen, found.pseudo_fishers[n_frozen:]])
-    return settled(dataclasses.replace(found, pseudo_fishers=vectors), path)
+    start = solver.start(problem, r, seed, InitialFactors(coefficients=np.pad(fitted, ((0, 0), (0, n_new)))))
+    settings: dict[str, Any] = {"seed": seed}
+    return settled(solve(problem, solver, start, stopping, settings, callback, progress, checkpoints), path)

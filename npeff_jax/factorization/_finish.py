@@ -19,7 +19,14 @@ DUPLICATE = 0.99
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Finished:
-    """W in its final form, where each component stood, and remarks by final index."""
+    """W in its final form, where each component stood, and remarks by final index.
+
+    Attributes:
+        W: coefficients, (n, r).
+        order: where each component stood.
+        dead: components below `DEAD`.
+        duplicates: pairs above `DUPLICATE`.
+    """
 
     W: np.ndarray
     order: np.ndarray
@@ -30,8 +37,8 @@ class Finished:
 def finish(
     W: Float[np.ndarray, "n r"], GG: Float[np.ndarray, "r r"], kind: Kind, squared_norm: float, n_frozen: int = 0
 ) -> Finished:
-    """The scale of the vectors put into W, components ordered by contribution Σ_i W_ij²; frozen ones first, as they
-    are. Their Gram matrix says all of it: no vector is looked at.
+    """Put the scale of the vectors into W and order components by contribution Σ_i W_ij²; frozen ones first, as they
+    are. Their Gram matrix is enough: no vector is looked at.
     """
     norm = np.sqrt(np.maximum(np.diagonal(GG).astype(np.float64), 0))
     norm = np.where(norm > 0, norm, 1.0)
@@ -49,27 +56,36 @@ def finish(
 class FinishedVectors:
     """G or H in its final form, (r, m'): rows are formed when they are read, so that there may be more than fit.
 
-    Unit norm; a pseudo-Fisher of LRM-NPEFF has no sign, its largest entry is made positive. Frozen ones as they are.
+    Unit norm; a pseudo-Fisher of LRM-NPEFF has no sign, its largest entry is made positive. Frozen ones are as given, to
+    the bit: some row spaces hold them as products.
     """
 
     dtype = np.dtype(np.float32)
 
     def __init__(
-        self, form: Callable[[Int[np.ndarray, "k"]], Float[np.ndarray, "k m"]], order: np.ndarray, width: int, f: int
+        self,
+        form: Callable[[Int[np.ndarray, "k"]], Float[np.ndarray, "k m"]],
+        order: np.ndarray,
+        frozen: Float[np.ndarray, "f m"],
     ) -> None:
-        """``form`` gives vectors by where they stood, ``order`` says where each stood; the first ``f`` are frozen."""
-        self._form, self._order, self._frozen, self.shape = form, order, f, (len(order), width)
+        """``form`` gives vectors by where they stood, ``order`` says where; the first are ``frozen``."""
+        self._form, self._order, self._frozen, self.shape = form, order, frozen, (len(order), frozen.shape[1])
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         own = self._order[rows]
-        G = np.array(self._form(np.atleast_1d(own)), np.float32)
-        norm = np.sqrt(np.einsum("jk,jk->j", G, G, dtype=np.float64))
-        sign = np.sign(G[np.arange(len(G)), np.abs(G).argmax(axis=1)])
-        free = (np.atleast_1d(own) >= self._frozen) & (norm > 0)
-        G /= np.where(free, norm * np.where(sign == 0, 1, sign), 1.0).astype(np.float32)[:, None]
+        places, f = np.atleast_1d(own), len(self._frozen)
+        G = np.empty((len(places), self.shape[1]), np.float32)
+        free = places >= f
+        G[~free] = self._frozen[places[~free]]
+        if free.any():
+            found = np.array(self._form(places[free]), np.float32)
+            norm = np.sqrt(np.einsum("jk,jk->j", found, found, dtype=np.float64))
+            sign = np.sign(found[np.arange(len(found)), np.abs(found).argmax(axis=1)])
+            scale = np.where(norm > 0, norm * np.where(sign == 0, 1, sign), 1.0)
+            G[free] = found / scale.astype(np.float32)[:, None]
         return G[0] if np.ndim(own) == 0 else G
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -18,7 +18,7 @@ BLOCK_BYTES = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Fit:
+class CoefficientFit:
     """Coefficients fitted to fixed components.
 
     Attributes:
@@ -60,13 +60,13 @@ def fit_coefficients(
     tolerance: float = 1e-5,
     max_sweeps: int = 10_000,
     chunk_size: int = 1024,
-) -> Fit:
+) -> CoefficientFit:
     """Fit coefficients of other examples' PEFs, with the pseudo-Fishers fixed.
 
     Args:
         decomposition: the components.
         pefs: of the same model and kind. What lies on parameters that the decomposition pruned counts as unexplained.
-        tolerance: of `Fit.kkt_residual`.
+        tolerance: of `CoefficientFit.kkt_residual`.
         max_sweeps: coordinate sweeps at most; residuals then say how far it got.
         chunk_size: examples at a time.
 
@@ -87,7 +87,7 @@ def fit_coefficients(
         w = W[-1].astype(np.float64)
         terms.append(np.einsum("ij,ij->i", w, w @ P - 2 * part))
     loss = stacked.example_norms + np.concatenate(terms)
-    return Fit(
+    return CoefficientFit(
         coefficients=np.concatenate(W),
         kkt_residual=np.concatenate(residual),
         example_loss=loss / np.where(stacked.example_norms > 0, stacked.example_norms, 1.0),
@@ -141,7 +141,10 @@ def fixed_products(
 
 
 def check_same_origin(decomposition: Decomposition, pefs: Pefs) -> None:
-    """Raise unless ``pefs`` are of the decomposition's model and kind."""
+    """Raise unless ``pefs`` are of the decomposition's model and kind, in the same unit."""
+    if not isinstance(decomposition, Decomposition) or not isinstance(pefs, Pefs):
+        got = f"({type(decomposition).__name__}, {type(pefs).__name__})"
+        raise TypeError(f"got {got}; pass the decomposition first and the PEFs second")
     ours, theirs = decomposition.schema, pefs.schema
     if ours.kind is not theirs.kind:
         raise ValueError(
@@ -154,3 +157,9 @@ def check_same_origin(decomposition: Decomposition, pefs: Pefs) -> None:
             f"these PEFs are of a model with other {what} (fingerprint {theirs.model}, expected {ours.model}); "
             "compute them with the model that was decomposed"
         )
+    for name in ("normalization", "output"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ValueError(
+                f"these PEFs have another {name} ({getattr(theirs, name)!r}) than those that were decomposed "
+                f"({getattr(ours, name)!r}); their coefficients would be in another unit: compute them alike"
+            )

@@ -5,35 +5,60 @@
 No m×m matrix is ever formed: A Gᵀ (N, r) and G Gᵀ (r, r) say everything.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jaxtyping import Array, Float, Int
 
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
+from npeff_jax.factorization.row_spaces import matmul
+
+Members = tuple[Int[Array, "pieces width"], ...]
+"""`members_of` on the devices."""
 
 
-def sum_over_rows(x: Float[Array, "N r"], owner: Int[Array, "N"], n: int) -> Float[Array, "n r"]:
-    """Σ over the rows of each example."""
-    if x.shape[0] == n:
-        return x
-    return jax.ops.segment_sum(x, owner, n, indices_are_sorted=True)
+def members_of(owner: Int[np.ndarray, "N"], n: int) -> tuple[Int[np.ndarray, "pieces width"], ...]:
+    """Return what `sum_over_rows` gathers: for each example the positions of its rows, padded with N.
+
+    Examples may have very different numbers of rows. Where padding all to the largest would more than double the work,
+    rows are first summed in pieces of equal width, then pieces. No table where every example has exactly one row.
+    """
+    group, tables = np.asarray(owner), []
+    while True:
+        counts = np.bincount(group, minlength=n)
+        if len(group) == n and (counts == 1).all():
+            return tuple(tables)
+        most = max(int(counts.max(initial=0)), 1)
+        width = most if n * most <= 2 * len(group) else max(2, 2 * len(group) // n)
+        pieces = np.maximum(-(-counts // width), 1) if width >= most else -(-counts // width)
+        first = np.concatenate([[0], np.cumsum(counts)])[:-1]
+        piece = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        table = (np.repeat(first, pieces) + width * piece)[:, None] + np.arange(width)
+        end = np.repeat(first + counts, pieces)[:, None]
+        tables.append(np.where(table < end, table, len(group)).astype(np.int32))
+        group = np.repeat(np.arange(n), pieces)
+
+
+def sum_over_rows(x: Float[Array, "N r"], members: Members) -> Float[Array, "n r"]:
+    """Sum the rows of each example, by gathers: a scatter has no fixed order of summation on a GPU."""
+    for table in members:
+        x = jnp.sum(x.at[table].get(mode="fill", fill_value=0), axis=1)
+    return x
 
 
 def loss_terms(W: Coefficients, numerator: Float[Array, "n r"], quadratic: ComponentGram) -> Float[Array, "2 r"]:
-    """The cross and the quadratic term by component; their difference is taken in float64 on the host.
+    """Return the cross and the quadratic term by component; their difference is taken in float64 on the host.
 
     Args:
         W: coefficients.
         numerator: Σ_rows (a·g_j)² for LRM-NPEFF, X Hᵀ for D-NPEFF.
         quadratic: (g_j·g_k)², or h_j·h_k.
     """
-    return jnp.stack([jnp.sum(W * numerator, axis=0), jnp.sum((W.T @ W) * quadratic, axis=1)])
+    return jnp.stack([jnp.sum(W * numerator, axis=0), jnp.sum(matmul(W.T, W) * quadratic, axis=1)])
 
 
 def relative_loss(terms: np.ndarray, squared_norm: float) -> np.ndarray:
-    """‖F − Σ W H‖² / ‖F‖² from `loss_terms`, in float64: near a good fit the three terms cancel."""
+    """Return ‖F − Σ W H‖² / ‖F‖² from `loss_terms`, in float64: near a good fit the three terms cancel."""
     terms = np.asarray(terms, np.float64)
     with np.errstate(invalid="ignore"):  # the loop looks at what is not finite
         return np.asarray((squared_norm - 2 * terms[..., 0, :].sum(-1) + terms[..., 1, :].sum(-1)) / squared_norm)
@@ -48,7 +73,7 @@ def line_coefficients(
     owner_W: RowProducts,
     slope: Float[Array, ""],
 ) -> Float[Array, "4"]:
-    """The loss along G + t D as c₀ t + c₁ t² + c₂ t³ + c₃ t⁴, without its constant.
+    """Return the loss along G + t D as c₀ t + c₁ t² + c₂ t³ + c₃ t⁴, without its constant.
 
     With S = G Dᵀ + D Gᵀ, G Gᵀ becomes G Gᵀ + t S + t² D Dᵀ and A Gᵀ becomes A Gᵀ + t A Dᵀ.
 
@@ -70,7 +95,7 @@ def line_coefficients(
 
 
 def squared_norms(A: scipy.sparse.csr_array, n_rows: np.ndarray) -> Float[np.ndarray, "n"]:
-    """‖F_i‖² = ‖A_i A_iᵀ‖² of every example, over its own c×c Gram matrix, in float64."""
+    """Return ‖F_i‖² = ‖A_i A_iᵀ‖² of every example, from its own c×c Gram matrix, in float64."""
     first = np.concatenate([[0], np.cumsum(n_rows)])
     owner = np.repeat(np.arange(len(n_rows)), n_rows)
     total = np.zeros(len(n_rows))

@@ -9,8 +9,8 @@ import scipy.sparse
 from jaxtyping import Float, Int
 
 from npeff_jax.factorization._objective import squared_norms
-from npeff_jax.factorization.rows import BlockedRows
-from npeff_jax.factorization.rows._blocks import over
+from npeff_jax.factorization.row_spaces import BlockedRows
+from npeff_jax.factorization.row_spaces._blocks import over
 from npeff_jax.pefs import Kind, Pefs
 
 BLOCK_BYTES = 1 << 30
@@ -73,6 +73,11 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
         norms.append(squared_norms(block, n_rows) if low_rank else _squares(block))
     if parameter_indices is None:
         parameter_indices = np.flatnonzero(counts >= max(min_count, 1))
+        if not counts.any():
+            raise ValueError(
+                "all of these Fishers are zero: no gradient reaches any parameter; check that the model function uses "
+                "the parameters that it is given"
+            )
         if parameter_indices.size == 0:
             raise ValueError(f"min_count={min_count} leaves no parameter; the most frequent one has {counts.max()}")
     position = np.full(len(counts), -1, np.int32)

@@ -7,8 +7,8 @@ import scipy.sparse
 
 import npeff_jax as npeff
 from npeff_jax._sharding import factorization_mesh
-from npeff_jax.factorization.rows import BlockedRows
-from npeff_jax.factorization.rows import _gram as module
+from npeff_jax.factorization.row_spaces import BlockedRows
+from npeff_jax.factorization.row_spaces import _gram as module
 
 TOLERANCE = 1e-5
 """Of an entry off the diagonal, relative to the norms of the two rows: what the module states."""
@@ -76,7 +76,7 @@ def sizes(request, monkeypatch):
         monkeypatch.setattr(module, "BAND_BYTES", 4 * 64 * 5)
         monkeypatch.setattr(module, "CACHED_ENTRIES", 50)
         monkeypatch.setattr(module, "MIRRORED", 7)
-        monkeypatch.setattr("npeff_jax.factorization.rows._blocks.GROUP_BYTES", 8 * 400)
+        monkeypatch.setattr("npeff_jax.factorization.row_spaces._blocks.GROUP_BYTES", 8 * 400)
 
 
 @pytest.mark.parametrize("full_from", [2, 20, 10_000])

@@ -39,19 +39,19 @@ def small_blocks(monkeypatch):
     """Seven examples, a third of the columns, two components at a time, for a full planted problem."""
     values = planted(noise=0.5).pefs.values
     monkeypatch.setattr("npeff_jax.factorization._stack.BLOCK_BYTES", 7 * 32 * values.shape[1])
-    monkeypatch.setattr("npeff_jax.factorization.rows._blocks.GROUP_BYTES", 8 * np.count_nonzero(values) // 3)
+    monkeypatch.setattr("npeff_jax.factorization.row_spaces._blocks.GROUP_BYTES", 8 * np.count_nonzero(values) // 3)
     monkeypatch.setattr("npeff_jax.factorization._decomposition.BLOCK_BYTES", 4 * 40 * 2)
 
 
 def test_a_kernel_of_rows_that_are_never_in_memory_together(small_blocks, tmp_path):
     problem = planted(noise=0.5)
     pefs = counted(problem.pefs)
-    found = npeff.decompose(pefs, 4, rows=npeff.Kernel(), path=tmp_path / "d", **SHORT)
+    found = npeff.decompose(pefs, 4, rows=npeff.KernelRows(), path=tmp_path / "d", **SHORT)
     assert max(pefs.values.reads) == 7
     # the two passes of `stack`, one a group of columns, one a block of components
     passes = sum(pefs.values.reads) / len(pefs)
     assert 7 <= passes <= 8, passes
-    whole = npeff.decompose(problem.pefs, 4, rows=npeff.Dense(), **SHORT)
+    whole = npeff.decompose(problem.pefs, 4, rows=npeff.DenseRows(), **SHORT)
     np.testing.assert_allclose(found.history.loss, whole.history.loss, rtol=1e-5)
     assert isinstance(found.pseudo_fishers, StoredArray)
     np.testing.assert_allclose(found.pseudo_fishers[:], whole.pseudo_fishers, atol=1e-3)
@@ -62,7 +62,9 @@ def test_a_kernel_of_rows_that_are_never_in_memory_together(small_blocks, tmp_pa
 @pytest.mark.parametrize("make", [planted, planted_diagonal])
 def test_every_row_space_reads_blocks(small_blocks, monkeypatch, make):
     problem = make()
-    spaces = (npeff.Dense(), npeff.Sparse()) + ((npeff.Kernel(), npeff.Kernel(sketch=64)) if make is planted else ())
+    spaces = (npeff.DenseRows(), npeff.SparseRows()) + (
+        (npeff.KernelRows(), npeff.KernelRows(sketch=64)) if make is planted else ()
+    )
     blocked = {rows: npeff.decompose(counted(problem.pefs), 4, rows=rows, min_count=5, **SHORT) for rows in spaces}
     fits = {rows: npeff.fit_coefficients(found, counted(problem.pefs)) for rows, found in blocked.items()}
     monkeypatch.undo()
@@ -78,10 +80,10 @@ def test_an_expansion_beside_frozen_components(small_blocks, tmp_path):
     problem = planted(noise=0.5)
     found = npeff.decompose(problem.pefs, 3, **SHORT)
     pefs = counted(problem.pefs)
-    wider = npeff.expand(found, pefs, 2, rows=npeff.Kernel(), path=tmp_path / "wider", **SHORT)
+    wider = npeff.expand(found, pefs, 2, rows=npeff.KernelRows(), path=tmp_path / "wider", **SHORT)
     assert max(pefs.values.reads) == 7
     np.testing.assert_array_equal(wider.pseudo_fishers[:3], found.pseudo_fishers)
-    same = npeff.expand(found, problem.pefs, 2, rows=npeff.Dense(), **SHORT)
+    same = npeff.expand(found, problem.pefs, 2, rows=npeff.DenseRows(), **SHORT)
     np.testing.assert_allclose(wider.history.loss, same.history.loss, rtol=1e-4)
 
 

@@ -70,28 +70,33 @@ def test_warm_up_moves_the_vectors_alone():
     W = np.random.default_rng(0).random((60, 5)).astype(np.float32)
     solver = npeff.DampedALS(warm_up=7)
     only = npeff.decompose(
-        problem.pefs, 5, solver=solver, start=npeff.Start(coefficients=W), stopping=npeff.Stopping(max_steps=7), **QUIET
+        problem.pefs,
+        5,
+        solver=solver,
+        start=npeff.InitialFactors(coefficients=W),
+        stopping=npeff.Stopping(max_steps=7),
+        **QUIET,
     )
     # W changes by the scale of unit vectors alone, and by the order of components
     ratio = only.coefficients / only.coefficients[:1]
     matched = [np.abs(ratio[:, [j]] - W / W[:1]).max(axis=0).min() for j in range(5)]
     assert max(matched) < 1e-3
-    both = npeff.decompose(problem.pefs, 5, solver=solver, start=npeff.Start(coefficients=W), **QUIET)
+    both = npeff.decompose(problem.pefs, 5, solver=solver, start=start, **QUIET)
     assert both.history.loss[-1] < 0.5 * only.history.loss[-1]
 
 
 def test_a_given_start_is_where_it_starts():
     problem = planted()
-    start = npeff.Start(problem.coefficients, problem.vectors)
+    start = npeff.InitialFactors(problem.coefficients, problem.vectors)
     found = npeff.decompose(problem.pefs, 5, start=start, stopping=npeff.Stopping(max_steps=1), **QUIET)
     assert found.history.loss[-1] < 1e-5
     assert found.settings["start"] == ["coefficients", "pseudo_fishers"]
     with pytest.raises(ValueError, match=r"start.pseudo_fishers has shape \(5, 39\); expected \(5, 40\)"):
-        npeff.decompose(problem.pefs, 5, start=npeff.Start(pseudo_fishers=problem.vectors[:, 1:]), **QUIET)
+        npeff.decompose(problem.pefs, 5, start=npeff.InitialFactors(pseudo_fishers=problem.vectors[:, 1:]), **QUIET)
     with pytest.raises(ValueError, match=r"expected \(60, 5\), non-negative"):
-        npeff.decompose(problem.pefs, 5, start=npeff.Start(coefficients=-problem.coefficients), **QUIET)
+        npeff.decompose(problem.pefs, 5, start=npeff.InitialFactors(coefficients=-problem.coefficients), **QUIET)
     with pytest.raises(ValueError, match="cannot start from given pseudo-Fishers"):
-        npeff.decompose(problem.pefs, 5, start=start, rows=npeff.Kernel(), **QUIET)
+        npeff.decompose(problem.pefs, 5, start=start, rows=npeff.KernelRows(), **QUIET)
 
 
 def test_why_it_stopped():
@@ -115,7 +120,7 @@ def test_why_it_stopped():
 
 def test_a_learning_rate_that_diverges_keeps_the_last_good_state():
     problem = planted()
-    found = npeff.decompose(problem.pefs, 3, solver=npeff.Paper(learning_rate=10.0, warm_up=25), **QUIET)
+    found = npeff.decompose(problem.pefs, 3, solver=npeff.GradientDescent(learning_rate=10.0, warm_up=25), **QUIET)
     assert found.stopped.startswith("non-finite: ")
     assert "lower its learning_rate" in found.stopped
     assert np.isfinite(found.coefficients).all()
@@ -168,12 +173,12 @@ def test_components_are_ordered_and_remarks_made():
 def test_bfloat16_products_are_close_and_recorded():
     problem = planted(noise=0.5)
     exact = npeff.decompose(problem.pefs, 3, **QUIET)
-    for choice in (npeff.Dense(), npeff.Kernel()):
-        found = npeff.decompose(problem.pefs, 3, products=npeff.Products.BFLOAT16, rows=choice, **QUIET)
+    for choice in (npeff.DenseRows(), npeff.KernelRows()):
+        found = npeff.decompose(problem.pefs, 3, products=npeff.ProductPrecision.BFLOAT16, rows=choice, **QUIET)
         assert found.settings["products"] == "bfloat16"
         assert found.history.loss[-1] == pytest.approx(exact.history.loss[-1], rel=0.02)
     with pytest.raises(ValueError, match="sparse ones are float32"):
-        npeff.decompose(problem.pefs, 3, products=npeff.Products.BFLOAT16, rows=npeff.Sparse(), **QUIET)
+        npeff.decompose(problem.pefs, 3, products=npeff.ProductPrecision.BFLOAT16, rows=npeff.SparseRows(), **QUIET)
 
 
 def test_progress_as_json_lines():
@@ -197,7 +202,7 @@ def kill_at(step):
     return callback
 
 
-@pytest.mark.parametrize("choice", [npeff.Dense(), npeff.Sparse(), npeff.Kernel()])
+@pytest.mark.parametrize("choice", [npeff.DenseRows(), npeff.SparseRows(), npeff.KernelRows()])
 def test_killed_and_resumed(tmp_path, choice):
     """The same devices: to 1e-5. Eight instead of one: to 1e-4."""
     assert len(jax.devices()) == 8

@@ -11,24 +11,33 @@ from sklearn.decomposition import NMF
 
 import npeff_jax as npeff
 from npeff_jax._sharding import factorization_mesh, replicate
-from npeff_jax.factorization import _lrm
 from npeff_jax.factorization._nonnegative import hals_sweep, kkt_residual, solve_nonnegative
 from npeff_jax.factorization._objective import loss_terms, relative_loss, squared_norms
-from npeff_jax.factorization._quartic import minimize_quartic
 from npeff_jax.factorization._stack import stack
-from npeff_jax.factorization.rows import DenseRows
+from npeff_jax.factorization.solvers import Factors
+from npeff_jax.factorization.solvers._quartic import minimize_quartic
 from npeff_jax.tasks import planted, planted_diagonal
 
 pytestmark = pytest.mark.fast
 
 
-step = jax.jit(_lrm.step, static_argnums=3, static_argnames=("move_W",))
+SOLVER = npeff.DampedALS()
+HELD = npeff.DampedALS(warm_up=1_000)  # W stays
+step = jax.jit(lambda solver, problem, state: solver.step(problem, state), static_argnums=0)
+
+
+def state_of(problem, W, G, solver=SOLVER):
+    return solver.init(problem, Factors(jnp.asarray(W), problem.rows.coordinates(np.asarray(G)), jnp.int32(0)))
+
+
+def loss_of(problem, state, solver=SOLVER):
+    return relative_loss(np.asarray(solver.loss_terms(problem, state)), problem.origin.squared_norm)
 
 
 def dense_problem(seed=0):
     problem = planted(seed, n=12, m=15, r=3)
     stacked = stack(problem.pefs)
-    rows = DenseRows.of(stacked.A, factorization_mesh(None))
+    rows = npeff.Problem.of(problem.pefs, rows=npeff.DenseRows())
     rng = np.random.default_rng(seed + 1)
     W, G = rng.random((12, 4)), rng.normal(size=(4, stacked.A.shape[1]))
     full = np.zeros((4, 15))
@@ -37,45 +46,41 @@ def dense_problem(seed=0):
 
 
 def test_objective_from_inner_products():
-    problem, stacked, rows, W, G, full = dense_problem()
-    state = _lrm.init(rows, jnp.asarray(stacked.owner), jnp.asarray(W), rows.coordinates(G))
-    assert relative_loss(np.asarray(state.terms), stacked.squared_norm) == pytest.approx(
-        oracle_loss(problem.fishers, W, full)
-    )
-    assert stacked.squared_norm == pytest.approx(np.sum(problem.fishers**2))
+    planted_problem, stacked, problem, W, G, full = dense_problem()
+    state = state_of(problem, W, G)
+    assert loss_of(problem, state) == pytest.approx(oracle_loss(planted_problem.fishers, W, full))
+    assert stacked.squared_norm == pytest.approx(np.sum(planted_problem.fishers**2))
 
 
 def test_gradient_is_that_of_finite_differences():
     """4 (B G − Mᵀ A) against central differences of the dense objective, in float64."""
-    problem, stacked, rows, W, G, full = dense_problem()
-    state = _lrm.init(rows, jnp.asarray(stacked.owner), jnp.asarray(W), rows.coordinates(G))
+    planted_problem, stacked, problem, W, G, full = dense_problem()
+    state = state_of(problem, W, G)
     B = (W.T @ W) * np.asarray(state.GG)
     M = W[stacked.owner] * np.asarray(state.AG)
     gradient = 4 * (B @ G - M.T @ stacked.A.whole)
-    total = np.sum(problem.fishers**2)
+    total = np.sum(planted_problem.fishers**2)
     for j, k in [(0, 0), (1, 5), (3, 7)]:
         shift = np.zeros_like(full)
         shift[j, stacked.parameter_indices[k]] = 1e-5
-        up, down = (oracle_loss(problem.fishers, W, full + s * shift) for s in (1, -1))
+        up, down = (oracle_loss(planted_problem.fishers, W, full + s * shift) for s in (1, -1))
         assert gradient[j, k] == pytest.approx((up - down) / 2e-5 * total, rel=1e-4)
 
 
 def test_the_line_search_finds_the_minimum_on_the_line():
     """One step with W fixed, against a fine search along the same direction on the dense objective."""
-    problem, stacked, rows, W, G, full = dense_problem()
-    owner = jnp.asarray(stacked.owner)
-    before = _lrm.init(rows, owner, jnp.asarray(W), rows.coordinates(G))
-    norm = jnp.float32(stacked.squared_norm)
-    after = step(rows, owner, before, npeff.DampedALS(), norm, move_W=False)
+    planted_problem, stacked, problem, W, G, full = dense_problem()
+    before = state_of(problem, W, G)
+    after = step(HELD, problem, before)
     B = (W.T @ W) * np.asarray(before.GG)
     M = W[stacked.owner] * np.asarray(before.AG)
     R = B @ G - M.T @ stacked.A.whole
     d = np.diag(B)
     D = np.zeros_like(full)
     D[:, stacked.parameter_indices] = -np.linalg.solve(B + 1e-2 * np.diag(d + 1e-3 * d.mean()), R)
-    best = scipy.optimize.minimize_scalar(lambda t: oracle_loss(problem.fishers, W, full + t * D), (0, 1))
-    assert relative_loss(np.asarray(after.terms), stacked.squared_norm) == pytest.approx(best.fun, rel=1e-4)
-    assert best.fun < relative_loss(np.asarray(before.terms), stacked.squared_norm)
+    best = scipy.optimize.minimize_scalar(lambda t: oracle_loss(planted_problem.fishers, W, full + t * D), (0, 1))
+    assert loss_of(problem, after) == pytest.approx(best.fun, rel=1e-4)
+    assert best.fun < loss_of(problem, before)
     np.testing.assert_allclose(jnp.linalg.norm(after.G, axis=1), 1, rtol=1e-5)  # the scale went to W
     scale = np.linalg.norm(full + best.x * D, axis=1) ** 2
     np.testing.assert_allclose(after.W, W * scale, rtol=1e-3)
@@ -83,25 +88,23 @@ def test_the_line_search_finds_the_minimum_on_the_line():
 
 def test_steps_descend_on_a_singular_problem():
     """Twice the same component and a dead one: B is singular, the step still goes down."""
-    _, stacked, rows, W, G, _ = dense_problem()
+    _, _stacked, problem, W, G, _ = dense_problem()
     G[1], W[:, 2] = G[0], 0
-    owner, norm = jnp.asarray(stacked.owner), jnp.float32(stacked.squared_norm)
-    state = _lrm.init(rows, owner, jnp.asarray(W), rows.coordinates(G))
-    losses = [relative_loss(np.asarray(state.terms), stacked.squared_norm)]
+    state = state_of(problem, W, G)
+    losses = [loss_of(problem, state)]
     for _ in range(10):
-        state = step(rows, owner, state, npeff.DampedALS(), norm, move_W=False)
-        losses.append(relative_loss(np.asarray(state.terms), stacked.squared_norm))
+        state = step(HELD, problem, state)
+        losses.append(loss_of(problem, state))
     assert (np.diff(losses) < 1e-6).all()
     assert losses[-1] < losses[0]
 
 
 def test_carried_products_are_those_of_the_vectors():
-    _, stacked, rows, W, G, _ = dense_problem()
-    owner, norm = jnp.asarray(stacked.owner), jnp.float32(stacked.squared_norm)
-    state = _lrm.init(rows, owner, jnp.asarray(W), rows.coordinates(G))
+    _, _stacked, problem, W, G, _ = dense_problem()
+    state = state_of(problem, W, G)
     for _ in range(25):
-        state = step(rows, owner, state, npeff.DampedALS(), norm)
-    anew = _lrm.init(rows, owner, state.W, state.G)
+        state = step(SOLVER, problem, state)
+    anew = SOLVER.init(problem, Factors(*SOLVER.factors(state), state.steps))
     np.testing.assert_allclose(state.AG, anew.AG, atol=1e-5)
     np.testing.assert_allclose(state.GG, anew.GG, atol=1e-5)
 
@@ -168,7 +171,7 @@ def test_multiplicative_updates_are_those_of_scikit_learn():
     X = problem.fishers
     rng = np.random.default_rng(0)
     W, H = rng.random((60, 4)), rng.random((4, 40))
-    start = npeff.Start(coefficients=W.astype(np.float32), pseudo_fishers=H.astype(np.float32))
+    start = npeff.InitialFactors(coefficients=W.astype(np.float32), pseudo_fishers=H.astype(np.float32))
     stopping = npeff.Stopping(max_steps=200, tolerance=-1.0)
     found = npeff.decompose(
         problem.pefs, 4, solver=npeff.Multiplicative(), start=start, stopping=stopping, progress=False
@@ -185,8 +188,8 @@ def test_papers_algorithm_step_by_step():
     A, owner = stacked.A.whole.toarray().astype(np.float64), stacked.owner
     rng = np.random.default_rng(3)
     W, G = rng.random((12, 3)), rng.normal(size=(3, 15))
-    start = npeff.Start(coefficients=W.astype(np.float32), pseudo_fishers=G.astype(np.float32))
-    solver = npeff.Paper(learning_rate=1e-3, warm_up=3)
+    start = npeff.InitialFactors(coefficients=W.astype(np.float32), pseudo_fishers=G.astype(np.float32))
+    solver = npeff.GradientDescent(learning_rate=1e-3, warm_up=3)
     stopping = npeff.Stopping(max_steps=10)
     found = npeff.decompose(problem.pefs, 3, solver=solver, start=start, stopping=stopping, progress=False)
     G = G[:, stacked.parameter_indices]

@@ -24,7 +24,7 @@ from npeff_jax.tasks import planted, planted_diagonal
 assert len(jax.devices()) == 4 and len(jax.local_devices()) == 2
 stopping = npeff.Stopping(max_steps=40, tolerance=-1.0)
 losses = {}
-for make, choices in [(planted, ("Dense", "Sparse", "Kernel")), (planted_diagonal, ("Sparse",))]:
+for make, choices in [(planted, ("DenseRows", "SparseRows", "KernelRows")), (planted_diagonal, ("SparseRows",))]:
     for name in choices:
         found = npeff.decompose(
             make().pefs, 4, rows=getattr(npeff, name)(), mesh=npeff.make_mesh(), stopping=stopping, progress=False

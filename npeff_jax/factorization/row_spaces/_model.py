@@ -18,7 +18,7 @@ from npeff_jax._checks import count_examples, slice_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._sharding import SHARDS, pad_rows, place, round_up, sharded
 from npeff_jax._types import Examples
-from npeff_jax.factorization.rows._kernel import KernelRows, Recover
+from npeff_jax.factorization.row_spaces._kernel import KernelSpace, Recover
 from npeff_jax.models import Model
 
 
@@ -76,7 +76,7 @@ def model_rows(model: Model, examples: Examples, **options: Any) -> ModelRows:
     return rows
 
 
-def kernel_of_model(source: ModelRows, mesh: Mesh, progress: Progress) -> tuple[KernelRows, np.ndarray]:
+def kernel_of_model(source: ModelRows, mesh: Mesh, progress: Progress) -> tuple[KernelSpace, np.ndarray]:
     """The exact kernel of normalised rows, and the Frobenius norm of each example's Fisher.
 
     Args:
@@ -111,7 +111,7 @@ def kernel_of_model(source: ModelRows, mesh: Mesh, progress: Progress) -> tuple[
     Q *= scale
     Q *= scale[:, None]
     recover = Recover(lambda U: passes.pull(U * scale[:N]), np.zeros((0, source.model.space.size), np.float32))
-    return KernelRows(place(Q, sharded(mesh, SHARDS, None)), mesh, N, recover), norms
+    return KernelSpace(place(Q, sharded(mesh, SHARDS, None)), mesh, N, recover), norms
 
 
 @jax.jit

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float, Int
 from npeff_jax._machine import cores
 from npeff_jax._sharding import SHARDS, place, round_up, sharded
 from npeff_jax.factorization._compile import jit
-from npeff_jax.factorization.rows._blocks import BlockedRows
-from npeff_jax.factorization.rows._dense import matmul
+from npeff_jax.factorization.row_spaces._base import matmul
+from npeff_jax.factorization.row_spaces._blocks import BlockedRows
 
 TILE_BYTES = 1 << 27
 """Size of a dense tile of columns."""

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
-from npeff_jax.factorization._objective import sum_over_rows
-from npeff_jax.factorization.rows import Vectors
+from npeff_jax.factorization._problem import Problem
+from npeff_jax.factorization.row_spaces import Vectors
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.125, 0.03, 0.01, 0.0)
 """Of the step that is best without retraction. Zero is among them: a step never ascends."""
@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
 
 def project(line: Line, S: ComponentGram, G: Vectors, AG: RowProducts, GG: ComponentGram, n_frozen: int = 0) -> Line:
-    """D − S G over the components that are free. S = Diag(D Gᵀ) takes the change of length off unit vectors,
+    """Return D − S G over the components that are free. S = Diag(D Gᵀ) takes the change of length off unit vectors,
     S = sym(D Gᵀ) leaves the tangent space of orthonormal ones.
     """
     f = n_frozen
@@ -34,7 +34,7 @@ def project(line: Line, S: ComponentGram, G: Vectors, AG: RowProducts, GG: Compo
 
 
 def retract(
-    owner: Int[Array, "N"],
+    problem: Problem,
     W: Coefficients,
     G: Vectors,
     AG: RowProducts,
@@ -42,7 +42,7 @@ def retract(
     line: Line,
     step: Float[Array, ""],
 ) -> tuple[Vectors, RowProducts]:
-    """Orthonormal G and A Gᵀ near G + step D.
+    """Return orthonormal G and A Gᵀ near G + step D.
 
     After the polar retraction G ← (Ĝ Ĝᵀ)^(-1/2) Ĝ the loss is no quartic any more; but it still follows from inner
     products at hand, so the best of several step lengths costs no product with A.
@@ -54,15 +54,15 @@ def retract(
         return (AG + t * AD) @ root, root
 
     def loss(t: Float[Array, ""]) -> Float[Array, ""]:
-        return -jnp.sum(W * sum_over_rows(products(t)[0] ** 2, owner, W.shape[0]))  # the rest does not depend on t
+        return -jnp.sum(W * problem.sum_over_rows(products(t)[0] ** 2))  # the rest does not depend on t
 
-    steps = step * jnp.asarray(FRACTIONS)
+    steps = step * jnp.asarray(FRACTIONS, step.dtype)
     t = steps[jnp.argmin(jax.lax.map(loss, steps))]
     AG, root = products(t)
     return root @ (G + t * D), AG
 
 
 def _inverse_root(X: ComponentGram) -> ComponentGram:
-    """X^(-1/2). The floor keeps parallel vectors finite; they part as soon as the direction parts them."""
+    """Return X^(-1/2). The floor keeps parallel vectors finite; they part as soon as the direction parts them."""
     values, vectors = jnp.linalg.eigh(X)
-    return (vectors / jnp.sqrt(jnp.maximum(values, 1e-6 * values[-1]))) @ vectors.T
+    return (vectors / jnp.sqrt(jnp.maximum(values, 1e-6 * values[-1]))[None]) @ vectors.T

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import heapq
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,23 @@ import scipy.sparse
 from jax.experimental.sparse import BCSR
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from npeff_jax._sharding import SHARDS, fetch, place, sharded
+from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
-from npeff_jax.factorization.rows._blocks import BlockedRows
-from npeff_jax.factorization.rows._deal import deal
-from npeff_jax.factorization.rows._dense import matmul
-from npeff_jax.factorization.rows._protocol import Inner, Vectors
+from npeff_jax.factorization.row_spaces._base import (
+    STEPS,
+    Cost,
+    Inner,
+    Leaf,
+    ProductPrecision,
+    RowChoice,
+    RowSpace,
+    Vectors,
+    matmul,
+    rates,
+)
+from npeff_jax.factorization.row_spaces._blocks import BlockedRows
 
 BLOCK_ENTRIES = 1 << 20
 """Entries of r vectors that a block of columns spans, 4 MB. A product gathers from there at random: when it outgrows
@@ -29,44 +39,59 @@ Csr = tuple[jax.Array, jax.Array, jax.Array]
 """Values, indices and row pointers of all blocks, each with the blocks along its first axis."""
 
 
+@dataclasses.dataclass(frozen=True)
+class SparseRows(RowChoice):
+    """Hold A in compressed blocks, its parameters sharded. Work and memory are proportional to the non-zeros."""
+
+    def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
+        m, nnz, sparse = A.shape[1], float(A.nnz), rates(mesh)[1]
+        vectors = 16.0 * n_components * m  # as for dense rows
+        return Cost(16 * nnz + vectors, STEPS * 4 * nnz * n_components / sparse)
+
+    def of(
+        self,
+        A: BlockedRows,
+        mesh: Mesh,
+        *,
+        n_components: int = 64,
+        products: ProductPrecision = ProductPrecision.FLOAT32,
+        frozen: np.ndarray | None = None,
+    ) -> "SparseSpace":
+        if products is not ProductPrecision.FLOAT32:
+            raise ValueError(
+                f"products={products.value} is for DenseRows() and KernelRows(); sparse ones are float32: choose other "
+                "rows, or ProductPrecision.FLOAT32"
+            )
+        (N, m), whole = A.shape, A.whole.tocsc()
+        n_blocks = mesh.size * max(1, round(m * n_components / mesh.size / BLOCK_ENTRIES))
+        dealt = deal(A.counts, n_blocks)
+        blocks = [whole[:, own[own >= 0]] for own in dealt.reshape(n_blocks, -1)]  # padding is at the end of a block
+        by_row = _pack([block.tocsr() for block in blocks], N)
+        by_column = _pack([block.T for block in blocks], len(dealt) // n_blocks)
+        spec = sharded(mesh, SHARDS)
+        return SparseSpace(_place(by_row, spec), _place(by_column, spec), mesh, N, Columns(dealt, m))
+
+
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["by_row", "by_column"], meta_fields=["mesh", "N", "columns"]
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class SparseRows:
+class SparseSpace(RowSpace):
     """A (N, m') in blocks of columns, each once by row and once by column: products gather, and never scatter.
 
     Attributes:
-        by_row: blocks of A.
+        by_row: blocks of A, a `Csr`.
         by_column: blocks of Aᵀ.
         mesh: one axis, `SHARDS`, over the blocks.
         N: rows.
-        columns: which column of A stands at each coordinate.
+        columns: which column of A stands at each coordinate; None in compiled steps, which do not look at it.
     """
 
-    by_row: Csr
-    by_column: Csr
+    by_row: Leaf
+    by_column: Leaf
     mesh: Mesh
     N: int
-    columns: "Columns"
-
-    @classmethod
-    def of(cls, rows: BlockedRows, mesh: Mesh, n_vectors: int = 64) -> "SparseRows":
-        """Deal the columns of A to shards and blocks.
-
-        Args:
-            rows: A.
-            mesh: one axis.
-            n_vectors: r, which sets the size of a block.
-        """
-        (N, m), A = rows.shape, rows.whole.tocsc()
-        n_blocks = mesh.size * max(1, round(m * n_vectors / mesh.size / BLOCK_ENTRIES))
-        dealt = deal(rows.counts, n_blocks)
-        blocks = [A[:, own[own >= 0]] for own in dealt.reshape(n_blocks, -1)]  # padding is at the end of a block
-        by_row = _pack([block.tocsr() for block in blocks], N)
-        by_column = _pack([block.T for block in blocks], len(dealt) // n_blocks)
-        spec = sharded(mesh, SHARDS)
-        return cls(_place(by_row, spec), _place(by_column, spec), mesh, N, Columns(dealt, m))
+    columns: "Columns | None"
 
     @property
     def n_rows(self) -> int:
@@ -87,7 +112,7 @@ class SparseRows:
 
         return on_shard(self.by_row, self.by_column, G, D)
 
-    def pull(self, M: RowProducts) -> Vectors:
+    def pull_back(self, M: RowProducts) -> Vectors:
         @self._on_shards((P(),), P(None, SHARDS))
         def on_shard(by_row: Csr, by_column: Csr, M: jax.Array) -> jax.Array:
             def write_block(b: jax.Array, pulled: jax.Array) -> jax.Array:
@@ -143,28 +168,36 @@ class SparseRows:
         return AD + _product(by_row, b, D.T, self.N), GD + (own if G is D else matmul(G, D.T)), DD + own
 
     def expand(self, vectors: Vectors) -> np.ndarray:
-        dealt = self.columns.dealt
-        out = np.empty((vectors.shape[0], self.columns.width), np.float32)
+        dealt, width = self._columns
+        out = np.empty((vectors.shape[0], width), np.float32)
         out[:, dealt[dealt >= 0]] = fetch(vectors)[:, dealt >= 0]
         return out
 
     def coordinates(self, vectors: np.ndarray) -> Vectors:
-        dealt = self.columns.dealt
+        dealt, _ = self._columns
         placed = np.where(dealt >= 0, vectors[:, dealt], 0).astype(np.float32)
         return place(placed, sharded(self.mesh, None, SHARDS))
 
-    def to_host(self, vectors: Vectors) -> np.ndarray:
-        return self.expand(vectors)
+    def on_device(self) -> "SparseSpace":
+        return dataclasses.replace(self, columns=None)
 
-    def from_host(self, saved: np.ndarray) -> Vectors:
-        return self.coordinates(saved)
+    @property
+    def _columns(self) -> tuple[np.ndarray, int]:
+        if self.columns is None:
+            raise ValueError("this SparseSpace is one of a compiled step and has no columns; use that of the Problem")
+        return self.columns.dealt, self.columns.width
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Columns:
-    """The permutation of a deal. All of one width are equal to a compiled step, which never looks at them."""
+    """The permutation of a deal.
 
-    dealt: np.ndarray = dataclasses.field(compare=False)
+    Attributes:
+        dealt: the column of A at each coordinate, −1 for padding.
+        width: m'.
+    """
+
+    dealt: np.ndarray
     width: int
 
 
@@ -210,3 +243,35 @@ def _pack(blocks: list[scipy.sparse.csr_array], n_rows: int) -> tuple[np.ndarray
         pointers[k, : block.shape[0]] = block.indptr[:-1]
         pointers[k, block.shape[0] : n_rows] = block.nnz
     return data, indices, pointers
+
+
+GREEDY_ROUNDS = 10_000
+"""Rounds dealt by load, one column to each block. Later columns are light and follow a snake, which needs no loop."""
+
+
+def deal(counts: Int[np.ndarray, "m_kept"], n_blocks: int) -> Int[np.ndarray, "size"]:
+    """A permutation of the columns, padded with −1 to a multiple of ``n_blocks``, cut evenly into the blocks.
+
+    Columns go out heaviest first, in rounds of one a block: the heaviest of a round to the block that has least.
+
+    Args:
+        counts: non-zeros of each column.
+        n_blocks: how many equal parts.
+    """
+    width = round_up(max(len(counts), 1), n_blocks) // n_blocks
+    order = np.full(width * n_blocks, -1)
+    order[: len(counts)] = np.argsort(-counts, kind="stable")
+    rounds = order.reshape(width, n_blocks)
+    weights = np.where(rounds >= 0, counts[rounds], 0) if len(counts) else np.zeros_like(rounds)
+    dealt = rounds.copy()
+    dealt[1::2] = dealt[1::2, ::-1]
+    load = [(0, block) for block in range(n_blocks)]
+    for k in range(min(width, GREEDY_ROUNDS)):
+        following = []
+        for position in range(n_blocks):
+            weight, block = heapq.heappop(load)
+            dealt[k, block] = rounds[k, position]
+            following.append((weight + int(weights[k, position]), block))
+        load = following
+        heapq.heapify(load)
+    return dealt.T.reshape(-1)

@@ -11,14 +11,49 @@ from jax.sharding import PartitionSpec as P
 
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
-from npeff_jax.factorization._settings import Products
-from npeff_jax.factorization.rows._blocks import BlockedRows
-from npeff_jax.factorization.rows._protocol import Inner, Vectors
+from npeff_jax.factorization.row_spaces._base import (
+    STEPS,
+    Cost,
+    Inner,
+    Leaf,
+    ProductPrecision,
+    RowChoice,
+    RowSpace,
+    Vectors,
+    matmul,
+    rates,
+)
+from npeff_jax.factorization.row_spaces._blocks import BlockedRows
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseRows(RowChoice):
+    """Hold A as one dense array, its columns sharded. Fastest where it fits and is not mostly zeros."""
+
+    def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
+        (N, m), dense = A.shape, rates(mesh)[0]
+        vectors = 16.0 * n_components * m  # G, its gradient, its direction and the next G
+        return Cost(4.0 * N * m + vectors, STEPS * 4 * N * m * n_components / dense)
+
+    def of(
+        self,
+        A: BlockedRows,
+        mesh: Mesh,
+        *,
+        n_components: int = 64,
+        products: ProductPrecision = ProductPrecision.FLOAT32,
+        frozen: np.ndarray | None = None,
+    ) -> "DenseSpace":
+        N, width = A.shape
+        dense = np.zeros((N, round_up(width, mesh.size)), np.float32)
+        for first, block in A.read():
+            dense[first : first + block.shape[0], :width] = block.toarray()
+        return DenseSpace(place(dense.astype(jnp.dtype(products.value)), sharded(mesh, None, SHARDS)), mesh, width)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["A"], meta_fields=["mesh", "width"])
 @dataclasses.dataclass(frozen=True, eq=False)
-class DenseRows:
+class DenseSpace(RowSpace):
     """A (N, m'), its columns sharded over the mesh and padded to a multiple of it.
 
     Attributes:
@@ -27,17 +62,9 @@ class DenseRows:
         width: m', without the padding.
     """
 
-    A: jax.Array
+    A: Leaf
     mesh: Mesh
     width: int
-
-    @classmethod
-    def of(cls, A: BlockedRows, mesh: Mesh, products: Products = Products.FLOAT32) -> "DenseRows":
-        N, width = A.shape
-        dense = np.zeros((N, round_up(width, mesh.size)), np.float32)
-        for first, block in A.read():
-            dense[first : first + block.shape[0], :width] = block.toarray()
-        return cls(place(dense.astype(jnp.dtype(products.value)), sharded(mesh, None, SHARDS)), mesh, width)
 
     @property
     def n_rows(self) -> int:
@@ -57,7 +84,7 @@ class DenseRows:
 
         return on_shard(self.A, G, D)
 
-    def pull(self, M: RowProducts) -> Vectors:
+    def pull_back(self, M: RowProducts) -> Vectors:
         @functools.partial(
             jax.shard_map,
             mesh=self.mesh,
@@ -77,14 +104,3 @@ class DenseRows:
         padded = np.zeros((vectors.shape[0], self.A.shape[1]), np.float32)
         padded[:, : self.width] = vectors
         return place(padded, sharded(self.mesh, None, SHARDS))
-
-    def to_host(self, vectors: Vectors) -> np.ndarray:
-        return self.expand(vectors)
-
-    def from_host(self, saved: np.ndarray) -> Vectors:
-        return self.coordinates(saved)
-
-
-def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Full precision for what it is given, sums in float32 (an accelerator's default would round float32 inputs)."""
-    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

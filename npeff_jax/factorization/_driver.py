@@ -1,0 +1,242 @@
+"""The driver of every solver: compiled windows of steps, stopping, exchanges, checkpoints, progress, and the guard
+against values that are not finite. It knows a solver by the methods of `Solver` alone.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from npeff_jax._progress import Progress, progress_bar
+from npeff_jax._sharding import fetch, replicate
+from npeff_jax.factorization._checkpoints import CheckpointStore, Saved
+from npeff_jax.factorization._compile import jit
+from npeff_jax.factorization._decomposition import History
+from npeff_jax.factorization._objective import relative_loss
+from npeff_jax.factorization._problem import Problem
+from npeff_jax.factorization._run import Run, Stopping, cost_of_removal, worst_row
+from npeff_jax.factorization.row_spaces import Vectors
+from npeff_jax.factorization.solvers import Factors, Solver, combine
+from npeff_jax.pefs import Kind
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Iterate:
+    """What a callback gets to see.
+
+    Attributes:
+        step: steps done.
+        loss: as a fraction of ‖F‖².
+        seconds: since the start.
+        coefficients: W, on the device.
+    """
+
+    step: int
+    loss: float
+    seconds: float
+    coefficients: jax.Array
+
+
+Callback = Callable[[Iterate], bool | None]
+"""Called every ``Stopping.window`` steps; True ends the iterations."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """Where the iterations ended."""
+
+    W: jax.Array
+    G: Vectors
+    GG: np.ndarray
+    history: History
+    stopped: str
+
+
+Exchange = tuple[Vectors, jax.Array]
+"""A bundle of as many vectors as are free, all the same, and which component's place they take (none's: -1)."""
+
+
+def iterate(
+    solver: Solver,
+    problem: Problem,
+    start: Factors,
+    stopping: Stopping,
+    *,
+    progress: Progress = True,
+    callback: Callback | None = None,
+    store: CheckpointStore | None = None,
+) -> Outcome:
+    """Run until the loss stands still, the steps are used up, the callback says so, or a value is not finite."""
+    driver = _Driver(solver, problem, stopping)
+    run = driver.resumed(store.load() if store else None, start)
+    begin = time.monotonic() - (run.seconds[-1] if run.seconds else 0.0)
+    warm_up, exchanges, window = solver.warm_up, solver.exchanges, stopping.window
+    run.since = max(run.since, warm_up)
+
+    stopped = f"reached max_steps={stopping.max_steps}" if run.steps >= stopping.max_steps else ""
+    with progress_bar(progress, "decompose", stopping.max_steps, "step", done=run.steps) as advance:
+        while not stopped:
+            done = run.steps
+            trial = run.slow(stopping) and run.trials < exchanges
+            exchange = driver.exchange(run) if trial else None
+            end = min(warm_up if done < warm_up else stopping.max_steps, done + window, stopping.max_steps)
+            state, found = driver.advance(run.best, end - done, done, exchange)
+            bad = np.flatnonzero(~np.isfinite(found))
+            if bad.size and not trial:
+                stopped = driver.cause(state, done + int(bad[0]) + 1, done)
+                break
+            now = time.monotonic() - begin
+            run.record(state, found, now, trial=trial)
+            advance(end - done, loss=run.losses[-1])
+            stopped = run.stands_still(stopping, exchanges)
+            if callback is not None and callback(Iterate(end, run.losses[-1], now, driver.factors(run.best)[0])):
+                stopped = f"the callback ended it after {end} steps"
+            if store and (stopped or end % (store.every * window) == 0):
+                store.save(driver.saved(run))
+    history = History(np.arange(1, run.steps + 1), np.array(run.losses), np.array(run.seconds))
+    W, G = driver.factors(run.best)
+    return Outcome(W, G, fetch(driver.products(run.best)[1]), history, stopped)
+
+
+class _Driver:
+    """A solver's compiled functions on one problem.
+
+    Where a run stands is either `Factors`, from which the solver makes a state first, or a state.
+    """
+
+    def __init__(self, solver: Solver, problem: Problem, stopping: Stopping) -> None:
+        if problem.origin is None:
+            raise ValueError("this Problem is one of a compiled step; pass the one that Problem.of returned")
+        self.solver, self.problem, self.origin, self.window = solver, problem, problem.origin, stopping.window
+        self.device, self.mesh = problem.on_device(), problem.rows.mesh
+
+    def factors(self, at: Any) -> tuple[jax.Array, Vectors]:
+        """W and G."""
+        return at[:2] if isinstance(at, Factors) else self.solver.factors(at)
+
+    def products(self, at: Any) -> tuple[jax.Array, jax.Array]:
+        """A Gᵀ and G Gᵀ."""
+        return _products(self.device, at, solver=self.solver, fresh=isinstance(at, Factors))
+
+    def advance(self, at: Any, count: int, done: int, exchange: Exchange | None) -> tuple[Any, np.ndarray]:
+        """``count`` steps on: the state, and the loss after each step."""
+        fresh = self.solver.restarts or exchange is not None or isinstance(at, Factors)
+        if fresh:
+            W, G = self.factors(at)
+            at = Factors(W, G, self.scalar(done))
+            if exchange is None and self.solver.exchanges > 0:  # the same program with and without
+                exchange = (G[self.problem.n_frozen :] if self.problem.n_frozen else G, self.scalar(-1))
+        state, terms = _advance(
+            self.device, at, exchange, self.scalar(count), solver=self.solver, window=self.window, fresh=fresh
+        )
+        return state, relative_loss(fetch(terms)[:count], self.origin.squared_norm)
+
+    def exchange(self, run: Run) -> Exchange:
+        """The component that is missed least gives its place to the row that is explained worst."""
+        f, quadratic = self.problem.n_frozen, self.problem.kind is Kind.LOW_RANK
+        W, AG, GG = (fetch(array) for array in (self.factors(run.best)[0], *self.products(run.best)))
+        origin = self.origin
+        worst = worst_row(W, AG, GG, origin.energy, origin.owner, run.visited, quadratic=quadratic)
+        least = f + int(np.argmin(cost_of_removal(W, GG * GG if quadratic else GG)[f:]))
+        run.visited[worst] = True
+        U = np.zeros((len(AG), W.shape[1] - f), np.float32)  # the shape of the start: it is compiled already
+        U[worst] = 1
+        return combine(self.device, replicate(U, self.mesh)), self.scalar(least)
+
+    def scalar(self, value: int) -> jax.Array:
+        """A number on every device, so that no call transfers one implicitly."""
+        return replicate(np.asarray(value, np.int32), self.mesh)
+
+    def cause(self, state: Any, step: int, kept: int) -> str:
+        """Why the run ended, where a value was not finite."""
+        G_is_finite = np.isfinite(fetch(self.products(state)[1])).all()
+        broken = "the coefficients" if G_is_finite else "the pseudo-Fishers"
+        return (
+            f"non-finite: {broken} overflowed at step {step} of {type(self.solver).__name__}; {self.solver.remedy}. "
+            f"This result is the last good state, after {kept} steps"
+        )
+
+    def saved(self, run: Run) -> Saved:
+        """A run as a checkpoint holds it: factors alone where they determine the state, else the whole state too."""
+        W, G = self.factors(run.best)
+        leaves = [] if self.solver.restarts else jax.tree.leaves(run.best)
+        return Saved(
+            W=fetch(W),
+            G=self.problem.rows.to_host(G),
+            losses=np.array(run.losses),
+            seconds=np.array(run.seconds),
+            visited=run.visited,
+            counters=np.array([run.trials, run.since]),
+            state=tuple(fetch(leaf) for leaf in leaves),
+        )
+
+    def resumed(self, saved: Saved | None, start: Factors) -> Run:
+        """A new run, or one that goes on from a checkpoint."""
+        if saved is None:
+            return Run(start, np.zeros(self.origin.owner.shape, bool))
+        if self.solver.restarts:
+            G = self.problem.rows.from_host(saved.G)
+            best: Any = Factors(replicate(saved.W, self.mesh), G, self.scalar(len(saved.losses)))
+        else:
+            first, _ = self.advance(start, 0, 0, None)
+            leaves, tree = jax.tree.flatten(first)
+            shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+            if shapes != [(leaf.shape, leaf.dtype) for leaf in saved.state]:
+                raise ValueError(
+                    f"the checkpoints hold a state of {type(self.solver).__name__} with arrays of other shapes; resume "
+                    "with as many devices as the run began with"
+                )
+            placed = [jax.device_put(old, leaf.sharding) for old, leaf in zip(saved.state, leaves, strict=True)]
+            best = tree.unflatten(placed)
+        trials, since = saved.counters.tolist()
+        return Run(best, saved.visited, trials, since, saved.losses.tolist(), saved.seconds.tolist())
+
+
+@functools.partial(jit, static_argnames=("solver", "window", "fresh"))
+def _advance(
+    problem: Problem,
+    at: Any,
+    exchange: Exchange | None,
+    count: jax.Array,
+    *,
+    solver: Solver,
+    window: int,
+    fresh: bool,
+) -> tuple[Any, jax.Array]:
+    """``count`` steps: the state, and loss terms after each step (window, 2, r).
+
+    Args:
+        problem: what is factorized.
+        at: a state; or, ``fresh``, factors, whose products are computed anew.
+        exchange: the first of its vectors takes the place of the component of that number before, if there is one.
+        count: at most ``window``.
+        solver: the solver.
+        window: steps that there is room for.
+        fresh: whether ``at`` are factors.
+    """
+    if fresh:
+        W, G, steps = at
+        if exchange is not None:
+            new, place = exchange
+            chosen = jnp.arange(W.shape[1]) == place
+            W, G = jnp.where(chosen[None], 0, W), jnp.where(chosen[:, None], new[:1], G)
+        at = solver.init(problem, Factors(W, G, steps))
+
+    def body(k: jax.Array, carry: tuple) -> tuple:
+        state, terms = carry
+        state = solver.step(problem, state)
+        return state, terms.at[k].set(solver.loss_terms(problem, state))
+
+    r = solver.factors(at)[0].shape[1]
+    return jax.lax.fori_loop(0, count, body, (at, jnp.zeros((window, 2, r), jnp.float32)))
+
+
+@functools.partial(jit, static_argnames=("solver", "fresh"))
+def _products(problem: Problem, at: Any, *, solver: Solver, fresh: bool) -> tuple[jax.Array, jax.Array]:
+    """A Gᵀ and G Gᵀ of a state, or, ``fresh``, of factors."""
+    return problem.products(at.G) if fresh else solver.products(problem, at)

@@ -1,0 +1,355 @@
+"""`Problem`: what is factorized, as a solver sees it."""
+
+import dataclasses
+import functools
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from npeff_jax._checks import slice_examples
+from npeff_jax._parameters import Parameter, ParameterLayout, fingerprint
+from npeff_jax._progress import Progress
+from npeff_jax._sharding import factorization_mesh, fetch, replicate
+from npeff_jax._types import Coefficients, ComponentGram, RowArray, RowProducts
+from npeff_jax.factorization._objective import Members, loss_terms, members_of, squared_norms, sum_over_rows
+from npeff_jax.factorization._stack import Stack, stack
+from npeff_jax.factorization.row_spaces import (
+    BlockedRows,
+    ModelRows,
+    ProductPrecision,
+    RowChoice,
+    RowSpace,
+    Vectors,
+    check_rows,
+    choose,
+    kernel_of_model,
+    matmul,
+)
+from npeff_jax.pefs import Kind, Pefs, Schema
+
+
+@runtime_checkable
+class Components(Protocol):
+    """Given components, such as a `Decomposition`."""
+
+    @property
+    def pseudo_fishers(self) -> RowArray: ...
+    @property
+    def parameter_indices(self) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origin:
+    """What a result must know about its problem, on the host.
+
+    Attributes:
+        schema: of the PEFs.
+        parameter_indices: (m',).
+        squared_norm: ‖F‖², in float64.
+        owner: (N,), the example of each row.
+        energy: (N,), ‖a‖² of each row.
+        frozen: (f, m'), the protected vectors, to the bit.
+        exact: whether products of the row space are those of the rows.
+        notes: for the result's settings.
+    """
+
+    schema: Schema
+    parameter_indices: Int[np.ndarray, "m_kept"]
+    squared_norm: float
+    owner: Int[np.ndarray, "N"]
+    energy: Float[np.ndarray, "N"]
+    frozen: Float[np.ndarray, "f m_kept"]
+    exact: bool
+    notes: dict[str, Any]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rows", "owner", "members", "squared_norm", "frozen", "lower", "upper", "targets", "weights"],
+    meta_fields=["kind", "n_examples", "origin"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """Rows A in a row space, the example of each row, and norms: F_i = Σ a aᵀ over the rows a of example i (eq. 1).
+
+    A pytree: pass it to your own ``jit``, use `loss` with optax, and lead the factors back to a result by
+    `Decomposition.from_factors`. Bounds, targets and weights are for solvers that support them; others refuse a problem
+    that has them.
+
+    Attributes:
+        rows: A, in a row space.
+        owner: (N,), the example of each row, ascending.
+        members: where the rows of each example stand; see `sum_over_rows`.
+        squared_norm: ‖F‖² (before pruning), the unit of the loss.
+        kind: low-rank, or diagonal.
+        n_examples: n.
+        origin: for the result, on the host; None inside compiled steps.
+        frozen: (f, size), vectors of the first f components in coordinates, which a solver keeps; or None.
+        lower: (n, r), least coefficients, beside W ≥ 0.
+        upper: (n, r), largest coefficients.
+        targets: (n, r), coefficients to come near to.
+        weights: (n, r), the weight of each squared distance from the targets, as a fraction of ‖F‖².
+
+    Examples:
+        >>> problem = npeff_jax.Problem.of(pefs, n_components=8)  # doctest: +SKIP
+        >>> value, gradient = jax.value_and_grad(problem.loss, argnums=(0, 1))(W, G)  # doctest: +SKIP
+    """
+
+    rows: RowSpace
+    owner: Any
+    members: Any
+    squared_norm: Any
+    kind: Kind
+    n_examples: int
+    origin: Origin | None = None
+    frozen: Any = None
+    lower: Any = None
+    upper: Any = None
+    targets: Any = None
+    weights: Any = None
+
+    @classmethod
+    def of(
+        cls,
+        pefs: Pefs | ModelRows,
+        *,
+        rows: RowChoice | None = None,
+        n_components: int = 64,
+        mesh: Mesh | None = None,
+        products: ProductPrecision = ProductPrecision.FLOAT32,
+        min_count: int = 1,
+        protected: Components | None = None,
+        progress: Progress = False,
+    ) -> "Problem":
+        """Put the rows of PEFs, or of a model, on the devices.
+
+        Args:
+            pefs: what `compute_pefs` gave, or `model_rows`.
+            rows: how the rows are held; by default what is estimated to be fastest.
+            n_components: r that the estimate, and the size of blocks, are for.
+            mesh: the devices to use, JAX's default device without one.
+            products: precision of the large products.
+            min_count: parameters with fewer non-zeros over all rows are pruned.
+            protected: components whose vectors stay as they are, such as a `Decomposition`. They come first.
+            progress: as for `decompose`, for the kernel of a model.
+
+        Raises:
+            ValueError: no examples, values that are not finite, nothing left, or rows that do not fit.
+            TypeError: something else than PEFs or rows of a model.
+        """
+        if isinstance(pefs, ModelRows):
+            return _of_model(pefs, mesh, progress)
+        if not isinstance(pefs, Pefs):
+            raise TypeError(
+                f"pefs is a {type(pefs).__name__}; pass one Pefs (of compute_pefs or load_pefs) or model_rows"
+            )
+        check_rows(rows, pefs.schema.kind)
+        stacked = stack(pefs, min_count=min_count)
+        frozen = None
+        if protected is not None:
+            # what the protected components stand on stays, also where none of these examples touches it
+            columns = np.union1d(protected.parameter_indices, stacked.parameter_indices)
+            stacked = stack(pefs, parameter_indices=columns)
+            frozen = np.zeros((len(protected.pseudo_fishers), len(columns)), np.float32)
+            frozen[:, np.searchsorted(columns, protected.parameter_indices)] = protected.pseudo_fishers[:]
+        return of_stack(stacked, pefs.schema, rows, n_components, mesh, products, frozen)
+
+    @classmethod
+    def from_rows(
+        cls,
+        A: Any,
+        owner: Any,
+        *,
+        kind: Kind = Kind.LOW_RANK,
+        rows: RowChoice | None = None,
+        n_components: int = 64,
+        mesh: Mesh | None = None,
+        products: ProductPrecision = ProductPrecision.FLOAT32,
+    ) -> "Problem":
+        """Make a problem of rows that are at hand.
+
+        Args:
+            A: (N, m), an array or a SciPy sparse matrix.
+            owner: (N,), the example of each row: integers from 0, ascending.
+            kind: what the rows are: F_i = Σ a aᵀ, or, diagonal, F_i = Diag(a) of one row per example.
+            rows: as for `of`.
+            n_components: as for `of`.
+            mesh: as for `of`.
+            products: as for `of`.
+
+        Raises:
+            ValueError: another shape or order, values that are not finite, or, diagonal, more than one row per example.
+        """
+        matrix = scipy.sparse.csr_array(A, dtype=np.float32)
+        matrix.eliminate_zeros()
+        owner = np.asarray(owner)
+        if owner.shape != matrix.shape[:1] or not np.issubdtype(owner.dtype, np.integer):
+            raise ValueError(
+                f"owner has shape {owner.shape} and type {owner.dtype}; expected {matrix.shape[:1]} integers"
+            )
+        if owner.size == 0 or (np.diff(owner) < 0).any() or owner[0] < 0:
+            raise ValueError("owner must be the example of each row, from 0 and ascending; sort the rows by example")
+        if not np.isfinite(matrix.data).all():
+            raise ValueError("A has values that are not finite; clean or drop their rows")
+        n = int(owner[-1]) + 1
+        n_rows = np.bincount(owner, minlength=n)
+        if kind is Kind.DIAGONAL and n_rows.max() > 1:
+            raise ValueError(f"example {int(n_rows.argmax())} has {n_rows.max()} rows; a diagonal Fisher is one row")
+        energy = np.asarray(matrix.multiply(matrix).sum(axis=1, dtype=np.float64)).reshape(-1)
+        norms = squared_norms(matrix, n_rows) if kind is Kind.LOW_RANK else np.bincount(owner, energy, n)
+        layout = ParameterLayout((Parameter("columns", (matrix.shape[1],), 0),))
+        digest = fingerprint({"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr})
+        schema = Schema(
+            kind, {"name": "Rows"}, "none", digest, digest, layout, n, 0, int(n_rows.max()) * matrix.shape[1]
+        )
+        stacked = Stack(
+            BlockedRows.of(matrix), owner, energy.astype(np.float32), n, np.arange(matrix.shape[1]), norms, 0.0
+        )
+        return of_stack(stacked, schema, rows, n_components, mesh, products, None)
+
+    @property
+    def n_frozen(self) -> int:
+        """f, the number of protected components, which come first."""
+        return 0 if self.frozen is None else self.frozen.shape[0]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The optional parts that this problem has: "frozen", "bounds", "targets"."""
+        present = {"frozen": self.n_frozen > 0, "bounds": self.lower is not None or self.upper is not None}
+        present["targets"] = self.targets is not None or self.weights is not None
+        return tuple(name for name, there in present.items() if there)
+
+    def on_device(self) -> "Problem":
+        """Return a copy without what only the host needs: what compiled steps see, and their caches keep alive."""
+        return dataclasses.replace(self, rows=self.rows.on_device(), origin=None)
+
+    def over_rows(self, W: Coefficients) -> RowProducts:
+        """Repeat coefficients over each example's rows: (n, r) to (N, r)."""
+        return W[self.owner] if self.members else W
+
+    def sum_over_rows(self, x: RowProducts) -> Coefficients:
+        """Sum over each example's rows: (N, r) to (n, r)."""
+        return sum_over_rows(x, self.members)
+
+    def products(self, G: Vectors) -> tuple[RowProducts, ComponentGram]:
+        """Return A Gᵀ (N, r) and G Gᵀ (r, r)."""
+        AG, GG, _ = self.rows.inner(G, G)
+        return AG, GG
+
+    def least_squares(self, AG: RowProducts, GG: ComponentGram) -> tuple[Coefficients, ComponentGram]:
+        """Return b (n, r) and P (r, r) of the non-negative least squares that W solves: Σ_i w_i P w_iᵀ − 2 w_i·b_i.
+
+        b_ij = Σ_rows (a·g_j)² and P_jk = (g_j·g_k)² for low-rank problems; b = X Hᵀ and P = H Hᵀ for diagonal ones.
+        """
+        if self.kind is Kind.LOW_RANK:
+            return self.sum_over_rows(AG * AG), GG * GG
+        return self.sum_over_rows(AG), GG
+
+    def loss(self, W: Coefficients, G: Vectors) -> Float[Array, ""]:
+        """Return ‖F − Σ_j W_j H_j‖² / ‖F‖² in float32 (eq. 4), with H_j = g_j g_jᵀ or Diag(h_j).
+
+        Pure, and differentiable in W and G. Near a perfect fit float32 leaves some 1e-6 of cancellation.
+
+        Args:
+            W: (n, r), coefficients.
+            G: (r, size), vectors in the coordinates of ``rows``.
+        """
+        b, P = self.least_squares(*self.products(G))
+        terms = loss_terms(W, b, P)
+        return 1 + (jnp.sum(terms[1]) - 2 * jnp.sum(terms[0])) / self.squared_norm
+
+    def gradient(self, W: Coefficients, G: Vectors) -> tuple[Coefficients, Vectors]:
+        """Return the gradient of `loss` with respect to W and to the vectors, the latter in coordinates.
+
+        In the kernel form this is the gradient with respect to the vectors themselves, written in the rows; automatic
+        differentiation would give the one with respect to the coordinates, which is scaled by the Gram matrix.
+        """
+        AG, GG = self.products(G)
+        b, P = self.least_squares(AG, GG)
+        by_W = 2 * (matmul(W, P) - b)
+        if self.kind is Kind.LOW_RANK:
+            by_G = 4 * (matmul(matmul(W.T, W) * GG, G) - self.rows.pull_back(self.over_rows(W) * AG))
+        else:
+            by_G = 2 * (matmul(matmul(W.T, W), G) - self.rows.pull_back(self.over_rows(W)))
+        return by_W / self.squared_norm, by_G / self.squared_norm
+
+
+def of_stack(
+    stacked: Stack,
+    schema: Schema,
+    rows: RowChoice | None,
+    n_components: int,
+    mesh: Mesh | None,
+    products: ProductPrecision,
+    frozen: Float[np.ndarray, "f m_kept"] | None,
+) -> Problem:
+    """Put stacked rows on the devices, in the given row space or the one that costs least."""
+    line = factorization_mesh(mesh)
+    choice, reason = choose(stacked.A, n_components, schema.kind, line, rows)
+    space = choice.of(stacked.A, line, n_components=n_components, products=products, frozen=frozen)
+    notes = {"row_space": reason, "products": products.value, "lost_energy": stacked.lost_energy, **space.notes}
+    if not choice.exact:
+        notes["history"] = "losses of the sketched problem"
+    return _problem(
+        space, stacked.owner, stacked.energy, stacked.n_examples, stacked.squared_norm, schema,
+        stacked.parameter_indices, notes, frozen, exact=choice.exact,
+    )  # fmt: skip
+
+
+def _of_model(source: ModelRows, mesh: Mesh | None, progress: Progress) -> Problem:
+    """The exact kernel of a model, without sparsification."""
+    model, n, c = source.model, source.n_examples, source.rows_per_example
+    rows, norms = kernel_of_model(source, factorization_mesh(mesh), progress)
+    if not np.isfinite(norms).all():
+        bad = int(np.flatnonzero(~np.isfinite(norms))[0])
+        raise ValueError(f"the Fisher of example {bad} is not finite; clean or drop it")
+    schema = Schema(
+        kind=Kind.LOW_RANK,
+        representation={"name": "ModelRows"},
+        normalization="before",
+        model=model.fingerprint,
+        examples=fingerprint(slice_examples(source.examples, slice(0, n))),
+        layout=model.space.layout,
+        n_examples=n,
+        n_classes=source.n_classes,
+        keep=c * model.space.size,
+        precision=source.precision,
+    )
+    notes = {"row_space": "the model itself: exact kernel by backward passes", "lost_energy": 0.0}
+    owner, energy = np.repeat(np.arange(n), c), fetch(jnp.diagonal(rows.Q))[: n * c]
+    columns = np.arange(model.space.size)
+    return _problem(rows, owner, energy, n, float((norms > 0).sum()), schema, columns, notes, None, exact=True)
+
+
+def _problem(
+    rows: RowSpace,
+    owner: np.ndarray,
+    energy: np.ndarray,
+    n: int,
+    squared_norm: float,
+    schema: Schema,
+    columns: np.ndarray,
+    notes: dict[str, Any],
+    frozen: np.ndarray | None,
+    *,
+    exact: bool,
+) -> Problem:
+    if not squared_norm > 0:
+        raise ValueError("all of these Fishers are zero: no gradient reaches any parameter; check the model function")
+    host = np.zeros((0, len(columns)), np.float32) if frozen is None else frozen
+    members: Members = tuple(replicate(table, rows.mesh) for table in members_of(owner, n))
+    return Problem(
+        rows=rows,
+        owner=replicate(owner.astype(np.int32), rows.mesh),
+        members=members,
+        squared_norm=replicate(np.asarray(squared_norm, np.float32), rows.mesh),
+        kind=schema.kind,
+        n_examples=n,
+        origin=Origin(schema, columns, squared_norm, owner, energy, host, exact, notes),
+        frozen=None if frozen is None else rows.coordinates(frozen),
+    )

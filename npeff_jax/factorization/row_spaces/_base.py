@@ -1,0 +1,191 @@
+"""Row spaces: what a solver asks of the rows A, whatever holds them, and how a row space is chosen.
+
+Vectors (pseudo-Fishers, directions) are bundles (r, size) of *coordinates*: positions in the m' parameters, or, in the
+kernel form, coefficients U in the rows. Solvers only form linear combinations of them, and ask for inner products and
+for pull-backs.
+
+An own row space is two classes in one file: a `RowSpace` with the products, and a `RowChoice`, which users pass to
+`decompose(rows=...)` and which says what the space costs and builds it.
+"""
+
+import abc
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from npeff_jax._types import RowProducts
+from npeff_jax.factorization.row_spaces._blocks import BlockedRows
+from npeff_jax.pefs import Kind
+
+Vectors = jax.Array
+"""(r, size): r vectors in the coordinates of a row space."""
+
+Leaf = Any
+"""An array of a pytree, or what a transformation of JAX puts in its place (a shape, a sharding)."""
+
+Inner = tuple[Float[Array, "N d"], Float[Array, "r d"], Float[Array, "d d"]]
+"""A Dᵀ, G Dᵀ and D Dᵀ."""
+
+
+class ProductPrecision(enum.Enum):
+    """Precision of the large products (A Gᵀ, Mᵀ A). Losses are summed in float64 from r×r terms either way."""
+
+    FLOAT32 = "float32"
+    """Full float32 products."""
+    BFLOAT16 = "bfloat16"
+    """A and the vectors are rounded to bfloat16, sums are float32: half the memory, and what tensor cores are for."""
+
+
+def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return x y at the full precision of the inputs, summed in float32."""
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
+class RowSpace(abc.ABC):
+    """The rows A, and the products that solvers need of them.
+
+    A subclass is a pytree (`jax.tree_util.register_dataclass`), so that it is an argument of compiled steps and never a
+    constant in them. It has a ``mesh`` (one axis, `SHARDS`) and answers four questions.
+    """
+
+    mesh: Mesh
+
+    @property
+    @abc.abstractmethod
+    def n_rows(self) -> int:
+        """N, the number of rows over all examples."""
+
+    @abc.abstractmethod
+    def inner(self, G: Vectors, D: Vectors) -> Inner:
+        """Return A Dᵀ, G Dᵀ and D Dᵀ, in one reduction over devices."""
+
+    @abc.abstractmethod
+    def pull_back(self, M: RowProducts) -> Vectors:
+        """Return Mᵀ A, in coordinates."""
+
+    def combine(self, G: Vectors, C: Float[Array, "f r"], M: Float[Array, "N f"]) -> tuple[Vectors, tuple]:
+        """Return D = C G + Mᵀ A, and A Dᵀ, G Dᵀ, D Dᵀ: every step of a solver has this form.
+
+        Override it where one pass over the coordinates can do all of it.
+
+        Args:
+            G: vectors.
+            C: weights of the vectors.
+            M: weights of the rows.
+        """
+        D = matmul(C, G) + self.pull_back(M)
+        return D, self.inner(G, D)
+
+    @abc.abstractmethod
+    def expand(self, vectors: Vectors) -> np.ndarray:
+        """Turn coordinates into vectors over the m' parameters, (r, m') on the host."""
+
+    def coordinates(self, vectors: np.ndarray) -> Vectors:
+        """Turn vectors over the m' parameters into coordinates, where the space can represent them.
+
+        Raises:
+            ValueError: the space cannot represent given vectors.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot represent given pseudo-Fishers; pass rows=DenseRows() or rows=SparseRows()"
+        )
+
+    def to_host(self, vectors: Vectors) -> np.ndarray:
+        """Return coordinates without padding or order that depend on the devices: what a checkpoint holds."""
+        return self.expand(vectors)
+
+    def from_host(self, saved: np.ndarray) -> Vectors:
+        """Return the coordinates that `to_host` was given."""
+        return self.coordinates(saved)
+
+    def on_device(self) -> "RowSpace":
+        """Return a copy without what only the host needs: what compiled programs see, and their caches keep alive."""
+        return self
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """Facts for the result's settings, JSON."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Estimated cost of a row space.
+
+    Attributes:
+        memory: bytes, on all devices together.
+        seconds: for `STEPS` steps, one-time work included.
+    """
+
+    memory: float
+    seconds: float
+
+
+STEPS = 100
+"""Steps that the one-time work is weighed against: what the default stopping rule takes on most problems."""
+
+RATES = {"cpu": (1.1e11, 1.9e10), "gpu": (5e13, 5e11)}
+"""Operations per second of dense and of sparse products. CPU: measured on two cores, with rows of a digits network.
+GPU: float32 on tensor cores against a bandwidth of 4 TB/s, an estimate. Only their ratio matters here."""
+
+
+def rates(mesh: Mesh) -> tuple[float, float]:
+    """Return the operations per second of dense and of sparse products on the devices of ``mesh``."""
+    return RATES.get(mesh.devices.flat[0].platform, RATES["gpu"])
+
+
+class RowChoice(abc.ABC):
+    """How the rows are held: a frozen object that users pass as ``rows=``, and that builds the row space.
+
+    Attributes:
+        kinds: the kinds of PEFs it is for.
+        exact: whether products with its space are those of A. Where they are not, coefficients and loss of a result are
+            computed again from the rows themselves.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]] = (Kind.LOW_RANK, Kind.DIAGONAL)
+
+    @property
+    def exact(self) -> bool:
+        return True
+
+    @abc.abstractmethod
+    def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
+        """Estimate memory and time from the shape and the non-zeros of A."""
+
+    @abc.abstractmethod
+    def of(
+        self,
+        A: BlockedRows,
+        mesh: Mesh,
+        *,
+        n_components: int = 64,
+        products: ProductPrecision = ProductPrecision.FLOAT32,
+        frozen: Float[np.ndarray, "f m_kept"] | None = None,
+    ) -> RowSpace:
+        """Put the rows on the devices of ``mesh``.
+
+        Args:
+            A: the rows.
+            mesh: one axis, `SHARDS`.
+            n_components: r, which may set the size of a block.
+            products: precision of the products.
+            frozen: vectors that the space must be able to represent.
+
+        Raises:
+            ValueError: the space does not support ``products`` or ``frozen``.
+        """
+
+
+def name_of(choice: RowChoice) -> str:
+    """Return a choice as it is written, without defaults: ``KernelRows(sketch=64)``."""
+    fields = dataclasses.fields(choice) if dataclasses.is_dataclass(choice) else ()
+    given = [f"{f.name}={getattr(choice, f.name)!r}" for f in fields if getattr(choice, f.name) != f.default]
+    return f"{type(choice).__name__}({', '.join(given)})"

@@ -1,0 +1,126 @@
+"""The kernel form with a sketched Gram matrix: Q ≈ S Sᵀ, S = A Ω with Ω (m', s) random. Memory is N s, not N².
+
+Ω has four entries of ±1/2 in each row (a sparse Johnson-Lindenstrauss transform), so that E[Ω Ωᵀ] = I and S costs four
+operations per non-zero. The error of Q is measured on some of its rows, and the result is put back on exact products.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.sparse
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
+from npeff_jax._types import RowProducts
+from npeff_jax.factorization.row_spaces._base import STEPS, Cost, Inner, Leaf, RowSpace, Vectors, matmul, rates
+from npeff_jax.factorization.row_spaces._blocks import BlockedRows
+
+ENTRIES = 4
+"""Entries of Ω per row: one alone (a count sketch) lets two heavy parameters collide in full."""
+
+SAMPLE = 256
+"""Rows of Q that the error is measured on."""
+
+
+def sketched_cost(A: BlockedRows, size: int, n_components: int, mesh: Mesh) -> Cost:
+    """Estimate memory and time of a sketch to ``size`` columns."""
+    (N, m), nnz, r = A.shape, float(A.nnz), n_components
+    dense, sparse = rates(mesh)
+    once = 2 * ENTRIES * nnz / sparse + 2 * nnz * r / sparse
+    return Cost(4.0 * N * size + 8.0 * ENTRIES * m + 16 * r * N, once + STEPS * 8 * N * size * r / dense)
+
+
+def sketched_space(A: BlockedRows, mesh: Mesh, size: int, seed: int = 0) -> "SketchedSpace":
+    """Sketch the rows to ``size`` columns, rounded up to a multiple of the mesh."""
+    N, m = A.shape
+    size = round_up(size, mesh.size)
+    rng = np.random.default_rng(seed)
+    columns = rng.integers(size, size=m * ENTRIES)
+    signs = rng.choice(np.array([-0.5, 0.5], np.float32), size=m * ENTRIES)
+    omega = scipy.sparse.csr_array((signs, columns, np.arange(m + 1) * ENTRIES), shape=(m, size))
+    S = np.concatenate([(block @ omega).toarray() for _, block in A.read()])
+    some = np.sort(rng.choice(N, min(N, SAMPLE), replace=False))
+    sample = A.take(some)
+    exact = np.concatenate([(sample @ block.T).toarray() for _, block in A.read()], axis=1)
+    error = float(np.linalg.norm(S[some] @ S.T - exact) / max(float(np.linalg.norm(exact)), 1e-30))
+    return SketchedSpace(place(S, sharded(mesh, None, SHARDS)), mesh, N, Sketched(A.pull, error))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sketched:
+    """What only the host needs of a sketch.
+
+    Attributes:
+        pull: from coefficients in the rows to vectors, (r, N) -> (r, m').
+        error: ‖S Sᵀ − Q‖ / ‖Q‖ (Frobenius), on a sample of rows.
+    """
+
+    pull: Callable[[np.ndarray], np.ndarray]
+    error: float
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["S"], meta_fields=["mesh", "N", "origin"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class SketchedSpace(RowSpace):
+    """S (N, s), its columns sharded over the mesh. Coordinates of a vector are its coefficients in the rows.
+
+    Attributes:
+        S: sketched rows.
+        mesh: one axis, `SHARDS`.
+        N: rows.
+        origin: the way back to vectors, and the error; None in compiled steps.
+    """
+
+    S: Leaf
+    mesh: Mesh
+    N: int
+    origin: Sketched | None
+
+    @property
+    def n_rows(self) -> int:
+        return self.N
+
+    def inner(self, G: Vectors, D: Vectors) -> Inner:
+        @functools.partial(
+            jax.shard_map, mesh=self.mesh, in_specs=(P(None, SHARDS), P()), out_specs=P(), check_vma=False
+        )
+        def on_shard(S: jax.Array, D: jax.Array) -> jax.Array:
+            return jax.lax.psum(matmul(S, matmul(D, S).T), SHARDS)
+
+        QD = on_shard(self.S, D)
+        return QD, matmul(G, QD), matmul(D, QD)
+
+    def pull_back(self, M: RowProducts) -> Vectors:
+        return M.T
+
+    def expand(self, vectors: Vectors) -> np.ndarray:
+        return self._origin.pull(fetch(vectors))
+
+    def coordinates(self, vectors: np.ndarray) -> Vectors:
+        raise ValueError(
+            "the sketched kernel cannot start from given pseudo-Fishers; use rows=DenseRows() or rows=SparseRows()"
+        )
+
+    def to_host(self, vectors: Vectors) -> np.ndarray:
+        return fetch(vectors)
+
+    def from_host(self, saved: np.ndarray) -> Vectors:
+        return place(saved, sharded(self.mesh))
+
+    def on_device(self) -> "SketchedSpace":
+        return dataclasses.replace(self, origin=None)
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        return {"sketch_error": self._origin.error}
+
+    @property
+    def _origin(self) -> Sketched:
+        if self.origin is None:
+            raise ValueError("this SketchedSpace is one of a compiled step and has no rows; use that of the Problem")
+        return self.origin

@@ -1,0 +1,216 @@
+"""The protocol of a solver, and where iterations start.
+
+A solver is a frozen dataclass: its fields are its settings, `init`, `step` and `factors` its algorithm. The driver of
+`decompose` compiles a scan of `step` and owns the rest (stopping, history, exchanges, checkpoints, the guard against
+values that are not finite); it never looks at a solver's class.
+"""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from npeff_jax._sharding import replicate
+from npeff_jax._types import Coefficients, ComponentGram, RowProducts
+from npeff_jax.factorization._compile import jit
+from npeff_jax.factorization._objective import loss_terms
+from npeff_jax.factorization._problem import Problem
+from npeff_jax.factorization.row_spaces import Vectors
+from npeff_jax.pefs import Kind
+
+State = TypeVar("State")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InitialFactors:
+    """Given factors to start from. What is not given is drawn from the seed.
+
+    Attributes:
+        coefficients: W, (n, r), non-negative.
+        pseudo_fishers: G or H over all m parameters, (r, m).
+    """
+
+    coefficients: Any = None
+    pseudo_fishers: Any = None
+
+    @property
+    def given(self) -> list[str]:
+        """The names of what is given, for the record."""
+        return [name for name in ("coefficients", "pseudo_fishers") if getattr(self, name) is not None]
+
+
+class Factors(NamedTuple):
+    """Factors on the devices, from which `Solver.init` makes a state.
+
+    Attributes:
+        W: coefficients.
+        G: vectors, in coordinates.
+        steps: how many steps were done before: 0, unless a run goes on.
+    """
+
+    W: Coefficients
+    G: Vectors
+    steps: Any
+
+
+class Solver(abc.ABC):
+    """An algorithm for min ‖F − Σ_j W_j H_j‖² (eq. 4), with its settings as fields.
+
+    Make a frozen dataclass of it, which is hashable (a solver is static under ``jit``), and write three methods:
+
+        init(problem, start)    the state, a pytree, of given factors
+        step(problem, state)    the next state
+        factors(state)          W (n, r) and G (r, size), the latter in the coordinates of problem.rows
+
+    All three are pure and are compiled together. `Problem` has the products that they need. A subclass of a shipped
+    solver may replace `step` alone.
+
+    Attributes:
+        kind: the kind of PEFs it factorizes.
+        supports: which optional parts of a `Problem` it respects: "frozen", "bounds", "targets".
+        exchanges: how often the driver may replace the component that is missed least by what is explained worst.
+        warm_up: first steps of which the driver does not judge the loss.
+        restarts: whether W and G (and the count of steps) determine the state. The driver then calls `init` again every
+            ``Stopping.window`` steps, which keeps the rounding of carried products from adding up, and checkpoints hold
+            factors alone, so that a run may go on with other devices. Otherwise they hold the whole state.
+        remedy: what to do where values overflow.
+
+    Examples:
+        Projected gradient descent in ten lines:
+
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class ProjectedGradient(Solver):
+        ...     rate: float = 0.1
+        ...     kind = Kind.DIAGONAL
+        ...
+        ...     def init(self, problem, start):
+        ...         return start.W, start.G
+        ...
+        ...     def step(self, problem, state):
+        ...         by_W, by_H = problem.gradient(*state)
+        ...         return jnp.maximum(state[0] - self.rate * by_W, 0), jnp.maximum(state[1] - self.rate * by_H, 0)
+        ...
+        ...     def factors(self, state):
+        ...         return state
+    """
+
+    kind: ClassVar[Kind]
+
+    @property
+    def supports(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def exchanges(self) -> int:
+        return 0
+
+    @property
+    def warm_up(self) -> int:
+        return 0
+
+    @property
+    def restarts(self) -> bool:
+        return False
+
+    @property
+    def remedy(self) -> str:
+        return "look for extreme values in the PEFs"
+
+    @abc.abstractmethod
+    def init(self, problem: Problem, start: Factors) -> Any:
+        """Return the state, a pytree, of given factors."""
+
+    @abc.abstractmethod
+    def step(self, problem: Problem, state: Any) -> Any:
+        """Return the state after one step more."""
+
+    @abc.abstractmethod
+    def factors(self, state: Any) -> tuple[Coefficients, Vectors]:
+        """Return W (n, r) and G (r, size), in coordinates."""
+
+    def products(self, problem: Problem, state: Any) -> tuple[RowProducts, ComponentGram]:
+        """Return A Gᵀ and G Gᵀ. Override it where the state carries them."""
+        return problem.products(self.factors(state)[1])
+
+    def loss_terms(self, problem: Problem, state: Any) -> Float[Array, "2 r"]:
+        """Return the terms of the loss, as `loss_terms` gives them. Override it where the state has the products."""
+        return loss_terms(self.factors(state)[0], *problem.least_squares(*self.products(problem, state)))
+
+    def initial_coefficients(self, problem: Problem, n_components: int, seed: int) -> Float[np.ndarray, "n r"]:
+        """Return W to start from: uniform by default, zero where a first exact sweep sets it.
+
+        Entries around 1/r: n examples of unit norm are then met in the right order of magnitude.
+        """
+        rng = np.random.default_rng([seed, 1])
+        return rng.random((problem.n_examples, n_components), dtype=np.float32) * 2 / n_components
+
+    def initial_vectors(self, problem: Problem, n_components: int, seed: int) -> Vectors:
+        """Return G to start from: unit vectors in the span of the rows, G = U A, which every row space can form alike.
+
+        U is normal for low-rank problems. For diagonal ones it is a few rows per component, distinct enough to part,
+        and a little of every row, because a multiplicative update leaves zeros zero.
+        """
+        rng, N = np.random.default_rng(seed), problem.rows.n_rows
+        if problem.kind is Kind.DIAGONAL:
+            U = np.full((N, n_components), 0.01 / N, np.float32)
+            for j in range(n_components):
+                np.add.at(U[:, j], rng.integers(N, size=5), rng.random(5, dtype=np.float32))
+        else:
+            U = rng.standard_normal((N, n_components), dtype=np.float32)
+        return combine(problem.on_device(), replicate(U, problem.rows.mesh))
+
+    def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
+        """Return the factors that `init` starts from: those given, the others drawn; protected vectors first."""
+        rows, f = problem.rows, problem.n_frozen
+        W = given.coefficients
+        if W is None:
+            W = self.initial_coefficients(problem, n_components, seed)
+        if given.pseudo_fishers is None:
+            G = self.initial_vectors(problem, n_components - f, seed)
+        else:
+            assert problem.origin is not None
+            full = np.asarray(given.pseudo_fishers, np.float32)
+            G = rows.coordinates(full[:, problem.origin.parameter_indices])
+        if f:
+            G = jnp.concatenate([problem.frozen, G[-(n_components - f) :]])
+        W = replicate(np.asarray(W, np.float32), rows.mesh)
+        return Factors(W, G, replicate(np.zeros((), np.int32), rows.mesh))
+
+    def check(self, kind: Kind, parts: tuple[str, ...]) -> None:
+        """Raise ValueError where it cannot factorize PEFs of ``kind``, or a problem that has ``parts``."""
+        name = type(self).__name__
+        if kind is not self.kind:
+            raise ValueError(f"solver={name} does not decompose {kind.value} PEFs; choose {self.alternatives(kind)}")
+        missing = [part for part in parts if part not in self.supports]
+        if missing:
+            raise ValueError(
+                f"solver={name} does not support the {' and '.join(missing)} of this problem; it supports "
+                f"{', '.join(self.supports) or 'none of the optional parts'}: choose another solver or leave them out"
+            )
+
+    def alternatives(self, kind: Kind) -> str:
+        """Return what to propose for PEFs of another kind."""
+        return "DampedALS or GradientDescent" if kind is Kind.LOW_RANK else "HALS or Multiplicative"
+
+
+@jit
+def combine(problem: Problem, U: RowProducts) -> Vectors:
+    """Return Uᵀ A, each vector at unit norm."""
+    G = problem.rows.pull_back(U)
+    norm = jnp.sqrt(jnp.diagonal(problem.products(G)[1]))
+    return G / jnp.where(norm > 0, norm, 1.0)[:, None]
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as JSON has it: NumPy's scalars as Python's."""
+    return value.item() if isinstance(value, np.generic | jax.Array) else value
+
+
+def describe(solver: Solver) -> dict[str, Any]:
+    """Return a solver as JSON: its name and its fields."""
+    fields = dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ()
+    return {"name": type(solver).__name__} | {f.name: plain(getattr(solver, f.name)) for f in fields}

@@ -1,0 +1,97 @@
+"""D-NPEFF: non-negative matrix factorization of the (n, m') matrix X of diagonal PEFs, X ≈ W H.
+
+W-step   a non-negative least squares with Gram H Hᵀ and numerator X Hᵀ
+H-step   one per column of X, all with Gram WᵀW; numerator Wᵀ X. A shard of columns needs nothing of the others.
+
+X Hᵀ and Wᵀ X are what a step costs, so HALS uses each for more than one sweep (Gillis & Glineur 2012).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from npeff_jax._types import Coefficients, ComponentGram, RowProducts
+from npeff_jax.factorization._compile import full_precision
+from npeff_jax.factorization._nonnegative import hals_sweep
+from npeff_jax.factorization._objective import loss_terms
+from npeff_jax.factorization._problem import Problem
+from npeff_jax.factorization.row_spaces import Vectors
+from npeff_jax.factorization.solvers._base import Factors, Solver
+from npeff_jax.pefs import Kind
+
+
+class DiagonalState(NamedTuple):
+    """W and H, with the products of H carried along.
+
+    Attributes:
+        W: coefficients.
+        H: vectors.
+        XH: X Hᵀ, of the rows.
+        HH: H Hᵀ.
+        steps: how many steps were done.
+    """
+
+    W: Coefficients
+    H: Vectors
+    XH: RowProducts
+    HH: ComponentGram
+    steps: Any
+
+
+class DiagonalSolver(Solver):
+    """What the solvers of diagonal problems share: a state that W and H determine."""
+
+    kind = Kind.DIAGONAL
+    restarts = True
+    supports = ("frozen",)
+
+    @full_precision
+    def init(self, problem: Problem, start: Factors) -> DiagonalState:
+        return DiagonalState(start.W, start.G, *problem.products(start.G), start.steps)
+
+    def factors(self, state: DiagonalState) -> tuple[Coefficients, Vectors]:
+        return state.W, state.H
+
+    def products(self, problem: Problem, state: DiagonalState) -> tuple[RowProducts, ComponentGram]:
+        return state.XH, state.HH
+
+    @full_precision
+    def loss_terms(self, problem: Problem, state: DiagonalState) -> Float[Array, "2 r"]:
+        return loss_terms(state.W, problem.sum_over_rows(state.XH), state.HH)
+
+
+@dataclasses.dataclass(frozen=True)
+class HALS(DiagonalSolver):
+    """D-NPEFF by hierarchical alternating least squares: one exact column after the other.
+
+    Attributes:
+        sweeps: over W and over H per step, for the same products with X, which cost most.
+        exchanges: as for `DampedALS`.
+    """
+
+    sweeps: int = 2
+    exchanges: int = 9
+
+    def initial_coefficients(self, problem: Problem, n_components: int, seed: int) -> Float[np.ndarray, "n r"]:
+        return np.zeros((problem.n_examples, n_components), np.float32)  # the first sweep sets W
+
+    @full_precision
+    def step(self, problem: Problem, state: DiagonalState) -> DiagonalState:
+        """Move W, then H. Protected components, which come first, keep their vectors."""
+        W, H, XH, HH, steps = state
+        f = problem.n_frozen
+        W = sweep(W, problem.sum_over_rows(XH), HH, self.sweeps)
+        free, WW = W[:, f:], W.T @ W
+        # What the protected components explain is taken off the numerator; the rest is a smaller problem of this kind.
+        numerator = problem.rows.pull_back(problem.over_rows(free)) - WW[f:, :f] @ H[:f]
+        moved = sweep(H[f:].T, numerator.T, WW[f:, f:], self.sweeps).T
+        return self.init(problem, Factors(W, jnp.concatenate([H[:f], moved]), steps + 1))
+
+
+def sweep(V: Float[Array, "rows r"], b: Float[Array, "rows r"], P: ComponentGram, times: int) -> Float[Array, "rows r"]:
+    """Return V after HALS sweeps with the same products."""
+    return jax.lax.fori_loop(0, times, lambda _, V: hals_sweep(V, b, P), V)
