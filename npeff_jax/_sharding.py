@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -41,7 +40,7 @@ def default_mesh(mesh: Mesh | None) -> Mesh:
     """The given mesh, or one of JAX's default device alone: nothing takes every device silently."""
     if mesh is not None:
         return mesh
-    device = next(iter(jnp.zeros(()).devices()))  # honours jax.default_device, whichever way it was set
+    device = next(iter(jax.device_put(np.zeros(())).devices()))  # honours jax.default_device, whichever way it was set
     return make_mesh([device])
 
 
@@ -73,7 +72,7 @@ def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
 def fetch(array: jax.Array) -> np.ndarray:
     """An array on the host, whole, also where other processes hold parts of it."""
     if array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
+        return jax.device_get(array)  # explicit: a transfer guard lets it pass
     replicated = NamedSharding(array.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
     return np.asarray(jax.jit(lambda x: x, out_shardings=replicated)(array))
 

@@ -17,11 +17,11 @@ from npeff_jax.factorization._decomposition import Decomposition, finished, load
 from npeff_jax.factorization._driver import Callback, iterate
 from npeff_jax.factorization._finish import finish
 from npeff_jax.factorization._fit import fit_coefficients
-from npeff_jax.factorization._problem import Problem, of_stack
+from npeff_jax.factorization._problem import Problem, describe, of_stack
 from npeff_jax.factorization._run import Stopping
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization.row_spaces import ModelRows, ProductPrecision, RowChoice, bytes_of, check_rows, host_memory
-from npeff_jax.factorization.solvers import HALS, DampedALS, Factors, InitialFactors, Solver, describe
+from npeff_jax.factorization.solvers import HALS, DampedALS, Factors, InitialFactors, Solver
 from npeff_jax.pefs import Kind, Pefs
 
 

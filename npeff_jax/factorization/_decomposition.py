@@ -148,9 +148,12 @@ class Decomposition:
             ("stopped", self.stopped),
         ]
         if self.history.loss.size:
-            facts.insert(1, ("loss / ‖F‖²", float(self.history.loss[-1])))
+            facts.insert(1, ("loss / ‖F‖²", self.loss))
+        if "failed_examples" in self.settings:
+            facts.append(("examples left out, their PEFs failed", self.settings["failed_examples"]))
+        curve = "loss " + self.settings.get("history", "") + " over the iterations"
         name = "LRM-NPEFF" if self.kind is Kind.LOW_RANK else "D-NPEFF"
-        return facts_html(f"Decomposition ({name})", facts, spark_html(self.history.loss, "loss over the iterations"))
+        return facts_html(f"Decomposition ({name})", facts, spark_html(self.history.loss, " ".join(curve.split())))
 
     @property
     def dead(self) -> list[int]:

@@ -130,7 +130,7 @@ class _Driver:
             W, G = self.factors(at)
             at = Factors(W, G, self.scalar(done))
             if exchange is None and self.solver.exchanges > 0:  # the same program with and without
-                exchange = (G[self.problem.n_frozen :] if self.problem.n_frozen else G, self.scalar(-1))
+                exchange = (jax.lax.slice_in_dim(G, self.problem.n_frozen, None), self.scalar(-1))
         state, terms = _advance(
             self.device, at, exchange, self.scalar(count), solver=self.solver, window=self.window, fresh=fresh
         )
@@ -227,7 +227,7 @@ def _advance(
             W, G = jnp.where(chosen[None], 0, W), jnp.where(chosen[:, None], new[:1], G)
         at = solver.init(problem, Factors(W, G, steps))
 
-    def body(k: jax.Array, carry: tuple) -> tuple:
+    def body(k: Any, carry: tuple) -> tuple:
         state, terms = carry
         state = solver.step(problem, state)
         return state, terms.at[k].set(solver.loss_terms(problem, state))

@@ -56,8 +56,8 @@ def finish(
 class FinishedVectors:
     """G or H in its final form, (r, m'): rows are formed when they are read, so that there may be more than fit.
 
-    Unit norm; a pseudo-Fisher of LRM-NPEFF has no sign, its largest entry is made positive. Frozen ones are as given, to
-    the bit: some row spaces hold them as products.
+    Unit norm; a pseudo-Fisher of LRM-NPEFF has no sign, its largest entry is made positive. Frozen ones are as
+    given, to the bit: some row spaces hold them as products.
     """
 
     dtype = np.dtype(np.float32)

@@ -1,8 +1,9 @@
 """Coefficients of examples for fixed pseudo-Fishers: one convex non-negative least squares an example."""
 
 import dataclasses
+import operator
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -74,16 +75,20 @@ def fit_coefficients(
         ValueError: PEFs of another model or kind, or no examples.
     """
     check_same_origin(decomposition, pefs)
+    max_sweeps, chunk_size = operator.index(max_sweeps), operator.index(chunk_size)
+    if chunk_size < 1 or not tolerance >= 0:
+        raise ValueError(f"chunk_size={chunk_size} and tolerance={tolerance}; expected at least 1 and at least 0")
     low_rank = decomposition.kind is Kind.LOW_RANK
     stacked = stack(pefs, parameter_indices=decomposition.parameter_indices)
     b, P = fixed_products(stacked, decomposition.pseudo_fishers, low_rank=low_rank)
     W, residual, terms = [], [], []
     for first in range(0, stacked.n_examples, chunk_size):
         part = b[first : first + chunk_size]
-        chunk = jnp.pad(jnp.asarray(part), ((0, chunk_size - len(part)), (0, 0)))  # every chunk is one compilation
-        found, gap = solve_nonnegative(jnp.zeros_like(chunk), chunk, jnp.asarray(P), tolerance, max_sweeps)
-        W.append(np.asarray(found)[: len(part)])
-        residual.append(np.asarray(gap)[: len(part)])
+        chunk = np.pad(part, ((0, chunk_size - len(part)), (0, 0)))  # every chunk is one compilation
+        given = jax.device_put((np.zeros_like(chunk), chunk, P, np.asarray(tolerance, np.float32)))
+        found, gap = jax.device_get(solve_nonnegative(*given, max_sweeps))
+        W.append(found[: len(part)])
+        residual.append(gap[: len(part)])
         w = W[-1].astype(np.float64)
         terms.append(np.einsum("ij,ij->i", w, w @ P - 2 * part))
     loss = stacked.example_norms + np.concatenate(terms)

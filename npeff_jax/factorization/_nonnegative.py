@@ -1,10 +1,11 @@
-"""Non-negative least squares, many at once, that share one r×r Gram matrix P: min_v≥0 v P vᵀ − 2 v·b a row.
+"""Non-negative least squares, many at once, that share one r×r Gram matrix P: min_v≥0 v P vᵀ − 2 v·b per row.
 
 HALS is coordinate descent: one column after the other, each exact given the rest. W of both flavours, H of D-NPEFF and
 coefficient fitting are all this problem.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float
 
 from npeff_jax._sharding import round_up
 from npeff_jax._types import ComponentGram
-from npeff_jax.factorization._compile import jit
+from npeff_jax.factorization._compile import full_precision, jit
 
 Rows = Float[Array, "rows r"]
 
@@ -22,8 +23,9 @@ product for the next columns is done for a block at once, at the speed of a matr
 matrix-vector products."""
 
 
+@full_precision
 def hals_sweep(V: Rows, b: Rows, P: ComponentGram) -> Rows:
-    """One pass of exact coordinate updates over the columns of V, in order.
+    """Return V after one pass of exact coordinate updates over the columns of V, in order.
 
     A column whose Gram entry is zero has no say in the loss; it becomes zero.
     """
@@ -35,7 +37,7 @@ def hals_sweep(V: Rows, b: Rows, P: ComponentGram) -> Rows:
     bt = jnp.pad(b.T, ((0, pad), (0, 0))).reshape(-1, width, rows)
     P = jnp.pad(P, ((0, pad), (0, pad)))
 
-    def update_block(k: jax.Array, Vt: jax.Array) -> jax.Array:
+    def update_block(k: Any, Vt: jax.Array) -> jax.Array:
         start = k * width
         P_block = jax.lax.dynamic_slice_in_dim(P, start, width)
         own = jax.lax.dynamic_slice_in_dim(P_block, start, width, axis=1)
@@ -43,7 +45,7 @@ def hals_sweep(V: Rows, b: Rows, P: ComponentGram) -> Rows:
         rest = bt[k] - P_block @ Vt + own @ old  # b minus what the other blocks explain
         new = old
 
-        def update(j: jax.Array, new: jax.Array) -> jax.Array:
+        def update(j: Any, new: jax.Array) -> jax.Array:
             diagonal = own[j, j]
             # zero P_jj means a zero component; dividing by 1 instead keeps the others finite
             step = (rest[j] - own[j] @ new + diagonal * new[j]) / jnp.where(diagonal > 0, diagonal, 1.0)
@@ -56,21 +58,23 @@ def hals_sweep(V: Rows, b: Rows, P: ComponentGram) -> Rows:
     return Vt[:r].T
 
 
+@full_precision
 def multiplicative(V: Rows, b: Rows, P: ComponentGram, epsilon: float) -> Rows:
-    """V ∘ b / (V P): the update of Lee & Seung. A denominator of zero is replaced by ``epsilon``."""
+    """Return V ∘ b / (V P), the update of Lee & Seung. A denominator of zero is replaced by ``epsilon``."""
     denominator = V @ P
     return V * (b / jnp.where(denominator == 0, epsilon, denominator))
 
 
+@full_precision
 def kkt_residual(V: Rows, b: Rows, P: ComponentGram) -> Float[Array, "rows"]:
-    """How far each row is from optimal: the largest move that one exact coordinate update would make.
+    """Return how far each row is from optimal: the largest move that one exact coordinate update would make.
 
     max_j |v_j − max(0, v_j − (v P − b)_j / P_jj)| over max_j |b_j / P_jj|, the size of the answer to one component
     alone; 0 at the solution, without unit.
     """
     diagonal = jnp.diagonal(P)
-    safe = jnp.where(diagonal > 0, diagonal, 1.0)
-    move = jnp.where(diagonal > 0, V - jnp.maximum(V - (V @ P - b) / safe, 0.0), V)
+    safe = jnp.where(diagonal > 0, diagonal, 1.0)[None]
+    move = jnp.where(diagonal[None] > 0, V - jnp.maximum(V - (V @ P - b) / safe, 0.0), V)
     scale = jnp.max(jnp.abs(b) / safe, axis=1)
     return jnp.max(jnp.abs(move), axis=1) / jnp.where(scale > 0, scale, 1.0)
 
@@ -79,13 +83,13 @@ def kkt_residual(V: Rows, b: Rows, P: ComponentGram) -> Float[Array, "rows"]:
 def solve_nonnegative(
     V: Rows, b: Rows, P: ComponentGram, tolerance: Float[Array, ""] | float, max_sweeps: int
 ) -> tuple[Rows, Float[Array, "rows"]]:
-    """HALS sweeps until every row's `kkt_residual` is at most ``tolerance``, or ``max_sweeps``.
+    """Run HALS sweeps until every row's `kkt_residual` is at most ``tolerance``, or ``max_sweeps``.
 
     Returns:
         The solution and its residuals.
     """
 
-    def unfinished(carry: tuple) -> jax.Array:
+    def unfinished(carry: tuple) -> Any:
         sweep, _, residual = carry
         return (sweep < max_sweeps) & jnp.any(residual > tolerance)
 

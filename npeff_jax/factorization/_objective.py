@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
 from npeff_jax.factorization.row_spaces import matmul
 
-Members = tuple[Int[Array, "pieces width"], ...]
+Members = tuple[Int[Array, "_ _"], ...]
 """`members_of` on the devices."""
 
 
-def members_of(owner: Int[np.ndarray, "N"], n: int) -> tuple[Int[np.ndarray, "pieces width"], ...]:
+def members_of(owner: Int[np.ndarray, "N"], n: int) -> tuple[Int[np.ndarray, "_ _"], ...]:
     """Return what `sum_over_rows` gathers: for each example the positions of its rows, padded with N.
 
     Examples may have very different numbers of rows. Where padding all to the largest would more than double the work,

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from npeff_jax._checks import slice_examples
 from npeff_jax._parameters import Parameter, ParameterLayout, fingerprint
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import factorization_mesh, fetch, replicate
 from npeff_jax._types import Coefficients, ComponentGram, RowArray, RowProducts
+from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization._objective import Members, loss_terms, members_of, squared_norms, sum_over_rows
 from npeff_jax.factorization._stack import Stack, stack
 from npeff_jax.factorization.row_spaces import (
@@ -31,6 +32,9 @@ from npeff_jax.factorization.row_spaces import (
     matmul,
 )
 from npeff_jax.pefs import Kind, Pefs, Schema
+
+SKETCHED = "of the sketched problem"
+"""What ``settings["history"]`` says where the losses on the way are not those of the rows themselves."""
 
 
 @runtime_checkable
@@ -218,6 +222,17 @@ class Problem:
         return 0 if self.frozen is None else self.frozen.shape[0]
 
     @property
+    def has_rows(self) -> Bool[np.ndarray, "n"]:
+        """(n,), which examples have rows: those of others are zero, or failed."""
+        return np.bincount(self._host.owner, minlength=self.n_examples) > 0
+
+    @property
+    def _host(self) -> Origin:
+        if self.origin is None:
+            raise ValueError("this Problem is one of a compiled step; use the one that Problem.of returned")
+        return self.origin
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """The optional parts that this problem has: "frozen", "bounds", "targets"."""
         present = {"frozen": self.n_frozen > 0, "bounds": self.lower is not None or self.upper is not None}
@@ -259,9 +274,7 @@ class Problem:
             W: (n, r), coefficients.
             G: (r, size), vectors in the coordinates of ``rows``.
         """
-        b, P = self.least_squares(*self.products(G))
-        terms = loss_terms(W, b, P)
-        return 1 + (jnp.sum(terms[1]) - 2 * jnp.sum(terms[0])) / self.squared_norm
+        return _loss(self.on_device(), W, G)
 
     def gradient(self, W: Coefficients, G: Vectors) -> tuple[Coefficients, Vectors]:
         """Return the gradient of `loss` with respect to W and to the vectors, the latter in coordinates.
@@ -269,14 +282,26 @@ class Problem:
         In the kernel form this is the gradient with respect to the vectors themselves, written in the rows; automatic
         differentiation would give the one with respect to the coordinates, which is scaled by the Gram matrix.
         """
-        AG, GG = self.products(G)
-        b, P = self.least_squares(AG, GG)
-        by_W = 2 * (matmul(W, P) - b)
-        if self.kind is Kind.LOW_RANK:
-            by_G = 4 * (matmul(matmul(W.T, W) * GG, G) - self.rows.pull_back(self.over_rows(W) * AG))
-        else:
-            by_G = 2 * (matmul(matmul(W.T, W), G) - self.rows.pull_back(self.over_rows(W)))
-        return by_W / self.squared_norm, by_G / self.squared_norm
+        return _gradient(self.on_device(), W, G)
+
+
+@jit
+def _loss(problem: Problem, W: Coefficients, G: Vectors) -> Float[Array, ""]:
+    b, P = problem.least_squares(*problem.products(G))
+    terms = loss_terms(W, b, P)
+    return 1 + (jnp.sum(terms[1]) - 2 * jnp.sum(terms[0])) / problem.squared_norm
+
+
+@jit
+def _gradient(problem: Problem, W: Coefficients, G: Vectors) -> tuple[Coefficients, Vectors]:
+    AG, GG = problem.products(G)
+    b, P = problem.least_squares(AG, GG)
+    by_W = 2 * (matmul(W, P) - b)
+    if problem.kind is Kind.LOW_RANK:
+        by_G = 4 * (matmul(matmul(W.T, W) * GG, G) - problem.rows.pull_back(problem.over_rows(W) * AG))
+    else:
+        by_G = 2 * (matmul(matmul(W.T, W), G) - problem.rows.pull_back(problem.over_rows(W)))
+    return by_W / problem.squared_norm, by_G / problem.squared_norm
 
 
 def of_stack(
@@ -294,7 +319,9 @@ def of_stack(
     space = choice.of(stacked.A, line, n_components=n_components, products=products, frozen=frozen)
     notes = {"row_space": reason, "products": products.value, "lost_energy": stacked.lost_energy, **space.notes}
     if not choice.exact:
-        notes["history"] = "losses of the sketched problem"
+        notes["history"] = SKETCHED
+    if len(stacked.failed):
+        notes["failed_examples"] = len(stacked.failed)
     return _problem(
         space, stacked.owner, stacked.energy, stacked.n_examples, stacked.squared_norm, schema,
         stacked.parameter_indices, notes, frozen, exact=choice.exact,
@@ -319,6 +346,7 @@ def _of_model(source: ModelRows, mesh: Mesh | None, progress: Progress) -> Probl
         n_classes=source.n_classes,
         keep=c * model.space.size,
         precision=source.precision,
+        output=describe(model.output),
     )
     notes = {"row_space": "the model itself: exact kernel by backward passes", "lost_energy": 0.0}
     owner, energy = np.repeat(np.arange(n), c), fetch(jnp.diagonal(rows.Q))[: n * c]
@@ -353,3 +381,16 @@ def _problem(
         origin=Origin(schema, columns, squared_norm, owner, energy, host, exact, notes),
         frozen=None if frozen is None else rows.coordinates(frozen),
     )
+
+
+def describe(choice: Any) -> dict[str, Any]:
+    """Return a frozen choice as JSON: its fields, and its name under ``"name"``."""
+    fields = dataclasses.fields(choice) if dataclasses.is_dataclass(choice) else ()
+    return {"name": type(choice).__name__} | {f.name: plain(getattr(choice, f.name)) for f in fields}
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as JSON has it: NumPy's scalars as Python's, what JSON has not by its ``repr``."""
+    if isinstance(value, np.generic | jax.Array) and np.ndim(value) == 0:
+        return value.item()
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)

@@ -32,6 +32,7 @@ class Stack:
         parameter_indices: (m',), ascending.
         example_norms: (n,), ‖F_i‖² before pruning. Losses count what was pruned as not explained.
         lost_energy: fraction of the trace that pruning dropped.
+        failed: examples that `compute_pefs` skipped, which have no rows.
     """
 
     A: BlockedRows
@@ -41,6 +42,7 @@ class Stack:
     parameter_indices: Int[np.ndarray, "m_kept"]
     example_norms: Float[np.ndarray, "n"]
     lost_energy: float
+    failed: Int[np.ndarray, "failed"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def squared_norm(self) -> float:
@@ -109,6 +111,7 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
         parameter_indices=np.asarray(parameter_indices, np.int64),
         example_norms=np.concatenate(norms),
         lost_energy=max(0.0, 1 - kept_trace / trace) if trace > 0 else 0.0,
+        failed=pefs.failed,
     )
 
 

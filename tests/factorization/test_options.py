@@ -69,14 +69,8 @@ def test_warm_up_moves_the_vectors_alone():
     problem = planted()
     W = np.random.default_rng(0).random((60, 5)).astype(np.float32)
     solver = npeff.DampedALS(warm_up=7)
-    only = npeff.decompose(
-        problem.pefs,
-        5,
-        solver=solver,
-        start=npeff.InitialFactors(coefficients=W),
-        stopping=npeff.Stopping(max_steps=7),
-        **QUIET,
-    )
+    start, stopping = npeff.InitialFactors(coefficients=W), npeff.Stopping(max_steps=7)
+    only = npeff.decompose(problem.pefs, 5, solver=solver, start=start, stopping=stopping, **QUIET)
     # W changes by the scale of unit vectors alone, and by the order of components
     ratio = only.coefficients / only.coefficients[:1]
     matched = [np.abs(ratio[:, [j]] - W / W[:1]).max(axis=0).min() for j in range(5)]

@@ -20,6 +20,7 @@ from npeff_jax._sharding import SHARDS, pad_rows, place, round_up, sharded
 from npeff_jax._types import Examples
 from npeff_jax.factorization.row_spaces._kernel import KernelSpace, Recover
 from npeff_jax.models import Model
+from npeff_jax.pefs import pull_back, scaled_cotangents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class ModelRows:
 
     @property
     def n_examples(self) -> int:
-        """The number of examples."""
+        """n, the number of examples."""
         return count_examples(self.examples)
 
     @functools.cached_property
@@ -59,7 +60,7 @@ class ModelRows:
 
 
 def model_rows(model: Model, examples: Examples, **options: Any) -> ModelRows:
-    """The rows of a model, to decompose without computing and storing PEFs first.
+    """Make rows of a model, to decompose without computing and storing PEFs first.
 
     Args:
         model: the model.
@@ -77,7 +78,7 @@ def model_rows(model: Model, examples: Examples, **options: Any) -> ModelRows:
 
 
 def kernel_of_model(source: ModelRows, mesh: Mesh, progress: Progress) -> tuple[KernelSpace, np.ndarray]:
-    """The exact kernel of normalised rows, and the Frobenius norm of each example's Fisher.
+    """Return the exact kernel of normalised rows, and the norm of each example's Fisher in the unit of its scaled rows.
 
     Args:
         source: model and examples.
@@ -116,7 +117,7 @@ def kernel_of_model(source: ModelRows, mesh: Mesh, progress: Progress) -> tuple[
 
 @jax.jit
 def _gram(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> jax.Array:
-    """Inner products of the rows of two batches, leaf by leaf."""
+    """Return inner products between the rows of two batches, accumulated over parameter leaves."""
     pairs = zip(left, right, strict=True)
     grams = [jnp.einsum("acp,bdp->acbd", x, y, precision=jax.lax.Precision.HIGHEST) for x, y in pairs]
     return sum(grams[1:], grams[0])
@@ -131,17 +132,18 @@ class _Passes:
         self.split = sharded(mesh, SHARDS)
 
         def rows_of_one(params: Any, example: Any) -> tuple[jax.Array, ...]:
-            logits, pull = jax.vjp(lambda s: model.selected_logits(s, params, example), model.space.select(params))
-            (leaves,) = jax.vmap(pull)(model.output.factor(logits))
-            return tuple(leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in leaves)
+            leaves = pull_back(model, model.space.select(params), params, example).leaves
+            return tuple(leaf.reshape(leaf.shape[0], -1) for leaf in leaves)
 
         def pull_batch(params: Any, examples: Any, U: jax.Array) -> jax.Array:
             def logits_of(selected: tuple) -> jax.Array:
                 return jax.vmap(lambda example: model.selected_logits(selected, params, example))(examples)
 
-            logits, pull = jax.vjp(logits_of, model.space.select(params))
-            cotangents = jnp.einsum("rbk,bkc->rbc", U, jax.vmap(model.output.factor)(logits))
-            (leaves,) = jax.vmap(pull)(jax.lax.stop_gradient(cotangents).astype(logits.dtype))
+            # One pass for all examples of the batch: their rows are never formed.
+            logits, back_to_leaves = jax.vjp(logits_of, model.space.select(params))
+            rows, _ = jax.vmap(lambda one: scaled_cotangents(model.output.factor(one)))(logits.astype(jnp.float32))
+            cotangents = jnp.einsum("rbk,bkc->rbc", U, rows, precision=jax.lax.Precision.HIGHEST)
+            (leaves,) = jax.vmap(back_to_leaves)(cotangents.astype(logits.dtype))
             flat = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
             return jax.lax.psum(flat.astype(jnp.float32), SHARDS)
 
@@ -156,7 +158,13 @@ class _Passes:
             return self._rows(self.source.model.params, self._batch(first))
 
     def pull(self, U: np.ndarray) -> np.ndarray:
-        """U A: (r, N) to (r, m)."""
+        """Return U A: (r, N) to (r, m). As many components at a time as `ModelRows.block_bytes` has room for."""
+        m = self.source.model.space.size
+        size = max(1, self.source.block_bytes // (4 * m))
+        parts = [self._pull_some(U[first : first + size]) for first in range(0, len(U), size)]
+        return np.concatenate(parts) if parts else np.zeros((0, m), np.float32)
+
+    def _pull_some(self, U: np.ndarray) -> np.ndarray:
         n, c = self.source.n_examples, self.source.rows_per_example
         total = np.zeros((U.shape[0], self.source.model.space.size), np.float64)
         for first in range(0, n, self.size):

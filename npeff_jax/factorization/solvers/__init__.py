@@ -4,8 +4,6 @@ from npeff_jax.factorization.solvers._base import Factors as Factors
 from npeff_jax.factorization.solvers._base import InitialFactors as InitialFactors
 from npeff_jax.factorization.solvers._base import Solver as Solver
 from npeff_jax.factorization.solvers._base import combine as combine
-from npeff_jax.factorization.solvers._base import describe as describe
-from npeff_jax.factorization.solvers._base import plain as plain
 from npeff_jax.factorization.solvers._gradient_descent import GradientDescent as GradientDescent
 from npeff_jax.factorization.solvers._hals import HALS as HALS
 from npeff_jax.factorization.solvers._hals import DiagonalSolver as DiagonalSolver

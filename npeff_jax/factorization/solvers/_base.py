@@ -169,6 +169,7 @@ class Solver(abc.ABC):
         W = given.coefficients
         if W is None:
             W = self.initial_coefficients(problem, n_components, seed)
+            W = W * problem.has_rows[:, None]  # what explains nothing has no say in WᵀW
         if given.pseudo_fishers is None:
             G = self.initial_vectors(problem, n_components - f, seed)
         else:
@@ -176,7 +177,7 @@ class Solver(abc.ABC):
             full = np.asarray(given.pseudo_fishers, np.float32)
             G = rows.coordinates(full[:, problem.origin.parameter_indices])
         if f:
-            G = jnp.concatenate([problem.frozen, G[-(n_components - f) :]])
+            G = jnp.concatenate([problem.frozen, jax.lax.slice_in_dim(G, len(G) - (n_components - f), None)])
         W = replicate(np.asarray(W, np.float32), rows.mesh)
         return Factors(W, G, replicate(np.zeros((), np.int32), rows.mesh))
 
@@ -203,14 +204,3 @@ def combine(problem: Problem, U: RowProducts) -> Vectors:
     G = problem.rows.pull_back(U)
     norm = jnp.sqrt(jnp.diagonal(problem.products(G)[1]))
     return G / jnp.where(norm > 0, norm, 1.0)[:, None]
-
-
-def plain(value: Any) -> Any:
-    """Return a setting as JSON has it: NumPy's scalars as Python's."""
-    return value.item() if isinstance(value, np.generic | jax.Array) else value
-
-
-def describe(solver: Solver) -> dict[str, Any]:
-    """Return a solver as JSON: its name and its fields."""
-    fields = dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ()
-    return {"name": type(solver).__name__} | {f.name: plain(getattr(solver, f.name)) for f in fields}

@@ -1,0 +1,132 @@
+"""The solvers' steps and fits compiled for H100s and T4s on a machine without one, and read.
+
+    pip install jax-cuda12-plugin==VERSION jax-cuda12-pjrt==VERSION --no-deps    # of JAX; 480 MB, no nvidia-* packages
+    python -m pytest -n0 -m gpu_compile tests/device
+
+No product may be left without a precision: a GPU would round its inputs to TF32.
+"""
+
+import dataclasses
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import npeff_jax as npeff
+from npeff_jax.factorization import Factors
+from npeff_jax.factorization._driver import _advance
+from npeff_jax.factorization._nonnegative import solve_nonnegative
+from npeff_jax.factorization.row_spaces import DenseSpace, KernelSpace
+from npeff_jax.pefs import Kind
+
+pytestmark = pytest.mark.gpu_compile
+
+TARGETS = ("h100", "t4")
+
+
+def mesh_of(target, devices):
+    description = (pathlib.Path(__file__).parent / f"{target}.txtpb").read_text()
+    topology = topologies.get_topology_desc(target, "cuda", target_config=description, topology=f"1x1x{devices}")
+    return Mesh(np.array(topology.devices), ("shards",), axis_types=(AxisType.Auto,))
+
+
+def spec(mesh, shape, *axes, dtype="float32"):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*axes)))
+
+
+def imprecise_dots(text):
+    """Dots that tensor cores may round to TF32: neither a precision nor an algorithm."""
+    lines = [line for line in text.splitlines() if re.search(r"= f32\S* (dot|custom-call)\(", line)]
+    lines = [line for line in lines if " dot(" in line or "gemm" in line]
+    stated = ("operand_precision={high", "algorithm=", '"operand_precision":["HIGHEST","HIGHEST"]')
+    return [line for line in lines if not any(word in line for word in stated)]
+
+
+def count(text, name):
+    return len(re.findall(rf" {name}(?:-start)?\(", text))
+
+
+def problem_of(mesh, space, kind, n, N, frozen=None):
+    c = N // n
+    return npeff.Problem(
+        rows=space,
+        owner=spec(mesh, (N,), dtype="int32"),
+        members=() if c == 1 else (spec(mesh, (n, c), dtype="int32"),),
+        squared_norm=spec(mesh, ()),
+        kind=kind,
+        n_examples=n,
+        frozen=frozen,
+    )
+
+
+def compiled_window(solver, problem, mesh, n, r, G):
+    """A window of steps as the driver runs it, but without the driver's default precision."""
+    start = Factors(spec(mesh, (n, r)), G, spec(mesh, (), dtype="int32"))
+
+    def window(problem, start, count):
+        return _advance.__wrapped__(problem, start, None, count, solver=solver, window=10, fresh=True)
+
+    compiled = jax.jit(window).lower(problem, start, spec(mesh, (), dtype="int32")).compile()
+    memory = compiled.memory_analysis()
+    return compiled.as_text(), memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("solver", [npeff.DampedALS(), npeff.DampedALS(stiefel=True), npeff.GradientDescent()], ids=str)
+def test_kernel_step(target, solver):
+    """Eight devices: two gathers of N×r a step (three of the initial state included), nothing else crosses."""
+    mesh, n, N, r = mesh_of(target, 8), 800, 1600, 64
+    rows = KernelSpace(spec(mesh, (N, N), "shards", None), mesh, N, None)
+    problem = problem_of(mesh, rows, Kind.LOW_RANK, n, N)
+    text, memory = compiled_window(solver, problem, mesh, n, r, spec(mesh, (r, N)))
+    assert not imprecise_dots(text), imprecise_dots(text)[0]
+    assert count(text, "all-reduce") == count(text, "all-to-all") == count(text, "collective-permute") == 0
+    assert 1 <= count(text, "all-gather") <= 3
+    assert count(text, "scatter") == 0, "sums over rows are gathers: a scatter has no fixed order"
+    assert memory < 64 * 4 * N * r
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("solver", [npeff.DampedALS(), npeff.HALS(), npeff.Multiplicative()], ids=str)
+def test_dense_step(target, solver):
+    mesh, n, m, r = mesh_of(target, 8), 400, 8000, 32
+    N = 2 * n if solver.kind is Kind.LOW_RANK else n
+    rows = DenseSpace(spec(mesh, (N, m), None, "shards"), mesh, m)
+    problem = problem_of(mesh, rows, solver.kind, n, N)
+    text, _ = compiled_window(solver, problem, mesh, n, r, spec(mesh, (r, m), None, "shards"))
+    assert not imprecise_dots(text), imprecise_dots(text)[0]
+    sizes = re.findall(r"= \(?f32\[([\d,]*)\][^=]* all-(?:reduce|gather)", text)
+    assert all(max(map(int, size.split(","))) < m // 8 for size in sizes if size), "nothing with m' crosses devices"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fit(target):
+    mesh = mesh_of(target, 1)
+    arguments = (spec(mesh, (1024, 64)), spec(mesh, (1024, 64)), spec(mesh, (64, 64)), spec(mesh, ()))
+    text = jax.jit(lambda *x: solve_nonnegative.__wrapped__(*x, 100)).lower(*arguments).compile().as_text()
+    assert not imprecise_dots(text), imprecise_dots(text)[0]
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_loss_and_gradient_in_a_users_own_program(kind):
+    mesh, n, m, r = mesh_of("h100", 8), 400, 8000, 32
+    N = 2 * n if kind is Kind.LOW_RANK else n
+    problem = problem_of(mesh, DenseSpace(spec(mesh, (N, m), None, "shards"), mesh, m), kind, n, N)
+    G = spec(mesh, (r, m), None, "shards")
+    for function in (npeff.Problem.loss, npeff.Problem.gradient, jax.grad(npeff.Problem.loss, argnums=(1, 2))):
+        text = jax.jit(function).lower(problem, spec(mesh, (n, r)), G).compile().as_text()
+        assert not imprecise_dots(text), imprecise_dots(text)[0]
+
+
+def test_the_check_finds_what_it_looks_for():
+    mesh = mesh_of("h100", 1)
+    x = spec(mesh, (512, 512))
+    assert imprecise_dots(jax.jit(lambda x: x @ x).lower(x).compile().as_text())
+    assert not imprecise_dots(jax.jit(lambda x: jnp.matmul(x, x, precision="highest")).lower(x).compile().as_text())
+    assert dataclasses.is_dataclass(npeff.Problem)
