@@ -136,7 +136,7 @@ def user_size(
 def user_size_diagonal(
     n: int, *, keep: int = 4096, m: int = 300_000, r: int = 64, support: int = 16_384, seed: int = 0
 ) -> npeff.Pefs:
-    """The same for diagonal PEFs: one to three non-negative components per example, multiplied by noise. Never dense."""
+    """The same for diagonal PEFs: one to three non-negative components per example, multiplied by noise."""
     rng = np.random.default_rng(seed)
     where = np.stack([np.sort(rng.choice(m, support, replace=False)) for _ in range(r)])
     what = (rng.standard_t(3, size=(r, support)) ** 2).astype(np.float32)
