@@ -77,6 +77,8 @@ def decompose(
     path = check_path(path)
     seed, n_components = whole("seed", seed), whole("n_components", n_components)
     given = check_type("start", start, InitialFactors) or InitialFactors()
+    check_type("stopping", stopping, Stopping)
+    check_type("checkpoints", checkpoints, Checkpoints)
     settings = {"seed": seed, "start": given.given}
     if isinstance(pefs, Problem):
         solver = checked_solver(solver, pefs.kind, pefs.parts)
@@ -136,10 +138,10 @@ def solve(
     checkpoints: Checkpoints | None,
 ) -> Decomposition:
     """Iterate, then put the result into its final form, its pseudo-Fishers yet to be formed."""
-    stopping = check_type("stopping", stopping, Stopping) or Stopping()
+    stopping = stopping or Stopping()
     settings = settings | {"solver": describe(solver)}
     store = None
-    if check_type("checkpoints", checkpoints, Checkpoints) is not None:
+    if checkpoints is not None:
         store = CheckpointStore(checkpoints, identity_of(problem, start.W.shape[1], settings, stopping))
     outcome = iterate(solver, problem, start, stopping, progress=progress, callback=callback, store=store)
     if store:
@@ -214,7 +216,8 @@ def check_type(name: str, value: Any, expected: type) -> Any:
         wanted = " or ".join(f"{expected.__name__}.{member.name}" for member in expected)
     if isinstance(value, type):
         raise TypeError(f"{name}={value.__name__} is a class; pass {wanted}, such as {value.__name__}()")
-    raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; pass {wanted}")
+    got = f"{name}={value!r}" if isinstance(value, str | int | float) else name
+    raise TypeError(f"{got} is of type {type(value).__name__}; pass {wanted}")
 
 
 def check_pefs(pefs: Any) -> Kind:

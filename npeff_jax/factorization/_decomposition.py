@@ -215,7 +215,7 @@ def finished(
     def form(components: np.ndarray) -> np.ndarray:
         if len(components) == len(done.order):
             return problem.rows.expand(G)[components]
-        return problem.rows.expand(G[components])
+        return problem.rows.expand(_some(G, replicate(np.asarray(components, np.int32), problem.rows.mesh)))
 
     own = {"n_components": len(done.order), "n_frozen": problem.n_frozen}
     remarks = {"squared_norm": origin.squared_norm, "dead": done.dead, "duplicates": done.duplicates}
@@ -229,6 +229,11 @@ def finished(
         settings=own | settings | origin.notes | remarks,
         n_frozen=problem.n_frozen,
     )
+
+
+@jit
+def _some(G: Any, components: Any) -> Any:
+    return G[components]
 
 
 @jit

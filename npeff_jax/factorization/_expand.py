@@ -62,6 +62,7 @@ def expand(
     check_rows(rows, decomposition.kind)
     seed, n_new = whole("seed", seed), whole("n_new", n_new)
     check_type("stopping", stopping, Stopping)
+    check_type("checkpoints", checkpoints, Checkpoints)
     if not 1 <= n_new <= pefs.total_rows:
         raise ValueError(
             f"n_new={n_new} is not from 1 to the {pefs.total_rows} rows of these PEFs ({pefs.n_examples} "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from typing import Any
 
 import jax
 import numpy as np
@@ -145,7 +146,7 @@ def fixed_products(
     return b, P
 
 
-def check_same_origin(decomposition: Decomposition, pefs: Pefs) -> None:
+def check_same_origin(decomposition: Any, pefs: Any) -> None:
     """Raise unless ``pefs`` are of the decomposition's model and kind, in the same unit."""
     if not isinstance(decomposition, Decomposition) or not isinstance(pefs, Pefs):
         got = f"({type(decomposition).__name__}, {type(pefs).__name__})"

@@ -137,8 +137,5 @@ class _Blocks:
 
 def _squares(block: scipy.sparse.csr_array) -> Float[np.ndarray, "rows"]:
     """‖a‖² of each row, in float64."""
-    return np.bincount(
-        np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)),
-        weights=block.data.astype(np.float64) ** 2,
-        minlength=block.shape[0],
-    )
+    row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+    return np.bincount(row, block.data.astype(np.float64) ** 2, block.shape[0]).astype(np.float64)

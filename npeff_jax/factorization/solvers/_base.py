@@ -100,6 +100,13 @@ class Solver(abc.ABC):
 
     kind: ClassVar[Kind]
 
+    def __post_init__(self) -> None:
+        """Turn NumPy scalars among the settings into Python's: a result is recorded as JSON."""
+        for field in dataclasses.fields(self) if dataclasses.is_dataclass(self) else ():
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, field.name, value.item())
+
     @property
     def supports(self) -> tuple[str, ...]:
         return ()

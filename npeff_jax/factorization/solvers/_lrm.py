@@ -97,6 +97,7 @@ class DampedALS(LowRankSolver):
     stiefel: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.stiefel:
             object.__setattr__(self, "exchanges", 0)
 
