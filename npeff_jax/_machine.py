@@ -7,6 +7,7 @@ on an accelerator. A CPU's devices share the memory of their host.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -22,7 +23,7 @@ def usable_on_host() -> float:
     return HOST_SHARE * free_host_memory()
 
 
-def usable_per_device(devices: Sequence[jax.Device], remedy: str) -> float:
+def usable_per_device(devices: Sequence[Any], remedy: str) -> float:
     """Return the bytes that may be used on each of ``devices``: the least over those of this process.
 
     Args:

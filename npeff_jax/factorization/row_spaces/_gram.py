@@ -25,7 +25,8 @@ from npeff_jax._machine import cores
 from npeff_jax._sharding import SHARDS, place, round_up, sharded
 from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization.row_spaces._base import matmul
-from npeff_jax.factorization.row_spaces._blocks import BlockedRows
+from npeff_jax.factorization.row_spaces._blocks import ENTRY_BYTES, GROUP_BYTES, BlockedRows
+from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
 
 TILE_BYTES = 1 << 27
 """Size of a dense tile of columns."""
@@ -90,6 +91,23 @@ def gram(
 def full_from(N: int, on_host: bool) -> int:
     """Return how many rows a column must touch to count as full."""
     return max(2, int(np.ceil(FULL["cpu" if on_host else "gpu"] * N)))
+
+
+def gram_seconds(A: BlockedRows, mesh: Mesh) -> float:
+    """Estimate the time of `gram` from the column counts: pairs of thin columns, dense products of full ones."""
+    N, speed, on_host = A.shape[0], rates(mesh), mesh.devices.flat[0].platform == "cpu"
+    counts = A.counts.astype(np.float64)
+    full = counts >= full_from(N, on_host)
+    pairs = float(np.sum(counts[~full] ** 2)) / 2 * (1 + 1 / LEAST_BANDS)
+    entries = float(counts.sum()) * (8 + MOST_BANDS // 16) * ENTRY_SECONDS
+    thin = (pairs * speed.pair + entries) / cores()
+    dense = np.count_nonzero(full) * float(N) ** 2 * (1 if on_host else 2) / speed.dense
+    return thin + dense + 3 * 4.0 * N * N / speed.stream + float(counts.sum()) * 3 * ENTRY_SECONDS
+
+
+def gram_bytes(A: BlockedRows) -> float:
+    """Estimate the memory of `gram` beside its result."""
+    return 24.0 * min(A.nnz, GROUP_BYTES / ENTRY_BYTES) + 3.0 * cores() * min(4.0 * A.shape[0] ** 2, BAND_BYTES)
 
 
 def _aligned_zeros(size: int) -> Float[np.ndarray, "size size"]:

@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.row_spaces._base import (
-    STEPS,
     Cost,
     Inner,
     Leaf,
@@ -27,13 +26,16 @@ from npeff_jax.factorization.row_spaces._base import (
     RowSpace,
     Vectors,
     matmul,
-    rates,
 )
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
+from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
 
 BLOCK_ENTRIES = 1 << 20
 """Entries of r vectors that a block of columns spans, 4 MB. A product gathers from there at random: when it outgrows
 the cache, a CPU falls from 18 to 3 GF/s."""
+
+PACKED = 8
+"""Passes over the entries, some of them at random, that packing them both ways takes."""
 
 Csr = tuple[jax.Array, jax.Array, jax.Array]
 """Values, indices and row pointers of all blocks, each with the blocks along its first axis."""
@@ -44,9 +46,10 @@ class SparseRows(RowChoice):
     """Hold A in compressed blocks, its parameters sharded. Work and memory are proportional to the non-zeros."""
 
     def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
-        m, nnz, sparse = A.shape[1], float(A.nnz), rates(mesh)[1]
-        vectors = 16.0 * n_components * m  # as for dense rows
-        return Cost(16 * nnz + vectors, STEPS * 4 * nnz * n_components / sparse)
+        m, nnz, r, speed = A.shape[1], float(A.nnz), n_components, rates(mesh)
+        vectors = 4.0 * r * m
+        step = 4 * nnz * r / speed.sparse + 6 * r * r * m / speed.dense + (16 * nnz + 6 * vectors) / speed.stream
+        return Cost.of_steps(step, PACKED * ENTRY_SECONDS * nnz, 16 * nnz + 5 * vectors, 40 * nnz + 2 * vectors)
 
     def of(
         self,
