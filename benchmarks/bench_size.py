@@ -8,8 +8,8 @@ clock and in seconds of CPU (on a machine that others use too, the latter say mo
 
 For each size, first all row spaces with ten steps each, against what their `cost` predicts. Then whole calls: ours as
 users call it; the paper's algorithm in sparse rows; the same in the row space that `decompose` chooses. The paper's
-rate is the best of `--rates` (by its loss after as many steps as all get). Two targets: 1.01 times the paper's own best loss,
-and 1.01 times the best loss known here. What did not arrive is written "> t".
+rate is the best of `--rates` (by its loss after as many steps as all get). Two targets: 1.01 times the paper's own best
+loss, and 1.01 times the best loss known here. What did not arrive is written "> t".
 
 `--fast` is a small problem for the test suite. `--huge` is N = 30,000 rows, m = 1,000,000, r = 128 by ours alone, from
 disk to disk: stop it when you like, it reports each phase as it ends.
