@@ -102,6 +102,68 @@ def planted(n: int, m: int, r: int, seed: int = 0, c: int = 3) -> npeff.Pefs:
     return from_rows(np.stack(examples), Kind.LOW_RANK, keep=1024)
 
 
+def user_size(
+    n: int, *, c: int = 3, keep: int = 8192, m: int = 1_000_000, r: int = 128, support: int = 16_384, seed: int = 0
+) -> npeff.Pefs:
+    """Planted components of the size that a user has: each over ``support`` of m parameters, Student-t values.
+
+    One to three components per example, rotated at random, under noise of half their norm. Never dense.
+    """
+    rng = np.random.default_rng(seed)
+    where = np.stack([np.sort(rng.choice(m, support, replace=False)) for _ in range(r)])
+    what = rng.standard_t(3, size=(r, support)).astype(np.float32)
+    what /= np.linalg.norm(what, axis=1, keepdims=True)
+    values, indices = np.zeros((n, keep), np.float32), np.zeros((n, keep), np.int32)
+    rows = np.zeros((n, keep), np.int16)
+    for i in range(n):
+        active = rng.choice(r, size=rng.integers(1, c + 1), replace=False)
+        noise = rng.choice(m, support, replace=False)
+        columns = np.unique(np.concatenate([where[active].ravel(), noise]))
+        A = np.zeros((c, columns.size), np.float32)
+        for j, component in enumerate(active):
+            strength = 0.1 + rng.gamma(2.0)
+            A[j, np.searchsorted(columns, where[component])] = np.sqrt(strength) * what[component]
+        A = np.linalg.qr(rng.normal(size=(c, c)))[0].astype(np.float32) @ A
+        spread = 0.5 * rng.standard_t(3, size=(c, support)).astype(np.float32) / np.sqrt(c * support)
+        A[:, np.searchsorted(columns, noise)] += spread
+        A /= np.sqrt(np.linalg.norm(A @ A.T))
+        flat = A.ravel()
+        kept = np.sort(np.argpartition(-np.abs(flat), keep - 1)[:keep])
+        values[i], indices[i], rows[i] = flat[kept], columns[kept % columns.size], kept // columns.size
+    return from_entries(values, indices, rows, Kind.LOW_RANK, c, m)
+
+
+def user_size_diagonal(
+    n: int, *, keep: int = 4096, m: int = 300_000, r: int = 64, support: int = 16_384, seed: int = 0
+) -> npeff.Pefs:
+    """The same for diagonal PEFs: one to three non-negative components per example, multiplied by noise."""
+    rng = np.random.default_rng(seed)
+    where = np.stack([np.sort(rng.choice(m, support, replace=False)) for _ in range(r)])
+    what = (rng.standard_t(3, size=(r, support)) ** 2).astype(np.float32)
+    what /= np.linalg.norm(what, axis=1, keepdims=True)
+    values, indices = np.zeros((n, keep), np.float32), np.zeros((n, keep), np.int32)
+    for i in range(n):
+        active = rng.choice(r, size=rng.integers(1, 4), replace=False)
+        columns = np.unique(where[active].ravel())
+        x = np.zeros(columns.size, np.float32)
+        for component in active:
+            x[np.searchsorted(columns, where[component])] += (0.1 + rng.gamma(2.0)) * what[component]
+        x *= rng.gamma(4.0, 0.25, size=x.size)
+        kept = np.sort(np.argpartition(-x, keep - 1)[:keep])
+        values[i], indices[i] = x[kept] / np.linalg.norm(x), columns[kept]
+    return from_entries(values, indices, np.zeros((n, keep), np.int16), Kind.DIAGONAL, 1, m)
+
+
+def from_entries(values: np.ndarray, indices: np.ndarray, rows: np.ndarray, kind: Kind, c: int, m: int) -> npeff.Pefs:
+    """Entries (n, K) of c rows per example, sorted by row and parameter, as `Pefs`."""
+    n, keep = values.shape
+    layout = ParameterLayout((Parameter("w", (m,), 0),))
+    schema = Schema(kind, {"name": "Planted"}, "before", "planted", "planted", layout, n, c + 1, keep)
+    ones, zeros = np.ones(n, np.float32), np.zeros(n, np.float32)
+    logits, n_rows = np.zeros((n, c + 1), np.float32), np.full(n, c)
+    return npeff.Pefs(schema, values, indices, rows, n_rows, ones, logits, ones, zeros, zeros, zeros)
+
+
 def from_rows(rows: np.ndarray, kind: Kind, keep: int) -> npeff.Pefs:
     """Rows (n, c, m) as `Pefs` of the ``keep`` largest entries an example."""
     n, c, m = rows.shape
@@ -109,11 +171,7 @@ def from_rows(rows: np.ndarray, kind: Kind, keep: int) -> npeff.Pefs:
     keep = min(keep, flat.shape[1])
     chosen = np.sort(np.argpartition(-np.abs(flat), keep - 1, axis=1)[:, :keep], axis=1)
     values = np.take_along_axis(flat, chosen, axis=1).astype(np.float32)
-    layout = ParameterLayout((Parameter("w", (m,), 0),))
-    schema = Schema(kind, {"name": "Planted"}, "before", "planted", "planted", layout, n, c + 1, keep)
-    ones, zeros = np.ones(n, np.float32), np.zeros(n, np.float32)
-    logits, n_rows = np.zeros((n, c + 1), np.float32), np.full(n, c)
-    return npeff.Pefs(schema, values, chosen % m, chosen // m, n_rows, ones, logits, ones, zeros, zeros, zeros)
+    return from_entries(values, chosen % m, chosen // m, kind, c, m)
 
 
 STUDY = {

@@ -10,7 +10,18 @@ import pytest
 import npeff_jax
 
 ROOT = pathlib.Path(npeff_jax.__file__).parent
-ORDER = ["_types", "_version", "_checks", "_html", "_progress", "_sharding", "_parameters", "_examples", "_identity"]
+ORDER = [
+    "_types",
+    "_machine",
+    "_version",
+    "_checks",
+    "_html",
+    "_progress",
+    "_sharding",
+    "_parameters",
+    "_examples",
+    "_identity",
+]
 ORDER += ["store", "models", "pefs", "factorization", "perturbation", "evaluation", "report", "cli"]
 # tasks stands beside factorization, on models and pefs: nothing of the line may import it but the command line.
 MAY_IMPORT = {room: set(ORDER[:place]) for place, room in enumerate(ORDER)}

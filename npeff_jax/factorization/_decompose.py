@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from npeff_jax._identity import describe
+from npeff_jax._machine import size_text, usable_on_host
 from npeff_jax._progress import Progress
 from npeff_jax.factorization._checkpoints import Checkpoints, CheckpointStore
 from npeff_jax.factorization._decomposition import Decomposition, finished, load_decomposition
@@ -21,7 +22,7 @@ from npeff_jax.factorization._fit import fit_coefficients
 from npeff_jax.factorization._problem import Problem, of_stack
 from npeff_jax.factorization._run import Stopping
 from npeff_jax.factorization._stack import stack
-from npeff_jax.factorization.row_spaces import ModelRows, ProductPrecision, RowChoice, bytes_of, check_rows, host_memory
+from npeff_jax.factorization.row_spaces import ModelRows, ProductPrecision, RowChoice, check_rows
 from npeff_jax.factorization.solvers import HALS, DampedALS, Factors, InitialFactors, Solver
 from npeff_jax.pefs import Kind, Pefs
 
@@ -265,10 +266,11 @@ def check_start(start: InitialFactors, n: int, r: int, m: int, kind: Kind) -> No
 
 def check_vectors_fit(r: int, m: int, path: pathlib.Path | None) -> None:
     """Raise where the pseudo-Fishers would be in memory, and are too many."""
-    if path is None and 4 * r * m > host_memory() / 2:
+    if path is None and 4 * r * m > usable_on_host():
         raise ValueError(
-            f"{r} pseudo-Fishers over {m} parameters are {bytes_of(4 * r * m)} and would be in memory, of which there "
-            f"are {bytes_of(host_memory())}; pass path= to keep them on disk, fewer components or a larger min_count"
+            f"{r} pseudo-Fishers over {m} parameters are {size_text(4 * r * m)} and would be in memory, of which "
+            f"{size_text(usable_on_host())} may be used; pass path= to keep them on disk, fewer components or a larger "
+            "min_count"
         )
 
 

@@ -13,6 +13,7 @@ from npeff_jax._identity import tree_digest
 from npeff_jax._parameters import Parameter, ParameterLayout
 from npeff_jax.factorization._objective import squared_norms
 from npeff_jax.factorization.row_spaces import BlockedRows
+from npeff_jax.factorization.row_spaces._blocks import over
 from npeff_jax.pefs import Kind, Pefs, Schema
 
 BLOCK_BYTES = 1 << 30
@@ -89,7 +90,7 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
 
     filled, energy, trace, kept_trace = [], [], 0.0, 0.0
     for _, block in blocks:
-        kept = _over(block, position, len(parameter_indices))
+        kept = over(block, position, len(parameter_indices))
         filled.append(np.diff(kept.indptr) > 0)
         energy.append(_squares(kept)[filled[-1]])
         trace += float(np.sum(_squares(block)) if low_rank else np.sum(block.data, dtype=np.float64))
@@ -98,7 +99,7 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
     def read() -> Iterator[tuple[int, scipy.sparse.csr_array]]:
         first = 0
         for keep, (_, block) in zip(filled, blocks, strict=True):
-            rows = _over(block, position, len(parameter_indices))
+            rows = over(block, position, len(parameter_indices))
             rows = rows if keep.all() else rows[keep]
             yield first, rows
             first += rows.shape[0]
@@ -166,14 +167,6 @@ class _Blocks:
     @functools.cached_property
     def _whole(self) -> scipy.sparse.csr_array:
         return self._pefs.to_scipy()
-
-
-def _over(block: scipy.sparse.csr_array, position: Int[np.ndarray, "m"], width: int) -> scipy.sparse.csr_array:
-    """The entries of the parameters that have a position."""
-    column = position[block.indices]
-    kept = column >= 0
-    pointers = np.concatenate([[0], np.cumsum(kept)])[block.indptr]
-    return scipy.sparse.csr_array((block.data[kept], column[kept], pointers), shape=(block.shape[0], width))
 
 
 def _squares(block: scipy.sparse.csr_array) -> Float[np.ndarray, "rows"]:

@@ -1,13 +1,12 @@
 """What fits: the examples of a batch beside the device's free memory, and results beside the host's or the disk's."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
+from npeff_jax._machine import free_host_memory, size_text, usable_per_device
 from npeff_jax._sharding import EXAMPLES, round_up
 
 CPU_BATCH_BYTES = 128 << 20
@@ -19,9 +18,6 @@ MOST_EXAMPLES = 64
 WORKING = 3
 """Memory an example takes, over that of its dense rows: the gradients they are put together from, and activations. On a
 CPU a BERT-base of 440 MB, whose rows are 880 MB, peaked at 4.1 GB."""
-
-DEVICE_SHARE, HOST_SHARE = 0.8, 0.5
-"""Of the free memory. An accelerator is ours alone; a host is shared, and the file cache wants some too."""
 
 
 def choose_batch_size(row_bytes: int, n_examples: int, mesh: Mesh) -> int:
@@ -63,27 +59,5 @@ def check_fits(size: int, path: Path | None) -> None:
 
 
 def free_memory_of(devices: list[Any]) -> float:
-    """Bytes that each of some devices may use: the least of those of this process."""
-    own = [device for device in devices if device.process_index == jax.process_index()]
-    stats = [device.memory_stats() for device in own]
-    if all(s and "bytes_limit" in s for s in stats):
-        return DEVICE_SHARE * min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
-    return HOST_SHARE * free_host_memory() / len(own)
-
-
-def free_host_memory() -> float:
-    """Bytes that could be had without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # not Linux: half of what there is
-        return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def size_text(count: float | int) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    """Return the bytes that a batch may use on each of some devices: the least of those of this process."""
+    return usable_per_device(devices, "pass batch_size")

@@ -15,6 +15,7 @@ from npeff_jax.factorization._nonnegative import hals_sweep, kkt_residual, solve
 from npeff_jax.factorization._objective import loss_terms, relative_loss, squared_norms
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization.solvers import Factors
+from npeff_jax.factorization.solvers._hals import sweep_vectors
 from npeff_jax.factorization.solvers._quartic import minimize_quartic
 from npeff_jax.tasks import planted, planted_diagonal
 
@@ -207,3 +208,21 @@ def test_papers_algorithm_step_by_step():
 def test_replicated_start_is_on_every_device():
     mesh = factorization_mesh(npeff.make_mesh())
     assert replicate(np.ones(3, np.float32), mesh).sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_sweeps_of_vectors_in_parts_are_the_sweeps(monkeypatch, devices):
+    """Whole blocks and a rest, on meshes that divide the coordinates and one that does not."""
+    monkeypatch.setattr("npeff_jax.factorization.solvers._hals.SWEPT", 7)
+    rng = np.random.default_rng(0)
+    H, b, W = rng.random((20, 48)), rng.random((20, 48)), rng.random((50, 20)) * (rng.random((50, 20)) < 0.3)
+    P = W.T @ W
+    P[3] = P[:, 3] = 0  # a component without coefficients
+    expected = H.copy()
+    for _ in range(2):
+        for j in range(20):
+            step = expected[j] + (b[j] - P[j] @ expected) / P[j, j] if P[j, j] > 0 else 0
+            expected[j] = np.maximum(step, 0)
+    mesh = factorization_mesh(npeff.make_mesh(jax.devices()[:devices]))
+    found = jax.jit(lambda H, b, P: sweep_vectors(H, b, P, 2, mesh))(*(x.astype(np.float32) for x in (H, b, P)))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

@@ -13,7 +13,6 @@ import npeff_jax as npeff
 from npeff_jax._sharding import factorization_mesh, replicate
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization.row_spaces import BlockedRows
-from npeff_jax.factorization.row_spaces._gram import gram
 from npeff_jax.factorization.row_spaces._sparse import deal
 from npeff_jax.factorization.solvers import Factors
 from npeff_jax.tasks import planted, planted_diagonal
@@ -57,16 +56,6 @@ def test_coordinates_and_back(choice):
     rows = choice.of(blocked(matrix()), meshes()[1])
     V = np.random.default_rng(2).normal(size=(3, 101)).astype(np.float32)
     np.testing.assert_array_equal(rows.expand(rows.coordinates(V)), V)
-
-
-def test_gram_takes_both_ways_to_the_same_kernel(monkeypatch):
-    A = matrix(N=30, m=400)
-    for fill in (0.0, 1.0):
-        monkeypatch.setattr("npeff_jax.factorization.row_spaces._gram.DENSE", fill)
-        monkeypatch.setattr("npeff_jax.factorization.row_spaces._gram.TILE_BYTES", 4 * 32 * 64)  # several blocks
-        Q = np.asarray(gram(blocked(A), meshes()[1]))
-        np.testing.assert_allclose(Q[:30, :30], A @ A.T, rtol=1e-4, atol=1e-4)
-        assert not Q[30:].any()
 
 
 @pytest.mark.parametrize("n_blocks", [1, 3, 8])
@@ -220,3 +209,16 @@ def test_nothing_fits(monkeypatch):
 def test_kernel_is_for_low_rank():
     with pytest.raises(ValueError, match="is for low-rank PEFs"):
         npeff.decompose(planted_diagonal().pefs, 3, rows=npeff.KernelRows(), progress=False)
+
+
+@pytest.mark.parametrize("devices", [0, 1])
+def test_a_combination_and_its_products_in_one_pass(devices):
+    A, mesh = matrix(), meshes()[devices]
+    rows, rng = npeff.SparseRows().of(blocked(A), mesh), np.random.default_rng(3)
+    G, C, M = rng.normal(size=(4, 101)), rng.normal(size=(3, 4)), rng.normal(size=(37, 3))
+    D = C @ G + M.T @ A
+    given = (rows.coordinates(G.astype(np.float32)), C.astype(np.float32), M.astype(np.float32))
+    found, inner = jax.jit(lambda rows, *given: rows.combine(*given))(rows, *given)
+    np.testing.assert_allclose(rows.expand(found), D, rtol=1e-4, atol=1e-4)
+    for got, expected in zip(inner, (A @ D.T, G @ D.T, D @ D.T), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)

@@ -10,6 +10,7 @@ import pytest
 from fisher_problems import inputs, mlp
 
 import npeff_jax as npeff
+from npeff_jax import _machine
 from npeff_jax.pefs import LeafRows, NormSummary, _batch, _memory, largest
 
 pytestmark = pytest.mark.fast
@@ -35,7 +36,13 @@ def test_free_memory_is_that_of_the_device_or_of_the_host():
         def memory_stats(self):
             return {"bytes_limit": 1000, "bytes_in_use": 400}
 
-    assert _memory.free_memory_of([Accelerator()]) == pytest.approx(_memory.DEVICE_SHARE * 600)
+    class Silent(Accelerator):
+        def memory_stats(self):
+            return None
+
+    assert _memory.free_memory_of([Accelerator()]) == pytest.approx(_machine.DEVICE_SHARE * 600)
+    with pytest.raises(ValueError, match=r"does not tell how much memory it has.*pass batch_size"):
+        _memory.free_memory_of([Accelerator(), Silent()])  # the host's memory says nothing about it
     assert 0 < _memory.free_memory_of(jax.devices()) < _memory.free_host_memory() / 8
 
 

@@ -9,10 +9,8 @@ from npeff_jax.factorization.row_spaces._base import Vectors as Vectors
 from npeff_jax.factorization.row_spaces._base import matmul as matmul
 from npeff_jax.factorization.row_spaces._base import name_of as name_of
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows as BlockedRows
-from npeff_jax.factorization.row_spaces._choose import bytes_of as bytes_of
 from npeff_jax.factorization.row_spaces._choose import check_rows as check_rows
 from npeff_jax.factorization.row_spaces._choose import choose as choose
-from npeff_jax.factorization.row_spaces._choose import host_memory as host_memory
 from npeff_jax.factorization.row_spaces._dense import DenseRows as DenseRows
 from npeff_jax.factorization.row_spaces._dense import DenseSpace as DenseSpace
 from npeff_jax.factorization.row_spaces._kernel import KernelRows as KernelRows

@@ -70,6 +70,19 @@ class RowSpace(abc.ABC):
     def pull_back(self, M: RowProducts) -> Vectors:
         """Return Mᵀ A, in coordinates."""
 
+    def combine(self, G: Vectors, C: Float[Array, "f r"], M: Float[Array, "N f"]) -> tuple[Vectors, tuple]:
+        """Return D = C G + Mᵀ A, and A Dᵀ, G Dᵀ, D Dᵀ: every step of a solver has this form.
+
+        Override it where one pass over the coordinates can do all of it.
+
+        Args:
+            G: vectors.
+            C: weights of the vectors.
+            M: weights of the rows.
+        """
+        D = matmul(C, G) + self.pull_back(M)
+        return D, self.inner(G, D)
+
     @abc.abstractmethod
     def expand(self, vectors: Vectors) -> np.ndarray:
         """Turn coordinates into vectors over the m' parameters, (r, m') on the host."""
@@ -107,25 +120,30 @@ class Cost:
     """Estimated cost of a row space.
 
     Attributes:
-        memory: bytes, on all devices together.
-        seconds: for `STEPS` steps, one-time work included.
+        memory: bytes, on all devices together. On a CPU its devices share the memory of the host.
+        seconds: for `STEPS` steps, one-time work included, compilation not.
+        host: bytes of the host beside it while the space is built and the result formed.
+        once: seconds of the one-time work: building the space, and forming the result.
     """
 
     memory: float
     seconds: float
+    host: float = 0.0
+    once: float = 0.0
+
+    @classmethod
+    def of_steps(cls, step: float, once: float, memory: float, host: float) -> "Cost":
+        """Return the cost of `STEPS` steps of ``step`` seconds."""
+        return cls(memory, once + STEPS * step, host, once)
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step."""
+        return (self.seconds - self.once) / STEPS
 
 
 STEPS = 100
 """Steps that the one-time work is weighed against: what the default stopping rule takes on most problems."""
-
-RATES = {"cpu": (1.1e11, 1.9e10), "gpu": (5e13, 5e11)}
-"""Operations per second of dense and of sparse products. CPU: measured on two cores, with rows of a digits network.
-GPU: float32 on tensor cores against a bandwidth of 4 TB/s, an estimate. Only their ratio matters here."""
-
-
-def rates(mesh: Mesh) -> tuple[float, float]:
-    """Return the operations per second of dense and of sparse products on the devices of ``mesh``."""
-    return RATES.get(mesh.devices.flat[0].platform, RATES["gpu"])
 
 
 class RowChoice(abc.ABC):

@@ -44,12 +44,18 @@ class BlockedRows:
         """All of A in memory."""
         return scipy.sparse.vstack([block for _, block in self.read()], format="csr")
 
-    def groups(self) -> Iterator[tuple[Int[np.ndarray, "w"], scipy.sparse.csc_array]]:
-        """Groups of columns, the fullest first, each of at most `GROUP_BYTES` unless a single column is larger."""
+    def groups(self) -> Iterator[tuple[Int[np.ndarray, "w"], scipy.sparse.csr_array]]:
+        """Yield groups of columns, the fullest first: which they are, and A over them, in that order.
+
+        A group takes at most `GROUP_BYTES` unless a single column is larger.
+        """
         order = np.argsort(-self.counts, kind="stable")
         size = np.cumsum(self.counts[order]) * ENTRY_BYTES // GROUP_BYTES
         for columns in np.split(order, np.flatnonzero(np.diff(size)) + 1):
-            yield columns, scipy.sparse.vstack([block.tocsc()[:, columns] for _, block in self.read()], format="csc")
+            position = np.full(self.shape[1], -1, np.int32)
+            position[columns] = np.arange(len(columns), dtype=np.int32)
+            parts = [over(_canonical(block), position, len(columns)) for _, block in self.read()]
+            yield columns, parts[0] if len(parts) == 1 else scipy.sparse.vstack(parts, format="csr")
 
     def pull(self, U: Float[np.ndarray, "r N"]) -> Float[np.ndarray, "r m_kept"]:
         """U A."""
@@ -65,3 +71,21 @@ class BlockedRows:
             inside = rows[(rows >= first) & (rows < first + block.shape[0])] - first
             found.append(block[inside])
         return scipy.sparse.vstack(found, format="csr")
+
+
+def over(block: scipy.sparse.csr_array, position: Int[np.ndarray, "m"], width: int) -> scipy.sparse.csr_array:
+    """Return the entries of the columns that have a position, at that position."""
+    column = position[block.indices]
+    kept = column >= 0
+    if kept.all():
+        return scipy.sparse.csr_array((block.data, column, block.indptr), shape=(block.shape[0], width))
+    pointers = np.concatenate([[0], np.cumsum(kept)])[block.indptr]
+    return scipy.sparse.csr_array((block.data[kept], column[kept], pointers), shape=(block.shape[0], width))
+
+
+def _canonical(block: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """Return the block with one entry for a row and column."""
+    if not block.has_canonical_format:
+        block = block.copy()
+        block.sum_duplicates()
+    return block

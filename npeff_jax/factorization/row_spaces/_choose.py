@@ -1,20 +1,28 @@
 """Which row space: the one with the least estimated time among those that fit, and a sentence that says why."""
 
-import os
+import dataclasses
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from npeff_jax.factorization.row_spaces._base import STEPS, RowChoice, name_of
+from npeff_jax._machine import size_text, usable_per_device
+from npeff_jax.factorization.row_spaces._base import STEPS, Cost, RowChoice, name_of
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
 from npeff_jax.factorization.row_spaces._dense import DenseRows
 from npeff_jax.factorization.row_spaces._kernel import KernelRows
+from npeff_jax.factorization.row_spaces._rates import measure, rates
 from npeff_jax.factorization.row_spaces._sparse import SparseRows
 from npeff_jax.pefs import Kind
 
 CHOICES: tuple[RowChoice, ...] = (DenseRows(), SparseRows(), KernelRows())
 """What is chosen from where users pass no ``rows=``."""
+
+MEASURED_FROM = 2.0
+"""Seconds from which it pays to measure how fast this machine is."""
+
+SWEEPS = 10
+"""Time of two HALS sweeps, in products of WᵀW with H: their arithmetic is elementwise for a fifth."""
 
 SKETCH = KernelRows(sketch=4096)
 """What is proposed where nothing fits."""
@@ -39,51 +47,60 @@ def choose(A: BlockedRows, r: int, kind: Kind, mesh: Mesh, given: RowChoice | No
         ValueError: a given choice that does not fit or suit, or none that fits; says what would.
     """
     check_rows(given, kind)
-    limit = memory_limit(list(mesh.devices.flat))
-    estimates = {choice: choice.cost(A, r, mesh) for choice in CHOICES if kind in choice.kinds}
-    fitting = {choice: cost for choice, cost in estimates.items() if cost.memory <= limit}
+    devices = list(mesh.devices.flat)
+    if given is not None and devices[0].platform != "cpu" and not _tells_memory(devices):
+        return given, f"{name_of(given)}: asked for, on devices that do not tell their memory"
+    limit = memory_limit(devices)
+    estimates = costs(A, r, kind, mesh)
+    if given is None and min(cost.seconds for cost in estimates.values()) > MEASURED_FROM:
+        measure(mesh)
+        estimates = costs(A, r, kind, mesh)
+    sizes = {choice: needed_memory(cost, devices) for choice, cost in estimates.items()}
+    fitting = {choice: cost for choice, cost in estimates.items() if sizes[choice] <= limit}
     if given is not None:
-        needed = given.cost(A, r, mesh).memory
+        needed = sizes[given] if given in sizes else needed_memory(given.cost(A, r, mesh), devices)
         if needed > limit:
             would = " or ".join(name_of(c) for c in fitting) or "more devices or a larger min_count"
-            if kind in SKETCH.kinds and SKETCH.cost(A, r, mesh).memory < min(limit, needed):
+            if kind in SKETCH.kinds and needed_memory(SKETCH.cost(A, r, mesh), devices) < min(limit, needed):
                 would += f" or {name_of(SKETCH)}"
             raise ValueError(
-                f"rows={name_of(given)} needs {bytes_of(needed)} for {A.shape[0]} rows, but {bytes_of(limit)} are "
+                f"rows={name_of(given)} needs {size_text(needed)} for {A.shape[0]} rows, but {size_text(limit)} are "
                 f"there; {would} would fit"
             )
         return given, f"{name_of(given)}: asked for"
-    listing = ", ".join(f"{name_of(choice)} {bytes_of(cost.memory)}" for choice, cost in estimates.items())
+    listing = ", ".join(f"{name_of(choice)} {size_text(size)}" for choice, size in sizes.items())
     if not fitting:
         raise ValueError(
-            f"no row space fits {bytes_of(limit)} ({listing}); use more devices, a larger min_count, fewer components "
+            f"no row space fits {size_text(limit)} ({listing}); use more devices, a larger min_count, fewer components "
             f"or rows={name_of(SKETCH)}"
         )
     best = min(fitting, key=lambda choice: fitting[choice].seconds)
     times = ", ".join(f"{name_of(choice)} {cost.seconds:.2g} s" for choice, cost in estimates.items())
     return best, (
-        f"{name_of(best)}: least estimated time of those that fit {bytes_of(limit)} ({STEPS} steps: {times}; {listing})"
+        f"{name_of(best)}: least estimated time of those that fit {size_text(limit)} "
+        f"({STEPS} steps: {times}; {listing})"
     )
 
 
+def costs(A: BlockedRows, r: int, kind: Kind, mesh: Mesh) -> dict[RowChoice, Cost]:
+    """Estimate what each choice would cost, with what `HALS` and `DampedALS` do."""
+    found = {choice: choice.cost(A, r, mesh) for choice in CHOICES if kind in choice.kinds}
+    if kind is Kind.DIAGONAL:  # sweeps over H, the same for every choice; products of a line are not needed
+        more = STEPS * (SWEEPS * 2 - 6 / 2) * r * r * A.shape[1] / rates(mesh).dense
+        found = {choice: dataclasses.replace(cost, seconds=cost.seconds + more) for choice, cost in found.items()}
+    return found
+
+
+def _tells_memory(devices: list[jax.Device]) -> bool:
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    return all("bytes_limit" in (device.memory_stats() or {}) for device in own)
+
+
 def memory_limit(devices: list[jax.Device]) -> float:
-    """Return the bytes that may be used on all devices together: half of what there is, since results need room too."""
-    stats = next(d for d in devices if d.process_index == jax.process_index()).memory_stats()
-    if stats and "bytes_limit" in stats:
-        return 0.5 * stats["bytes_limit"] * len(devices)
-    hosts = len({device.process_index for device in devices})
-    return 0.5 * host_memory() * hosts
+    """Return the bytes that may be used on all devices together."""
+    return len(devices) * usable_per_device(devices, "pass rows=KernelRows(), SparseRows() or DenseRows()")
 
 
-def host_memory() -> int:
-    """Return the bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def bytes_of(count: int | float) -> str:
-    """Return a size for a sentence."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+def needed_memory(cost: Cost, devices: list[jax.Device]) -> float:
+    """Return the bytes to compare with `memory_limit`: on a CPU what the host holds beside comes from there too."""
+    return cost.memory + (cost.host if devices[0].platform == "cpu" else 0.0)

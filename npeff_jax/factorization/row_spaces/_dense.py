@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.row_spaces._base import (
-    STEPS,
     Cost,
     Inner,
     Leaf,
@@ -21,9 +20,9 @@ from npeff_jax.factorization.row_spaces._base import (
     RowSpace,
     Vectors,
     matmul,
-    rates,
 )
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
+from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +30,11 @@ class DenseRows(RowChoice):
     """Hold A as one dense array, its columns sharded. Fastest where it fits and is not mostly zeros."""
 
     def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
-        (N, m), dense = A.shape, rates(mesh)[0]
-        vectors = 16.0 * n_components * m  # G, its gradient, its direction and the next G
-        return Cost(4.0 * N * m + vectors, STEPS * 4 * N * m * n_components / dense)
+        (N, m), r, speed = A.shape, n_components, rates(mesh)
+        vectors = 4.0 * r * m
+        step = (4 * N * m * r + 6 * r * r * m) / speed.dense + (8.0 * N * m + 12 * vectors) / speed.stream
+        once = 8.0 * N * m / speed.stream + ENTRY_SECONDS * A.nnz
+        return Cost.of_steps(step, once, 4.0 * N * m + 5 * vectors, 4.0 * N * m + 2 * vectors)
 
     def of(
         self,

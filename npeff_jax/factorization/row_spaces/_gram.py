@@ -1,27 +1,49 @@
-"""Q = A Aᵀ from stored rows, accumulated one block of parameters after the other, its rows sharded."""
+"""Q = A Aᵀ from stored rows: cost by the pairs of entries that share a column, its rows sharded.
+
+Columns are taken by how many rows they touch. Thin ones, where d rows meet in d² / 2 pairs, are multiplied as sparse
+matrices on the host, bands of rows over its cores; full ones become dense tiles, for a symmetric product of BLAS or for
+the accelerators. Only the upper triangle is computed on the host.
+
+The diagonal is summed in float64, the rest in float32: an entry is within 1e-5 ‖a‖ ‖b‖ of the exact inner product, for
+rows that share up to 65,536 columns within 5e-5 (tested, typically 1e-6).
+"""
 
 import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.linalg.blas
 import scipy.sparse
-from jax.experimental.sparse import BCSR
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from npeff_jax._machine import cores
 from npeff_jax._sharding import SHARDS, place, round_up, sharded
 from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization.row_spaces._base import matmul
-from npeff_jax.factorization.row_spaces._blocks import BlockedRows
+from npeff_jax.factorization.row_spaces._blocks import ENTRY_BYTES, GROUP_BYTES, BlockedRows
+from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
 
 TILE_BYTES = 1 << 27
-"""Size of a block of parameters once dense."""
+"""Size of a dense tile of columns."""
 
-DENSE = 0.05
-"""Fill above which a dense product wins on a CPU: on two cores a symmetric one of BLAS counts as 360 GF/s, the sparse
-one runs at 15 to 20."""
+BAND_BYTES = 1 << 27
+"""Size of a dense band of rows of Q, one per core."""
+
+MOST_BANDS, LEAST_BANDS = 64, 8
+"""Bands of rows: with fewer, more pairs below the diagonal are computed in vain and cores wait for the last one."""
+
+CACHED_ENTRIES = 3 << 19
+"""Entries of a chunk of thin columns. A product reads them at random: out of the cache it takes twice as long."""
+
+FULL = {"cpu": 0.045, "gpu": 0.005}
+"""Fraction of the rows that a column must touch to count as full: where dense products cost less than pairs. Measured
+on two cores (8 ns a pair on one of them, 150 GFLOP/s); estimated for accelerators, beside which a host has more
+cores."""
 
 MIRRORED = 1024
 """Rows that are copied to the other triangle at a time."""
@@ -30,89 +52,178 @@ MIRRORED = 1024
 def gram(
     A: BlockedRows, mesh: Mesh, frozen: Float[np.ndarray, "f m_kept"] | None = None
 ) -> Float[Array, "N_padded N_padded"]:
-    """The Gram matrix of [A; G_frozen], padded by zeros to a multiple of the mesh.
+    """Return the Gram matrix of [A; G_frozen], padded by zeros to a multiple of the mesh.
 
-    Parameters are taken in order of how many rows touch them, so the first blocks are the full ones. No more of A than
-    a group of parameters is in memory at any time.
+    No more of A than a group of parameters is in memory at any time.
+
+    Args:
+        A: the rows.
+        mesh: one axis, `SHARDS`, over which the rows of Q are split.
+        frozen: further rows, dense.
     """
-    N = A.shape[0] + (0 if frozen is None else len(frozen))
-    add = _OnHost(N, mesh) if mesh.devices.flat[0].platform == "cpu" else _OnDevices(N, mesh)
-    width = min(max(64, TILE_BYTES // (4 * N)), A.shape[1])
-    for columns, group in A.groups():
-        if frozen is not None:
-            group = scipy.sparse.vstack([group, scipy.sparse.csc_array(frozen[:, columns])], format="csc")
-        for first in range(0, len(columns), width):
-            add(group[:, first : first + width], width)
-    return add.result()
+    N = A.shape[0]
+    size = round_up(N + (0 if frozen is None else len(frozen)), mesh.size)
+    Q = _aligned_zeros(size)
+    on_host = mesh.devices.flat[0].platform == "cpu"
+    diagonal = np.zeros(len(Q))
+    on_devices = None if on_host else _OnDevices(size, mesh)
+    with ThreadPoolExecutor(cores()) as pool:
+        for columns, group in A.groups():
+            counts = A.counts[columns]
+            n_full = int(np.searchsorted(-counts, -full_from(N, on_host), side="right"))
+            for tile in _tiles(group, n_full, max(64, TILE_BYTES // (4 * size))):
+                _add_full_on_host(Q, tile) if on_devices is None else on_devices.add(tile)
+            thin = group[:, n_full:] if n_full else group
+            _add_thin(Q, thin, counts[n_full:], pool.map)
+            diagonal[:N] += np.bincount(_row_of_entries(group), group.data.astype(np.float64) ** 2, minlength=N)
+            if frozen is not None:
+                Q[:N, N : N + len(frozen)] += group @ frozen[:, columns].T
+    if frozen is not None:
+        Q[N : N + len(frozen), N : N + len(frozen)] = frozen @ frozen.T
+        diagonal[N : N + len(frozen)] = np.einsum("fm,fm->f", frozen, frozen, dtype=np.float64)
+    _mirror(Q)
+    if on_devices is None:
+        np.fill_diagonal(Q, diagonal)
+        return place(Q, sharded(mesh, SHARDS, None))
+    return on_devices.result(place(Q, sharded(mesh, SHARDS, None)), diagonal)
 
 
-class _OnHost:
-    """By BLAS, and by a sparse product where a tile is mostly zeros; only the upper triangle counts."""
+def full_from(N: int, on_host: bool) -> int:
+    """Return how many rows a column must touch to count as full."""
+    return max(2, int(np.ceil(FULL["cpu" if on_host else "gpu"] * N)))
 
-    def __init__(self, N: int, mesh: Mesh) -> None:
-        self.Q, self.mesh = np.zeros((N, N), np.float32, order="F"), mesh
 
-    def __call__(self, tile: scipy.sparse.csc_array, width: int) -> None:
-        dense = _dense(tile, len(self.Q), width)
-        if tile.nnz > DENSE * tile.shape[0] * tile.shape[1]:
-            scipy.linalg.blas.ssyrk(1.0, dense.T, beta=1.0, c=self.Q, trans=1, overwrite_c=1)
-        else:
-            self.Q += np.asarray(_sparse_gram(dense, *_padded(tile.tocsr())))
+def gram_seconds(A: BlockedRows, mesh: Mesh) -> float:
+    """Estimate the time of `gram` from the column counts: pairs of thin columns, dense products of full ones."""
+    N, speed, on_host = A.shape[0], rates(mesh), mesh.devices.flat[0].platform == "cpu"
+    counts = A.counts.astype(np.float64)
+    full = counts >= full_from(N, on_host)
+    pairs = float(np.sum(counts[~full] ** 2)) / 2 * (1 + 1 / LEAST_BANDS)
+    entries = float(counts.sum()) * (8 + MOST_BANDS // 16) * ENTRY_SECONDS
+    thin = (pairs * speed.pair + entries) / cores()
+    dense = np.count_nonzero(full) * float(N) ** 2 * (1 if on_host else 2) / speed.dense
+    return thin + dense + 3 * 4.0 * N * N / speed.stream + float(counts.sum()) * 3 * ENTRY_SECONDS
 
-    def result(self) -> jax.Array:
-        N, Q = len(self.Q), self.Q
-        for first in range(0, N, MIRRORED):
-            block = slice(first, min(first + MIRRORED, N))
-            Q[block, block] = np.triu(Q[block, block]) + np.triu(Q[block, block], 1).T
-            Q[block.stop :, block] = Q[block, block.stop :].T
-        missing = round_up(N, self.mesh.size) - N
-        Q = np.pad(Q, (0, missing)) if missing else Q
-        return place(Q.T, sharded(self.mesh, SHARDS, None))  # symmetric: its transpose is contiguous by rows
+
+def gram_bytes(A: BlockedRows) -> float:
+    """Estimate the memory of `gram` beside its result."""
+    return 24.0 * min(A.nnz, GROUP_BYTES / ENTRY_BYTES) + 3.0 * cores() * min(4.0 * A.shape[0] ** 2, BAND_BYTES)
+
+
+def _aligned_zeros(size: int) -> Float[np.ndarray, "size size"]:
+    """Return zeros at an address that a CPU's device takes over as it stands: N² numbers are not copied."""
+    room = np.zeros(size * size + 32, np.float32)
+    first = (-room.ctypes.data % 128) // 4
+    return room[first : first + size * size].reshape(size, size)
+
+
+def _tiles(group: scipy.sparse.csr_array, n_full: int, width: int) -> Iterator[scipy.sparse.csr_array]:
+    for first in range(0, n_full, width):
+        yield group[:, first : min(first + width, n_full)]
+
+
+def _add_full_on_host(Q: Float[np.ndarray, "size size"], tile: scipy.sparse.csr_array) -> None:
+    """Add a tile's products to the upper triangle. To BLAS, which counts by columns, that is the lower one."""
+    N = tile.shape[0]
+    dense = tile.toarray()
+    if len(Q) > N:
+        dense = np.pad(dense, ((0, len(Q) - N), (0, 0)))
+    scipy.linalg.blas.ssyrk(1.0, dense.T, beta=1.0, c=Q.T, trans=1, lower=1, overwrite_c=1)
+
+
+def _add_thin(
+    Q: Float[np.ndarray, "size size"], A: scipy.sparse.csr_array, counts: Int[np.ndarray, "w"], each: Callable
+) -> None:
+    """Add the products of sparse rows to the upper triangle, bands of rows in parallel. The diagonal is left undefined.
+
+    Args:
+        Q: what is added to.
+        A: rows.
+        counts: entries of its columns, descending.
+        each: maps a function over bands, on all cores.
+    """
+    N = A.shape[0]
+    shared = int(np.searchsorted(-counts, -1))  # further columns have one entry, which adds to the diagonal alone
+    edges = _chunks(counts[:shared], N)
+    chunks = list(each(lambda k: _both_ways(A[:, edges[k] : edges[k + 1]]), range(len(edges) - 1)))
+    n_bands = min(max(LEAST_BANDS, -(-4 * N * N // BAND_BYTES)), MOST_BANDS, N)
+    bands = np.linspace(0, N, n_bands + 1).astype(int)
+
+    def add_band(k: int) -> None:
+        first, stop = bands[k], bands[k + 1]
+        for by_row, by_column in chunks:
+            Q[first:stop, first:N] += (by_row[first:stop] @ by_column[:, first:]).toarray()
+
+    for _ in each(add_band, range(n_bands)):
+        pass
+
+
+def _chunks(counts: Int[np.ndarray, "w"], N: int) -> Int[np.ndarray, "edges"]:
+    """Cut columns into chunks that stay in the cache, but whose pairs outweigh the N² / 2 results that each adds."""
+    if not len(counts):
+        return np.zeros(1, int)
+    entries, pairs = np.cumsum(counts), float(np.sum(counts.astype(np.float64) ** 2))
+    n_chunks = int(max(1, min(entries[-1] // CACHED_ENTRIES, pairs // (2 * N * N))))
+    inner = np.searchsorted(entries, np.arange(1, n_chunks) * entries[-1] / n_chunks)
+    return np.unique(np.concatenate([[0], inner, [len(counts)]]))
+
+
+def _row_of_entries(A: scipy.sparse.csr_array) -> Int[np.ndarray, "nnz"]:
+    return np.repeat(np.arange(A.shape[0]), np.diff(A.indptr))
+
+
+def _both_ways(A: scipy.sparse.csr_array) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
+    """Return A and Aᵀ, both compressed by row."""
+    return A, A.T.tocsr()
+
+
+def _mirror(Q: Float[np.ndarray, "size size"]) -> None:
+    """Copy the upper triangle to the lower one."""
+    for first in range(0, len(Q), MIRRORED):
+        block = slice(first, min(first + MIRRORED, len(Q)))
+        Q[block, block] = np.triu(Q[block, block]) + np.triu(Q[block, block], 1).T
+        Q[block.stop :, block] = Q[block, block.stop :].T
 
 
 class _OnDevices:
-    """By the accelerators' dense product, each its rows."""
+    """Products of full columns, each device its rows of Q. Entries cross to the devices, and become dense there."""
 
-    def __init__(self, N: int, mesh: Mesh) -> None:
-        size = round_up(N, mesh.size)
-        self.Q, self.mesh = place(np.zeros((size, size), np.float32), sharded(mesh, SHARDS, None)), mesh
+    def __init__(self, size: int, mesh: Mesh) -> None:
+        self.size, self.mesh = size, mesh
+        self.width = max(64, TILE_BYTES // (4 * size))
+        zeros = jax.jit(lambda: jnp.zeros((size, size)), out_shardings=sharded(mesh, SHARDS, None))
+        self.Q = zeros()
 
-    def __call__(self, tile: scipy.sparse.csc_array, width: int) -> None:
-        dense = _dense(tile, len(self.Q), width)
-        rows, whole = place(dense, sharded(self.mesh, SHARDS, None)), place(dense, sharded(self.mesh))
-        self.Q = _add(self.Q, rows, whole, mesh=self.mesh)
+    def add(self, tile: scipy.sparse.csr_array) -> None:
+        entries = tile.tocoo()
+        length = 1 << max(entries.nnz - 1, 1).bit_length()  # few compilations for many tiles
+        row, column = np.full(length, self.size, np.int32), np.zeros(length, np.int32)
+        value = np.zeros(length, np.float32)
+        row[: entries.nnz], column[: entries.nnz], value[: entries.nnz] = entries.row, entries.col, entries.data
+        column[entries.nnz :] = np.arange(length - entries.nnz)  # beyond the last row: dropped
+        given = (place(array, sharded(self.mesh)) for array in (row, column, value))
+        self.Q = _add_tile(self.Q, *given, width=self.width, mesh=self.mesh)
 
-    def result(self) -> jax.Array:
-        return self.Q
+    def result(self, Q: jax.Array, diagonal: Float[np.ndarray, "size"]) -> jax.Array:
+        """Return the sum with what the host computed, and a given diagonal."""
+        return _add(self.Q, Q, diagonal.astype(np.float32))
 
 
-def _dense(tile: scipy.sparse.csc_array, n_rows: int, width: int) -> Float[np.ndarray, "rows width"]:
-    """Padded to one shape, which is one compilation."""
-    dense = np.zeros((n_rows, width), np.float32)
-    dense[: tile.shape[0], : tile.shape[1]] = tile.toarray()
-    return dense
+@functools.partial(jit, static_argnames=("width", "mesh"), donate_argnums=0)
+def _add_tile(
+    Q: jax.Array, row: jax.Array, column: jax.Array, value: jax.Array, *, width: int, mesh: Mesh
+) -> jax.Array:
+    def on_shard(Q: jax.Array, row: jax.Array, column: jax.Array, value: jax.Array) -> jax.Array:
+        tile = jnp.zeros((Q.shape[1], width)).at[row, column].set(value, mode="drop", unique_indices=True)
+        own = jax.lax.dynamic_slice_in_dim(tile, jax.lax.axis_index(SHARDS) * len(Q), len(Q))
+        return Q + matmul(own, tile.T)
 
-
-@functools.partial(jit, static_argnames="mesh", donate_argnums=0)
-def _add(Q: jax.Array, rows: jax.Array, whole: jax.Array, *, mesh: Mesh) -> jax.Array:
-    specs = (P(SHARDS, None), P(SHARDS, None), P())
-    add = jax.shard_map(
-        lambda Q, x, y: Q + matmul(x, y.T), mesh=mesh, in_specs=specs, out_specs=P(SHARDS, None), check_vma=False
+    specs = (P(SHARDS, None), P(), P(), P())
+    return jax.shard_map(on_shard, mesh=mesh, in_specs=specs, out_specs=P(SHARDS, None), check_vma=False)(
+        Q, row, column, value
     )
-    return add(Q, rows, whole)
 
 
-@jit
-def _sparse_gram(dense: jax.Array, data: jax.Array, indices: jax.Array, pointers: jax.Array) -> jax.Array:
-    """Inside ``jit`` on a CPU, a compiled kernel (outside, ten times slower)."""
-    return BCSR((data, indices, pointers), shape=dense.shape) @ dense.T
-
-
-def _padded(tile: scipy.sparse.csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compressed rows, the number of entries rounded up to a power of two: few compilations for many tiles."""
-    length = 1 << max(int(tile.nnz) - 1, 1).bit_length()
-    data, indices = np.zeros(length, np.float32), np.zeros(length, np.int32)
-    data[: tile.nnz], indices[: tile.nnz] = tile.data, tile.indices
-    pointers = tile.indptr.astype(np.int32)
-    pointers[-1] = length  # zeros at column 0 of the last row
-    return data, indices, pointers
+@functools.partial(jit, donate_argnums=0)
+def _add(Q: jax.Array, other: jax.Array, diagonal: jax.Array) -> jax.Array:
+    return jnp.fill_diagonal(Q + other, diagonal, inplace=False)

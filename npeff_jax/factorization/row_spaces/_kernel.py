@@ -19,7 +19,6 @@ from jaxtyping import Float
 from npeff_jax._sharding import SHARDS, fetch, place, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.row_spaces._base import (
-    STEPS,
     Cost,
     Inner,
     Leaf,
@@ -28,10 +27,10 @@ from npeff_jax.factorization.row_spaces._base import (
     RowSpace,
     Vectors,
     matmul,
-    rates,
 )
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
-from npeff_jax.factorization.row_spaces._gram import gram
+from npeff_jax.factorization.row_spaces._gram import gram, gram_bytes, gram_seconds
+from npeff_jax.factorization.row_spaces._rates import rates
 from npeff_jax.factorization.row_spaces._sketched import sketched_cost, sketched_space
 from npeff_jax.pefs import Kind
 
@@ -56,11 +55,10 @@ class KernelRows(RowChoice):
     def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
         if self.sketch is not None:
             return sketched_cost(A, self.sketch, n_components, mesh)
-        (N, m), nnz, r = A.shape, float(A.nnz), n_components
-        dense, sparse = rates(mesh)
-        build = min(2 * N * N * m / dense, 4 * nnz * N / sparse)  # sparse at half the rate: out of the cache
-        memory = 4.0 * N * N + 16 * r * N
-        return Cost(memory, build + STEPS * 2 * N * N * r / dense + 2 * nnz * r / sparse)
+        (N, m), nnz, r, speed = A.shape, float(A.nnz), n_components, rates(mesh)
+        step = (2 * N * N * r + 8 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream
+        once = gram_seconds(A, mesh) + 2 * nnz * r / speed.host_sparse + 8.0 * r * m / speed.stream
+        return Cost.of_steps(step, once, 4.0 * N * N + 40.0 * r * N, gram_bytes(A) + 8.0 * r * m)
 
     def of(
         self,

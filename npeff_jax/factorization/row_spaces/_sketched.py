@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
-from npeff_jax.factorization.row_spaces._base import STEPS, Cost, Inner, Leaf, RowSpace, Vectors, matmul, rates
+from npeff_jax.factorization.row_spaces._base import Cost, Inner, Leaf, RowSpace, Vectors, matmul
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
+from npeff_jax.factorization.row_spaces._rates import rates
 
 ENTRIES = 4
 """Entries of Ω per row: one alone (a count sketch) lets two heavy parameters collide in full."""
@@ -30,9 +31,10 @@ SAMPLE = 256
 def sketched_cost(A: BlockedRows, size: int, n_components: int, mesh: Mesh) -> Cost:
     """Estimate memory and time of a sketch to ``size`` columns."""
     (N, m), nnz, r = A.shape, float(A.nnz), n_components
-    dense, sparse = rates(mesh)
-    once = 2 * ENTRIES * nnz / sparse + 2 * nnz * r / sparse
-    return Cost(4.0 * N * size + 8.0 * ENTRIES * m + 16 * r * N, once + STEPS * 8 * N * size * r / dense)
+    speed = rates(mesh)
+    once = 2 * (ENTRIES + r) * nnz / speed.host_sparse
+    step = 8 * N * size * r / speed.dense + 16.0 * N * size / speed.stream
+    return Cost.of_steps(step, once, 4.0 * N * size + 40.0 * r * N, 12.0 * ENTRIES * m + 4.0 * N * size + 8.0 * r * m)
 
 
 def sketched_space(A: BlockedRows, mesh: Mesh, size: int, seed: int = 0) -> "SketchedSpace":

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import heapq
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,11 @@ import scipy.sparse
 from jax.experimental.sparse import BCSR
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.row_spaces._base import (
-    STEPS,
     Cost,
     Inner,
     Leaf,
@@ -25,13 +26,16 @@ from npeff_jax.factorization.row_spaces._base import (
     RowSpace,
     Vectors,
     matmul,
-    rates,
 )
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
+from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
 
 BLOCK_ENTRIES = 1 << 20
 """Entries of r vectors that a block of columns spans, 4 MB. A product gathers from there at random: when it outgrows
 the cache, a CPU falls from 18 to 3 GF/s."""
+
+PACKED = 8
+"""Passes over the entries, some of them at random, that packing them both ways takes."""
 
 Csr = tuple[jax.Array, jax.Array, jax.Array]
 """Values, indices and row pointers of all blocks, each with the blocks along its first axis."""
@@ -42,9 +46,10 @@ class SparseRows(RowChoice):
     """Hold A in compressed blocks, its parameters sharded. Work and memory are proportional to the non-zeros."""
 
     def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
-        m, nnz, sparse = A.shape[1], float(A.nnz), rates(mesh)[1]
-        vectors = 16.0 * n_components * m  # as for dense rows
-        return Cost(16 * nnz + vectors, STEPS * 4 * nnz * n_components / sparse)
+        m, nnz, r, speed = A.shape[1], float(A.nnz), n_components, rates(mesh)
+        vectors = 4.0 * r * m
+        step = 4 * nnz * r / speed.sparse + 6 * r * r * m / speed.dense + (16 * nnz + 6 * vectors) / speed.stream
+        return Cost.of_steps(step, PACKED * ENTRY_SECONDS * nnz, 16 * nnz + 5 * vectors, 40 * nnz + 2 * vectors)
 
     def of(
         self,
@@ -96,30 +101,74 @@ class SparseSpace(RowSpace):
         return self.N
 
     def inner(self, G: Vectors, D: Vectors) -> Inner:
-        @functools.partial(
-            jax.shard_map,
-            mesh=self.mesh,
-            in_specs=(P(SHARDS), P(None, SHARDS), P(None, SHARDS)),
-            out_specs=P(),
-            check_vma=False,
-        )
-        def on_shard(A: Csr, G: jax.Array, D: jax.Array) -> tuple:
-            blocks = D.T.reshape(A[0].shape[0], -1, D.shape[0])
-            AD = jnp.zeros((self.N, D.shape[0]), jnp.float32)
-            AD, _ = jax.lax.scan(lambda AD, x: (AD + _product(x[0], x[1], self.N), None), AD, (A, blocks))
-            return jax.lax.psum((AD, matmul(G, D.T), matmul(D, D.T)), SHARDS)
+        same = D is G
 
-        return on_shard(self.by_row, G, D)
+        @self._on_shards((P(None, SHARDS), P(None, SHARDS)), P())
+        def on_shard(by_row: Csr, by_column: Csr, G: jax.Array, D: jax.Array) -> Inner:
+            def add_block(b: jax.Array, sums: Inner) -> Inner:
+                D_block = _columns(D, by_column, b)
+                G_block = D_block if same else _columns(G, by_column, b)
+                return self._add_products(sums, by_row, b, G_block, D_block)
+
+            sums = self._zero_products(len(G), len(D))
+            return jax.lax.psum(jax.lax.fori_loop(0, len(by_row[0]), add_block, sums), SHARDS)
+
+        return on_shard(self.by_row, self.by_column, G, D)
 
     def pull_back(self, M: RowProducts) -> Vectors:
-        @functools.partial(
-            jax.shard_map, mesh=self.mesh, in_specs=(P(SHARDS), P()), out_specs=P(None, SHARDS), check_vma=False
-        )
-        def on_shard(At: Csr, M: jax.Array) -> jax.Array:
-            blocks = jax.lax.map(lambda block: _product(block, M, At[2].shape[1] - 1), At)
-            return blocks.reshape(-1, M.shape[1]).T
+        @self._on_shards((P(),), P(None, SHARDS))
+        def on_shard(by_row: Csr, by_column: Csr, M: jax.Array) -> jax.Array:
+            def write_block(b: jax.Array, pulled: jax.Array) -> jax.Array:
+                return _write(pulled, by_column, b, _pulled(by_column, b, M))
 
-        return on_shard(self.by_column, M)
+            return jax.lax.fori_loop(0, len(by_row[0]), write_block, jnp.zeros((M.shape[1], _width(by_column))))
+
+        return on_shard(self.by_row, self.by_column, M)
+
+    def combine(self, G: Vectors, C: Float[Array, "f r"], M: Float[Array, "N f"]) -> tuple[Vectors, tuple]:
+        """Return D = C G + Mᵀ A, and A Dᵀ, G Dᵀ, D Dᵀ, a block of columns after the other while it is in the cache.
+
+        G is read once and D written once, 8 r m' bytes; the entries of A are read twice, 16 bytes each. The rest is
+        arithmetic: 6 r² m' operations of dense products, 4 r of sparse ones per entry.
+
+        Args:
+            G: (r, m').
+            C: (f, r).
+            M: (N, f).
+        """
+
+        @self._on_shards((P(None, SHARDS), P(), P()), (P(None, SHARDS), P()))
+        def on_shard(by_row: Csr, by_column: Csr, G: jax.Array, C: jax.Array, M: jax.Array) -> tuple[Vectors, Inner]:
+            def do_block(b: jax.Array, carry: tuple[Vectors, Inner]) -> tuple[Vectors, Inner]:
+                D, sums = carry
+                G_block = _columns(G, by_column, b)
+                D_block = matmul(C, G_block) + _pulled(by_column, b, M)
+                return _write(D, by_column, b, D_block), self._add_products(sums, by_row, b, G_block, D_block)
+
+            start = jnp.zeros((len(C), _width(by_column))), self._zero_products(len(G), len(C))
+            D, sums = jax.lax.fori_loop(0, len(by_row[0]), do_block, start)
+            return D, jax.lax.psum(sums, SHARDS)
+
+        return on_shard(self.by_row, self.by_column, G, C, M)
+
+    def _on_shards(self, in_specs: tuple, out_specs: Any) -> Callable:
+        """Map a function of the blocks of A and Aᵀ, and of more, over the shards."""
+        return functools.partial(
+            jax.shard_map,
+            mesh=self.mesh,
+            in_specs=(P(SHARDS), P(SHARDS), *in_specs),
+            out_specs=out_specs,
+            check_vma=False,
+        )
+
+    def _zero_products(self, r: int, f: int) -> Inner:
+        return jnp.zeros((self.N, f)), jnp.zeros((r, f)), jnp.zeros((f, f))
+
+    def _add_products(self, sums: Inner, by_row: Csr, b: jax.Array, G: jax.Array, D: jax.Array) -> Inner:
+        """Add what block ``b`` of the columns adds to A Dᵀ, G Dᵀ and D Dᵀ."""
+        AD, GD, DD = sums
+        own = matmul(D, D.T)
+        return AD + _product(by_row, b, D.T, self.N), GD + (own if G is D else matmul(G, D.T)), DD + own
 
     def expand(self, vectors: Vectors) -> np.ndarray:
         dealt, width = self._columns
@@ -160,9 +209,31 @@ def _place(blocks: tuple[np.ndarray, np.ndarray, np.ndarray], spec: NamedShardin
     return place(values, spec), place(indices, spec), place(pointers, spec)
 
 
-def _product(block: Csr, x: jax.Array, n_rows: int) -> jax.Array:
-    """One block times a dense matrix. Inside ``jit`` on a CPU, a compiled kernel (outside, ten times slower)."""
+def _product(blocks: Csr, b: jax.Array, x: jax.Array, n_rows: int) -> jax.Array:
+    """Multiply block ``b`` with a dense matrix. Inside ``jit`` on a CPU, a compiled kernel (outside, much slower)."""
+    block = tuple(jax.lax.dynamic_index_in_dim(array, b, keepdims=False) for array in blocks)
     return BCSR(block, shape=(n_rows, x.shape[0])) @ x
+
+
+def _pulled(by_column: Csr, b: jax.Array, M: jax.Array) -> jax.Array:
+    """Return block ``b`` of Mᵀ A, (f, w)."""
+    return _product(by_column, b, M, by_column[2].shape[1] - 1).T
+
+
+def _width(by_column: Csr) -> int:
+    """Columns of all blocks together."""
+    return by_column[2].shape[0] * (by_column[2].shape[1] - 1)
+
+
+def _columns(vectors: jax.Array, by_column: Csr, b: jax.Array) -> jax.Array:
+    """Return the part of vectors on block ``b``, (r, w)."""
+    width = by_column[2].shape[1] - 1
+    return jax.lax.dynamic_slice_in_dim(vectors, b * width, width, axis=1)
+
+
+def _write(vectors: jax.Array, by_column: Csr, b: jax.Array, part: jax.Array) -> jax.Array:
+    """Replace the part of vectors on block ``b``."""
+    return jax.lax.dynamic_update_slice_in_dim(vectors, part, b * (by_column[2].shape[1] - 1), axis=1)
 
 
 def _pack(blocks: list[scipy.sparse.csr_array], n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -38,5 +38,8 @@ class GradientDescent(LowRankSolver):
         W = jnp.where(steps < self.warm_up, W, W * numerator / (W @ (GG * GG) + self.epsilon))
         B = (W.T @ W) * GG
         M = problem.over_rows(W) * AG
-        gradient = 4 * (B[f:] @ G - problem.rows.pull_back(M[:, f:]))
-        return self.init(problem, Factors(W, G.at[f:].add(-self.learning_rate * gradient), steps + 1))
+        rate = 4 * self.learning_rate  # of B G − Mᵀ A
+        moved, (AG, _, GG) = problem.rows.combine(G, jnp.eye(len(B), dtype=B.dtype)[f:] - rate * B[f:], rate * M[:, f:])
+        if f:
+            return self.init(problem, Factors(W, jnp.concatenate([G[:f], moved]), steps + 1))
+        return LowRankState(W, moved, AG, GG, problem.sum_over_rows(AG * AG), steps + 1)

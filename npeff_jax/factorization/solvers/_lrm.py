@@ -136,14 +136,17 @@ class DampedALS(LowRankSolver):
         owner_W = problem.over_rows(W)
         M = owner_W * AG
         B = (WW * GG)[f:]
-        R = B @ G - rows.pull_back(M[:, f:])
         if self.orthogonality:  # the penalty is of unit vectors: shrinking them must not lower it
-            R = R - (jnp.sum(B * GG[f:], 1) - jnp.sum(M * AG, 0)[f:])[:, None] * G[f:]
+            along = jnp.sum(B * GG[f:], 1) - jnp.sum(M * AG, 0)[f:]
             # Its part of B is indefinite; row sums bound its eigenvalues.
             definite = definite + 2 * jnp.diag(jnp.sum(penalty * jnp.abs(GG), axis=1)[f:])
+            direction_of = B.at[:, f:].add(-jnp.diag(along))
+        else:
+            direction_of = B
         damped = damp(definite, self.damping)
-        D = -inverse(damped) @ R
-        line = Line(D, *rows.inner(G, D))
+        inverted = inverse(damped)
+        D, products = rows.combine(G, -inverted @ direction_of, M[:, f:] @ inverted)
+        line = Line(D, *products)
         if self.orthogonality or self.stiefel:
             S = line.GD[f:]
             S = (S + S.T) / 2 if self.stiefel else jnp.diag(jnp.diagonal(S))

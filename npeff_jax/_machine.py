@@ -1,0 +1,85 @@
+"""What this machine offers: bytes that may be used on devices and on the host, and processor cores.
+
+The policy of the whole package: `HOST_SHARE` of the host memory that is free, `DEVICE_SHARE` of the memory that is free
+on an accelerator. A CPU's devices share the memory of their host.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+DEVICE_SHARE, HOST_SHARE = 0.8, 0.5
+"""Shares of the free memory. An accelerator is ours alone; a host is shared, and its file cache wants some too."""
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells the limits of a container."""
+
+
+def usable_on_host() -> float:
+    """Return the bytes that may be used on this host."""
+    return HOST_SHARE * free_host_memory()
+
+
+def usable_per_device(devices: Sequence[Any], remedy: str) -> float:
+    """Return the bytes that may be used on each of ``devices``: the least over those of this process.
+
+    Args:
+        devices: devices of one platform, of one process or several.
+        remedy: what to pass instead, for the message where an accelerator does not tell its memory.
+
+    Raises:
+        ValueError: an accelerator does not tell its memory. The host's says nothing about it.
+    """
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    if own[0].platform == "cpu":
+        return usable_on_host() / len(own)
+    free = []
+    for device in own:
+        stats = device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            raise ValueError(
+                f"{device} does not tell how much memory it has, so nothing can be planned on it; {remedy}"
+            )
+        free.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return DEVICE_SHARE * min(free)
+
+
+def free_host_memory() -> float:
+    """Return the bytes that this process could allocate without swapping, within the limit of its container."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    except (OSError, StopIteration):  # not Linux: half of what there is
+        found.append(0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        inactive = next(
+            int(line.split()[1])
+            for line in (CGROUP / "memory.stat").read_text().splitlines()
+            if line.startswith("inactive_file ")
+        )
+        if limit != "max":
+            found.append(float(limit) - float(used) + inactive)  # pages of files that are given back when asked for
+    except (OSError, StopIteration, ValueError):
+        pass
+    return max(min(found), 0.0)
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def size_text(count: float | int) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,112 @@
+"""How fast this machine is: measured once per process, in a fifth of a second, where a problem is large enough.
+
+What decides between row spaces is the ratio of dense to sparse products and of both to memory. It differs several times
+between machines, and with what else runs on them, so it is measured instead of written down.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jax.experimental.sparse import BCSR
+from jax.sharding import Mesh
+
+from npeff_jax.factorization._compile import jit
+
+ENTRY_SECONDS = 5e-9
+"""To copy or compress a stored entry once, on one core."""
+
+TRIES = 3
+"""Of each measurement, of which the shortest counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Speeds of the devices of a mesh together, and of their host.
+
+    Attributes:
+        dense: operations per second of float32 products.
+        sparse: operations per second of sparse products on the devices.
+        stream: bytes per second of arrays that do not fit a cache.
+        pair: seconds per pair of entries that share a column, in the sparse products of the host, on one core.
+        host_sparse: operations per second of sparse times dense matrices on the host.
+    """
+
+    dense: float
+    sparse: float
+    stream: float
+    pair: float
+    host_sparse: float
+
+
+TYPICAL = {"cpu": Rates(1.1e11, 1.9e10, 1.5e10, 8e-9, 5e9), "gpu": Rates(5e13, 5e11, 2e12, 8e-9, 5e9)}
+"""Before anything is measured. CPU: two cores of a server; GPU: an estimate."""
+
+_MEASURED: dict[jax.Device, Rates] = {}
+
+
+def rates(mesh: Mesh) -> Rates:
+    """Return the speeds of a mesh: those measured, else typical ones.
+
+    The devices of a CPU share its cores, those of an accelerator add up.
+    """
+    device = mesh.local_devices[0]
+    one = _MEASURED.get(device, TYPICAL.get(device.platform, TYPICAL["gpu"]))
+    n = 1 if device.platform == "cpu" else mesh.size
+    return dataclasses.replace(one, dense=n * one.dense, sparse=n * one.sparse, stream=n * one.stream)
+
+
+def measure(mesh: Mesh) -> None:
+    """Measure the speeds of a mesh, once per process."""
+    device = mesh.local_devices[0]
+    if device not in _MEASURED:
+        _MEASURED[device] = _measured(device)
+
+
+def _measured(device: jax.Device) -> Rates:
+    rng = np.random.default_rng(0)
+    rows, width, each = 1024, 1024, 64
+    indices = np.sort(rng.integers(width, size=(rows, each)), axis=1).reshape(-1).astype(np.int32)
+    block = np.ones(rows * each, np.float32), indices, np.arange(rows + 1, dtype=np.int32) * each
+    square, narrow, long = (np.ones(shape, np.float32) for shape in ((width, width), (width, 256), 1 << 22))
+    # placed from the host: each array made by JAX would be a compilation
+    block, square, narrow, long = jax.device_put((block, square, narrow, long), device)
+    dense = 2 * square.size * 256 / _shortest(_dense, square, narrow)
+    stream = 8 * long.size / _shortest(_stream, long)
+    sparse = 2 * rows * each * 256 / _shortest(_sparse, block, narrow)
+    A = scipy.sparse.csr_array(
+        (np.ones(1 << 16, np.float32), rng.integers(1 << 12, size=1 << 16), np.arange(2049) * 32), shape=(2048, 1 << 12)
+    )
+    At, part, right = A.T.tocsr(), A[:256], np.ones((1 << 12, 16), np.float32)
+    pairs = float(np.diff(At.indptr)[part.indices].sum())
+    pair = _shortest(lambda: (part @ At).toarray()) / pairs
+    return Rates(dense, sparse, stream, pair, 2 * A.nnz * 16 / _shortest(lambda: A @ right))
+
+
+def _shortest(function: Callable, *arguments: object) -> float:
+    jax.block_until_ready(function(*arguments))  # compiled, and in the cache where it fits
+    took = []
+    for _ in range(TRIES):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        took.append(time.perf_counter() - start)
+    return min(took)
+
+
+@jit
+def _dense(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+@jit
+def _stream(x: jax.Array) -> jax.Array:
+    return x + 1
+
+
+@jit
+def _sparse(block: tuple[jax.Array, jax.Array, jax.Array], x: jax.Array) -> jax.Array:
+    return BCSR(block, shape=(len(block[2]) - 1, len(x))) @ x

@@ -1,0 +1,137 @@
+"""The Gram matrix against float64 products, for any distribution of entries over columns, in blocks, on any mesh."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.sparse
+
+import npeff_jax as npeff
+from npeff_jax._sharding import factorization_mesh
+from npeff_jax.factorization.row_spaces import BlockedRows
+from npeff_jax.factorization.row_spaces import _gram as module
+
+TOLERANCE = 1e-5
+"""Of an entry off the diagonal, relative to the norms of the two rows: what the module states."""
+
+
+def power_law(rng, N, m):
+    return rng.random((N, m)) < np.sort(rng.random(m)) ** 4
+
+
+def all_alone(rng, N, m):
+    return np.arange(N)[:, None] == rng.integers(N, size=m)
+
+
+def one_full_column(rng, N, m):
+    return all_alone(rng, N, m) | (np.arange(m) == m // 2)
+
+
+def full(rng, N, m):
+    return np.ones((N, m), bool)
+
+
+def empty(rng, N, m):
+    return np.zeros((N, m), bool)
+
+
+def same_columns_within_an_example(rng, N, m):
+    """Rows in threes over the same columns: what an example of three rows has."""
+    return np.repeat(rng.random((N // 3 + 1, m)) < 0.1, 3, axis=0)[:N]
+
+
+FILLS = [power_law, all_alone, one_full_column, full, empty, same_columns_within_an_example]
+
+
+def rows_of(fill, N, m, seed=0, heavy=False):
+    rng = np.random.default_rng(seed)
+    values = rng.standard_t(2, size=(N, m)) if heavy else rng.normal(size=(N, m))
+    return np.where(fill(rng, N, m), values, 0).astype(np.float32)
+
+
+def blocked(A, n_blocks=1):
+    parts, first = [], 0
+    for part in np.array_split(A, n_blocks):
+        parts.append((first, scipy.sparse.csr_array(part)))
+        first += len(part)
+    return BlockedRows(A.shape, np.count_nonzero(A, axis=0), lambda: iter(parts))
+
+
+def check(Q, A, frozen=None, tolerance=TOLERANCE):
+    """Every entry, both triangles, and no trace of the padding."""
+    A = A.astype(np.float64)
+    A = A if frozen is None else np.concatenate([A, frozen.astype(np.float64)])
+    N, norms = len(A), np.linalg.norm(A, axis=1)
+    Q = np.asarray(Q)
+    assert (np.abs(Q[:N, :N] - A @ A.T) <= tolerance * np.outer(norms, norms)).all()
+    np.testing.assert_allclose(np.diagonal(Q)[:N], norms**2, rtol=1e-6)
+    np.testing.assert_array_equal(Q, Q.T)
+    assert not Q[N:].any()
+
+
+@pytest.fixture(params=["as it is", "small parts"])
+def sizes(request, monkeypatch):
+    """Tiles, bands, chunks and groups as they are, and so small that all of them are many."""
+    if request.param == "small parts":
+        monkeypatch.setattr(module, "TILE_BYTES", 4 * 64 * 64)
+        monkeypatch.setattr(module, "BAND_BYTES", 4 * 64 * 5)
+        monkeypatch.setattr(module, "CACHED_ENTRIES", 50)
+        monkeypatch.setattr(module, "MIRRORED", 7)
+        monkeypatch.setattr("npeff_jax.factorization.row_spaces._blocks.GROUP_BYTES", 8 * 400)
+
+
+@pytest.mark.parametrize("full_from", [2, 20, 10_000])
+@pytest.mark.parametrize("fill", FILLS)
+def test_any_distribution_of_entries(sizes, monkeypatch, fill, full_from):
+    """All columns as tiles, some, none."""
+    monkeypatch.setattr(module, "full_from", lambda N, on_host: full_from)
+    A = rows_of(fill, 50, 333)
+    check(module.gram(blocked(A, 4), factorization_mesh(None)), A)
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+@pytest.mark.parametrize("full_from", [2, 20, 10_000])
+def test_any_mesh_with_frozen_vectors(sizes, monkeypatch, devices, full_from):
+    monkeypatch.setattr(module, "full_from", lambda N, on_host: full_from)
+    mesh = factorization_mesh(npeff.make_mesh(jax.devices()[:devices]))
+    A, frozen = rows_of(power_law, 50, 333), rows_of(full, 3, 333, seed=1)
+    Q = module.gram(blocked(A, 3), mesh, frozen)
+    assert Q.shape[0] % devices == 0
+    assert len(Q.addressable_shards) == devices
+    check(Q, A, frozen)
+
+
+@pytest.mark.parametrize("fill", [power_law, one_full_column])
+def test_tiles_on_devices(sizes, monkeypatch, fill):
+    """What accelerators do, on a mesh of CPU devices."""
+    mesh, A = factorization_mesh(npeff.make_mesh()), rows_of(fill, 50, 333)
+    on_devices = module._OnDevices(56, mesh)
+    group = scipy.sparse.csr_array(A)
+    for tile in module._tiles(group, 200, on_devices.width):
+        on_devices.add(tile)
+    rest = np.zeros((56, 56), np.float32)
+    module._add_thin(rest, group[:, 200:], np.count_nonzero(A[:, 200:], axis=0), map)
+    module._mirror(rest)
+    diagonal = np.pad(np.sum(A.astype(np.float64) ** 2, axis=1), (0, 6))
+    check(on_devices.result(jax.device_put(rest, on_devices.Q.sharding), diagonal), A)
+
+
+@pytest.mark.parametrize("N", [1, 2])
+def test_few_rows(N):
+    A = rows_of(full, N, 17)
+    check(module.gram(blocked(A), factorization_mesh(None)), A)
+
+
+def test_entries_of_one_row_and_column_are_summed():
+    A = scipy.sparse.csr_array(
+        (np.array([1, 2, 3], np.float32), np.array([1, 1, 0]), np.array([0, 2, 3])), shape=(2, 2)
+    )
+    check(module.gram(BlockedRows.of(A), factorization_mesh(None)), A.toarray())
+
+
+def test_long_sums_of_heavy_tailed_values(monkeypatch):
+    """65,536 shared columns, two rows nearly equal: the stated error, both ways."""
+    A = rows_of(full, 6, 65_536, heavy=True)
+    A[1] = 0.9 * A[0]
+    for full_from in (2, 100):
+        monkeypatch.setattr(module, "full_from", lambda N, on_host, least=full_from: least)
+        check(module.gram(blocked(A), factorization_mesh(None)), A, tolerance=5e-5)
