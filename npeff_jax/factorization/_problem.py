@@ -33,7 +33,6 @@ from npeff_jax.factorization.row_spaces import (
 )
 from npeff_jax.pefs import Kind, Pefs, Schema
 
-
 SKETCHED = "of the sketched problem"
 """What ``settings["history"]`` says where the losses on the way are not those of the rows themselves."""
 
