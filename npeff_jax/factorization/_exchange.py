@@ -14,6 +14,7 @@ is left, c ← Σ_i max(b_i, 0) (F_i − Σ_j W_ij g_j g_jᵀ) c, all at once fo
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ RIDGE = 1e-6
 """Of P, as a fraction of its mean diagonal: copies make it singular, and this is above its rounding."""
 
 SPANNED = 1e-3
-"""What is left of P_cc beside all others, as a fraction, below which a candidate counts as one that is there already."""
+"""Fraction of P_cc that is left beside all others, below which a candidate counts as a component that is there."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ def make_offer(problem: Problem, W: Coefficients, G: Vectors) -> Offer:
 @functools.partial(jit, static_argnames=("count",))
 def candidates(
     problem: Problem, energy: Float[Array, "N"], W: Coefficients, G: Vectors, *, count: int
-) -> tuple[Vectors, Coefficients, ComponentGram, ComponentGram, ComponentGram]:
+) -> tuple[Vectors, Float[Array, "n p"], Float[Array, "r p"], Float[Array, "p p"], ComponentGram]:
     """Return unit vectors C for what W and G leave unexplained, and what their prices need.
 
     Args:
@@ -159,7 +160,7 @@ def candidates(
     first = worst_rows(problem, energy, W, AG, GG, count)
     C = rows.pull_back(jnp.zeros((rows.n_rows, count), jnp.float32).at[first, jnp.arange(count)].set(1.0))
 
-    def met(C: Vectors) -> tuple[Vectors, RowProducts, RowProducts, Coefficients, ComponentGram]:
+    def met(C: Vectors) -> tuple[Vectors, Float[Array, "N p"], Float[Array, "r p"], Float[Array, "n p"], Any]:
         AC, GC, CC = rows.inner(G, C)
         norm = jnp.sqrt(jnp.diagonal(CC))
         scale = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1.0), 0.0)
@@ -167,7 +168,7 @@ def candidates(
         b = problem.sum_over_rows(AC * AC) - W @ (GC * GC) if low_rank else problem.sum_over_rows(AC) - W @ GC
         return C, AC, GC, b, CC
 
-    def iteration(_: int, C: Vectors) -> Vectors:
+    def iteration(_: Any, C: Vectors) -> Vectors:
         C, AC, GC, b, _ = met(C)
         weight = jnp.maximum(b, 0)
         M, own = problem.over_rows(weight), weight.T @ W

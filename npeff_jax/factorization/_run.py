@@ -114,8 +114,8 @@ class Run:
                 f"converged: over the last {window} of {self.steps} steps the loss fell by less than "
                 f"tolerance={stopping.tolerance:g} of itself a step"
             )
-            return f"{why}; stopped with exchanges still paying; pass more than exchanges={exchanges}" if paying else why
+            return f"{why}; stopped with exchanges still paying; pass more (exchanges={exchanges})" if paying else why
         if self.steps < stopping.max_steps:
             return ""
         why = f"reached max_steps={stopping.max_steps}"
-        return f"{why}; stopped with exchanges still paying; pass more steps" if paying else why
+        return f"{why}; stopped with exchanges still paying; pass more" if paying else why

@@ -166,7 +166,7 @@ class Solver(abc.ABC):
     def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
         """Return the factors that `init` starts from: those given, the others drawn; protected vectors first.
 
-        Where vectors are given, there is no warm-up: it would fit them to a W that was drawn.
+        Where vectors alone are given, there is no warm-up: it would fit them to a W that was drawn.
         """
         rows, f = problem.rows, problem.n_frozen
         W = given.coefficients
@@ -182,7 +182,7 @@ class Solver(abc.ABC):
         if f:
             G = jnp.concatenate([problem.frozen, G[-(n_components - f) :]])
         W = replicate(np.asarray(W, np.float32), rows.mesh)
-        done = self.warm_up if given.pseudo_fishers is not None else 0
+        done = self.warm_up if given.pseudo_fishers is not None and given.coefficients is None else 0
         return Factors(W, G, replicate(np.asarray(done, np.int32), rows.mesh))
 
     def check(self, kind: Kind, parts: tuple[str, ...]) -> None:

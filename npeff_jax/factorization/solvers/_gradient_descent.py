@@ -20,14 +20,14 @@ from npeff_jax.factorization.solvers._lrm import LowRankSolver, LowRankState
 class GradientDescent(LowRankSolver):
     """The paper's algorithm for LRM-NPEFF, for comparison: multiplicative W, gradient steps of a fixed rate on G.
 
-    It starts as the authors' code does: W uniform in (0, 1), G normal with ‖g‖² = 2/r in expectation, and 200 steps of G
-    alone. One thing differs: their G is normal over all parameters and so almost wholly outside the span of the rows,
+    It starts as the authors' code does: W uniform in (0, 1), G normal with ‖g‖² = 2/r in expectation, and 200 steps of
+    G alone. One thing differs: their G is normal over all parameters and so almost wholly outside the span of the rows,
     where it only decays; ours is a normal combination of the rows, which every row space can hold.
 
     Attributes:
         learning_rate: of G. 1e-3 is the default of the authors' code. Steps depend on the scale of the start.
         epsilon: added to the denominator of the multiplicative update, as there.
-        warm_up: first steps that move G alone, W held at its start, given or drawn; none where G is given.
+        warm_up: first steps that move G alone, W held at its start, given or drawn; none where G alone is given.
     """
 
     learning_rate: float = 1e-3
