@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 KEPT = 2
 """Checkpoints kept: the last one, and one before in case it cannot be read."""
@@ -38,8 +38,7 @@ class Saved:
         G: vectors as `RowSpace.to_host` gives them.
         losses: one a step.
         seconds: one a step.
-        visited: rows that exchanges tried.
-        counters: how many exchanges, and the step of the last one.
+        counters: how many exchanges, the step of the last one, and what they try next.
         state: arrays of the solver's state, where W and G do not determine it.
     """
 
@@ -47,8 +46,7 @@ class Saved:
     G: Float[np.ndarray, "r size"]
     losses: Float[np.ndarray, "steps"]
     seconds: Float[np.ndarray, "steps"]
-    visited: Bool[np.ndarray, "N"]
-    counters: Int[np.ndarray, "2"]
+    counters: Int[np.ndarray, "_"]
     state: tuple[np.ndarray, ...] = ()
 
 

@@ -17,12 +17,12 @@ from npeff_jax._sharding import fetch, place, replicate
 from npeff_jax.factorization._checkpoints import CheckpointStore, Saved
 from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization._decomposition import History
+from npeff_jax.factorization._exchange import Search, make_offer
 from npeff_jax.factorization._objective import relative_loss
 from npeff_jax.factorization._problem import Problem
-from npeff_jax.factorization._run import Run, Stopping, cost_of_removal, worst_row
+from npeff_jax.factorization._run import Run, Stopping
 from npeff_jax.factorization.row_spaces import Vectors
-from npeff_jax.factorization.solvers import Factors, Solver, combine
-from npeff_jax.pefs import Kind
+from npeff_jax.factorization.solvers import Factors, Solver
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Outcome:
 
 
 Exchange = tuple[Vectors, jax.Array]
-"""A bundle of as many vectors as are free, all the same, and which component's place they take (none's: -1)."""
+"""Candidates, and for each component the number of the one that takes its place (none: -1)."""
 
 
 def iterate(
@@ -72,26 +72,28 @@ def iterate(
     store: CheckpointStore | None = None,
 ) -> Outcome:
     """Run until the loss stands still, the steps are used up, the callback says so, or a value is not finite."""
-    driver = _Driver(solver, problem, stopping)
+    driver = _Driver(solver, problem, start, stopping)
     run = driver.resumed(store.load() if store else None, start)
     begin = time.monotonic() - (run.seconds[-1] if run.seconds else 0.0)
-    warm_up, exchanges, window = solver.warm_up, solver.exchanges, stopping.window
+    exchanges, window = solver.exchanges, stopping.window
+    warm_up = max(0, solver.warm_up - driver.offset)
     run.since = max(run.since, warm_up)
 
     stopped = f"reached max_steps={stopping.max_steps}" if run.steps >= stopping.max_steps else ""
     with progress_bar(progress, "decompose", stopping.max_steps, "step", done=run.steps) as advance:
         while not stopped:
             done = run.steps
-            trial = run.slow(stopping) and run.trials < exchanges
-            exchange = driver.exchange(run) if trial else None
+            replaced, exchange = 0, None
+            if run.slow(stopping) and run.may_exchange(exchanges):
+                replaced, exchange = driver.exchange(run)
             end = min(warm_up if done < warm_up else stopping.max_steps, done + window, stopping.max_steps)
             state, found = driver.advance(run.best, end - done, done, exchange)
             bad = np.flatnonzero(~np.isfinite(found))
-            if bad.size and not trial:
+            if bad.size and not replaced:
                 stopped = driver.cause(state, done + int(bad[0]) + 1, done)
                 break
             now = time.monotonic() - begin
-            run.record(state, found, now, trial=trial)
+            run.record(state, found, now, replaced=replaced)
             advance(end - done, loss=run.losses[-1])
             stopped = run.stands_still(stopping, exchanges)
             if callback is not None and callback(Iterate(end, run.losses[-1], now, driver.factors(run.best)[0])):
@@ -109,11 +111,13 @@ class _Driver:
     Where a run stands is either `Factors`, from which the solver makes a state first, or a state.
     """
 
-    def __init__(self, solver: Solver, problem: Problem, stopping: Stopping) -> None:
+    def __init__(self, solver: Solver, problem: Problem, start: Factors, stopping: Stopping) -> None:
         if problem.origin is None:
             raise ValueError("this Problem is one of a compiled step; pass the one that Problem.of returned")
         self.solver, self.problem, self.origin, self.window = solver, problem, problem.origin, stopping.window
         self.device, self.mesh = problem.on_device(), problem.rows.mesh
+        self.offset = int(start.steps)  # what the solver counts as done before the first step
+        self.n_free = start.W.shape[1] - problem.n_frozen
 
     def factors(self, at: Any) -> tuple[jax.Array, Vectors]:
         """W and G."""
@@ -128,25 +132,29 @@ class _Driver:
         fresh = self.solver.restarts or exchange is not None or isinstance(at, Factors)
         if fresh:
             W, G = self.factors(at)
-            at = Factors(W, G, self.scalar(done))
+            at = Factors(W, G, self.scalar(done + self.offset))
             if exchange is None and self.solver.exchanges > 0:  # the same program with and without
-                exchange = (jax.lax.slice_in_dim(G, self.problem.n_frozen, None), self.scalar(-1))
+                free = min(self.n_free, self.problem.n_examples)
+                exchange = self.places(jax.lax.slice_in_dim(G, G.shape[0] - free, None), {})
         state, terms = _advance(
             self.device, at, exchange, self.scalar(count), solver=self.solver, window=self.window, fresh=fresh
         )
         return state, relative_loss(fetch(terms)[:count], self.origin.squared_norm)
 
-    def exchange(self, run: Run) -> Exchange:
-        """The component that is missed least gives its place to the row that is explained worst."""
-        f, quadratic = self.problem.n_frozen, self.problem.kind is Kind.LOW_RANK
-        W, AG, GG = (fetch(array) for array in (self.factors(run.best)[0], *self.products(run.best)))
-        origin = self.origin
-        worst = worst_row(W, AG, GG, origin.energy, origin.owner, run.visited, quadratic=quadratic)
-        least = f + int(np.argmin(cost_of_removal(W, GG * GG if quadratic else GG)[f:]))
-        run.visited[worst] = True
-        U = np.zeros((len(AG), W.shape[1] - f), np.float32)  # the shape of the start: it is compiled already
-        U[worst] = 1
-        return combine(self.device, replicate(U, self.mesh)), self.scalar(least)
+    def exchange(self, run: Run) -> tuple[int, Exchange | None]:
+        """What a trial replaces, and by what; nothing where that is not worth a trial."""
+        search = run.search
+        if search.offer is None:
+            search.offer = make_offer(self.problem, *self.factors(run.best))
+        replacements = search.replacements(self.n_free)
+        return len(replacements), self.places(search.offer.vectors, replacements) if replacements else None
+
+    def places(self, vectors: Vectors, replacements: dict[int, int]) -> Exchange:
+        """Candidates, and which component's place they take, on the devices."""
+        source = np.full(self.n_free + self.problem.n_frozen, -1, np.int32)
+        for component, candidate in replacements.items():
+            source[component] = candidate
+        return vectors, replicate(source, self.mesh)
 
     def scalar(self, value: int) -> jax.Array:
         """A number on every device, so that no call transfers one implicitly."""
@@ -170,18 +178,17 @@ class _Driver:
             G=self.problem.rows.to_host(G),
             losses=np.array(run.losses),
             seconds=np.array(run.seconds),
-            visited=run.visited,
-            counters=np.array([run.trials, run.since]),
+            counters=np.array([run.trials, run.since, *run.search.counters]),
             state=tuple(fetch(leaf) for leaf in leaves),
         )
 
     def resumed(self, saved: Saved | None, start: Factors) -> Run:
         """A new run, or one that goes on from a checkpoint."""
         if saved is None:
-            return Run(start, np.zeros(self.origin.owner.shape, bool))
+            return Run(start)
         if self.solver.restarts:
             G = self.problem.rows.from_host(saved.G)
-            best: Any = Factors(replicate(saved.W, self.mesh), G, self.scalar(len(saved.losses)))
+            best: Any = Factors(replicate(saved.W, self.mesh), G, self.scalar(len(saved.losses) + self.offset))
         else:
             first, _ = self.advance(start, 0, 0, None)
             leaves, tree = jax.tree.flatten(first)
@@ -193,8 +200,8 @@ class _Driver:
                 )
             placed = [place(old, leaf.sharding) for old, leaf in zip(saved.state, leaves, strict=True)]
             best = jax.tree.unflatten(tree, placed)
-        trials, since = saved.counters.tolist()
-        return Run(best, saved.visited, trials, since, saved.losses.tolist(), saved.seconds.tolist())
+        trials, since, *search = saved.counters.tolist()
+        return Run(best, Search.resume(search), trials, since, saved.losses.tolist(), saved.seconds.tolist())
 
 
 @functools.partial(jit, static_argnames=("solver", "window", "fresh"))
@@ -213,7 +220,7 @@ def _advance(
     Args:
         problem: what is factorized.
         at: a state; or, ``fresh``, factors, whose products are computed anew.
-        exchange: the first of its vectors takes the place of the component of that number before, if there is one.
+        exchange: candidates, which take the places of some components before.
         count: at most ``window``.
         solver: the solver.
         window: steps that there is room for.
@@ -222,9 +229,9 @@ def _advance(
     if fresh:
         W, G, steps = at
         if exchange is not None:
-            new, place = exchange
-            chosen = jnp.arange(W.shape[1]) == place
-            W, G = jnp.where(chosen[None], 0, W), jnp.where(chosen[:, None], new[:1], G)
+            new, source = exchange
+            W = jnp.where((source >= 0)[None], 0, W)
+            G = jnp.where((source >= 0)[:, None], new[jnp.maximum(source, 0)], G)
         at = solver.init(problem, Factors(W, G, steps))
 
     def body(k: Any, carry: tuple) -> tuple:

@@ -40,7 +40,7 @@ def expand(
         decomposition: the frozen components.
         pefs: the examples of interest, of the same model and kind.
         n_new: components to learn.
-        seed: of the new components' start. W starts from a fit of the frozen ones.
+        seed: of the new components' start. W of the frozen ones starts from a fit.
         solver: as for `decompose`.
         stopping: as for `decompose`.
         rows: as for `decompose`. The kernel is that of [A; G_frozen].
@@ -71,6 +71,7 @@ def expand(
     r = decomposition.n_components + n_new
     problem = Problem.of(pefs, rows=rows, n_components=r, mesh=mesh, protected=decomposition)
     fitted = fit_coefficients(decomposition, pefs).coefficients
-    start = solver.start(problem, r, seed, InitialFactors(coefficients=np.pad(fitted, ((0, 0), (0, n_new)))))
+    drawn = solver.initial_coefficients(problem, r, seed)[:, -n_new:]
+    start = solver.start(problem, r, seed, InitialFactors(coefficients=np.concatenate([fitted, drawn], axis=1)))
     settings: dict[str, Any] = {"seed": seed}
     return settled(solve(problem, solver, start, stopping, settings, callback, progress, checkpoints), path)

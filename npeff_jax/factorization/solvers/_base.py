@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from npeff_jax._sharding import replicate
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
 from npeff_jax.factorization._compile import jit
+from npeff_jax.factorization._nonnegative import solve_nonnegative
 from npeff_jax.factorization._objective import loss_terms
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
@@ -49,7 +50,7 @@ class Factors(NamedTuple):
     Attributes:
         W: coefficients.
         G: vectors, in coordinates.
-        steps: how many steps were done before: 0, unless a run goes on.
+        steps: how many steps count as done: 0, unless a run goes on or the warm-up has nothing to do.
     """
 
     W: Coefficients
@@ -170,7 +171,10 @@ class Solver(abc.ABC):
         return combine(problem.on_device(), replicate(U, problem.rows.mesh))
 
     def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
-        """Return the factors that `init` starts from: those given, the others drawn; protected vectors first."""
+        """Return the factors that `init` starts from: those given, the others drawn; protected vectors first.
+
+        Where vectors alone are given, there is no warm-up: it would fit them to a W that was drawn.
+        """
         rows, f = problem.rows, problem.n_frozen
         W = given.coefficients
         if W is None:
@@ -185,7 +189,8 @@ class Solver(abc.ABC):
         if f:
             G = jnp.concatenate([problem.frozen, jax.lax.slice_in_dim(G, len(G) - (n_components - f), None)])
         W = replicate(np.asarray(W, np.float32), rows.mesh)
-        return Factors(W, G, replicate(np.zeros((), np.int32), rows.mesh))
+        done = self.warm_up if given.pseudo_fishers is not None and given.coefficients is None else 0
+        return Factors(W, G, replicate(np.asarray(done, np.int32), rows.mesh))
 
     def check(self, kind: Kind, parts: tuple[str, ...]) -> None:
         """Raise ValueError where it cannot factorize PEFs of ``kind``, or a problem that has ``parts``."""
@@ -202,6 +207,24 @@ class Solver(abc.ABC):
     def alternatives(self, kind: Kind) -> str:
         """Return what to propose for PEFs of another kind."""
         return "DampedALS or GradientDescent" if kind is Kind.LOW_RANK else "HALS or Multiplicative"
+
+
+def fit_to_given(problem: Problem, start: Factors, given: InitialFactors) -> Factors:
+    """Return a start whose W is fitted, where vectors are given and coefficients are not."""
+    if given.pseudo_fishers is None or given.coefficients is not None:
+        return start
+    b, P = _least_squares(problem.on_device(), start.G)
+    return start._replace(W=solve_nonnegative(jnp.zeros_like(start.W), b, P, FITTED, SWEEPS)[0])
+
+
+FITTED, SWEEPS = 1e-3, 100
+"""Residual, and sweeps at most, of a W that a solver goes on from."""
+
+
+@jit
+def _least_squares(problem: Problem, G: Vectors) -> tuple[Coefficients, ComponentGram]:
+    """`Problem.least_squares` of vectors."""
+    return problem.least_squares(*problem.products(G))
 
 
 @jit

@@ -6,9 +6,12 @@ After its section 2.2 and the authors' code. What differs from theirs: the loss 
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from npeff_jax.factorization._compile import full_precision
 from npeff_jax.factorization._problem import Problem
+from npeff_jax.factorization.row_spaces import Vectors
 from npeff_jax.factorization.solvers._base import Factors
 from npeff_jax.factorization.solvers._lrm import LowRankSolver, LowRankState
 
@@ -17,18 +20,30 @@ from npeff_jax.factorization.solvers._lrm import LowRankSolver, LowRankState
 class GradientDescent(LowRankSolver):
     """The paper's algorithm for LRM-NPEFF, for comparison: multiplicative W, gradient steps of a fixed rate on G.
 
+    It starts as the authors' code does: W uniform in (0, 1), G normal with ‖g‖² = 2/r in expectation, and 200 steps of
+    G alone. One thing differs: their G is normal over all parameters and so almost wholly outside the span of the rows,
+    where it only decays; ours is a normal combination of the rows, which every row space can hold.
+
     Attributes:
-        learning_rate: of G. 1e-3 is the default of the authors' code.
+        learning_rate: of G. 1e-3 is the default of the authors' code. Steps depend on the scale of the start.
         epsilon: added to the denominator of the multiplicative update, as there.
-        warm_up: first steps that move G alone.
+        warm_up: first steps that move G alone, W held at its start, given or drawn; none where G alone is given.
     """
 
     learning_rate: float = 1e-3
     epsilon: float = 1e-9
-    warm_up: int = 0
+    warm_up: int = 200
 
     supports = ("frozen",)
     remedy = "lower its learning_rate"
+
+    def initial_coefficients(self, problem: Problem, n_components: int, seed: int) -> Float[np.ndarray, "n r"]:
+        rng = np.random.default_rng([seed, 1])
+        return rng.random((problem.n_examples, n_components), dtype=np.float32)
+
+    def initial_vectors(self, problem: Problem, n_components: int, seed: int) -> Vectors:
+        r = n_components + problem.n_frozen
+        return super().initial_vectors(problem, n_components, seed) * np.float32(np.sqrt(2 / r))
 
     @full_precision
     def step(self, problem: Problem, state: LowRankState) -> LowRankState:

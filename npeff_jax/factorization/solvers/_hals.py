@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -22,7 +21,7 @@ from npeff_jax.factorization._nonnegative import hals_sweep
 from npeff_jax.factorization._objective import loss_terms
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
-from npeff_jax.factorization.solvers._base import Factors, Solver
+from npeff_jax.factorization.solvers._base import Factors, InitialFactors, Solver, fit_to_given
 from npeff_jax.pefs import Kind
 
 
@@ -77,20 +76,23 @@ class HALS(DiagonalSolver):
     Attributes:
         sweeps: over W and over H per step, for the same products with X, which cost most.
         exchanges: as for `DampedALS`.
+        warm_up: as for `DampedALS`. H given W is a convex problem, so a few steps solve it.
     """
 
     sweeps: int = 2
-    exchanges: int = 9
+    exchanges: int = 100
+    warm_up: int = 3
 
-    def initial_coefficients(self, problem: Problem, n_components: int, seed: int) -> Float[np.ndarray, "n r"]:
-        return np.zeros((problem.n_examples, n_components), np.float32)  # the first sweep sets W
+    def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
+        return fit_to_given(problem, super().start(problem, n_components, seed, given), given)
 
     @full_precision
     def step(self, problem: Problem, state: DiagonalState) -> DiagonalState:
         """Move W, then H. Protected components, which come first, keep their vectors."""
         W, H, XH, HH, steps = state
         f = problem.n_frozen
-        W = sweep(W, problem.sum_over_rows(XH), HH, self.sweeps)
+        swept = sweep(W, problem.sum_over_rows(XH), HH, self.sweeps)
+        W = jnp.where(steps < self.warm_up, W, swept)
         free, WW = W[:, f:], W.T @ W
         # What the protected components explain is taken off the numerator; the rest is a smaller problem of this kind.
         numerator = problem.rows.pull_back(problem.over_rows(free))

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
@@ -25,7 +24,7 @@ from npeff_jax.factorization._nonnegative import hals_sweep
 from npeff_jax.factorization._objective import line_coefficients, loss_terms
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
-from npeff_jax.factorization.solvers._base import Factors, Solver
+from npeff_jax.factorization.solvers._base import Factors, InitialFactors, Solver, fit_to_given
 from npeff_jax.factorization.solvers._quartic import minimize_quartic
 from npeff_jax.factorization.solvers._tangent import Line, project, retract
 from npeff_jax.pefs import Kind
@@ -81,18 +80,20 @@ class DampedALS(LowRankSolver):
         damping: λ of (B + λ Diag B)⁻¹. B is only positive semi-definite: nearly parallel components make it singular,
             and the inverse of the r×r system then amplifies the rounding of its right-hand side.
         sweeps: HALS sweeps over W per step. Solving for W exactly while G is still far off stalls (tested).
-        exchanges: once it stands still, how often the component that is missed least is replaced by what is explained
-            worst, and kept if that pays. Alternating steps alone end in local minima from most starts. None with
-            ``stiefel``: a row may lie in the span of the other vectors, and nothing orthonormal is near that.
-        warm_up: first steps that move G alone, W held at its start.
+        exchanges: once it stands still, components that are missed least are replaced by what is explained worst, as
+            many at once as promise to pay, and kept if that pays; at most so many times, fewer where nothing is left to
+            gain. Alternating steps alone end in local minima from most starts. None with ``stiefel``: a row may lie in
+            the span of the other vectors, and nothing orthonormal is near that.
+        warm_up: first steps that move G alone, W held at its start, given or drawn; none where G alone is given. A W that is
+            solved for a random G is far from any concept, and stays there.
         orthogonality: weight ρ of ρ Σ_{j≠k} (g_j·g_k)² over unit vectors, added to the loss as a fraction of ‖F‖².
         stiefel: keep the pseudo-Fishers orthonormal.
     """
 
     damping: float = 1e-2
     sweeps: int = 1
-    exchanges: int = 9
-    warm_up: int = 0
+    exchanges: int = 100
+    warm_up: int = 10
     orthogonality: float = 0.0
     stiefel: bool = False
 
@@ -110,10 +111,8 @@ class DampedALS(LowRankSolver):
             raise ValueError("stiefel=True cannot hold with frozen components, which need not be orthonormal; drop it")
         super().check(kind, parts)
 
-    def initial_coefficients(self, problem: Problem, n_components: int, seed: int) -> Float[np.ndarray, "n r"]:
-        if self.warm_up > 0:
-            return super().initial_coefficients(problem, n_components, seed)
-        return np.zeros((problem.n_examples, n_components), np.float32)  # the first sweep sets W
+    def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
+        return fit_to_given(problem, super().start(problem, n_components, seed, given), given)
 
     @full_precision
     def step(self, problem: Problem, state: LowRankState) -> LowRankState:
