@@ -84,8 +84,8 @@ class DampedALS(LowRankSolver):
             many at once as promise to pay, and kept if that pays; at most so many times, fewer where nothing is left to
             gain. Alternating steps alone end in local minima from most starts. None with ``stiefel``: a row may lie in
             the span of the other vectors, and nothing orthonormal is near that.
-        warm_up: first steps that move G alone, W held at its start, given or drawn; none where G alone is given. A W that is
-            solved for a random G is far from any concept, and stays there.
+        warm_up: first steps that move G alone, W held at its start, given or drawn; none where G alone is given. A W
+            that is solved for a random G is far from any concept, and stays there.
         orthogonality: weight ρ of ρ Σ_{j≠k} (g_j·g_k)² over unit vectors, added to the loss as a fraction of ‖F‖².
         stiefel: keep the pseudo-Fishers orthonormal.
     """
