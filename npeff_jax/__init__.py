@@ -41,13 +41,13 @@ from npeff_jax.models import Categorical as Categorical
 from npeff_jax.models import Gaussian as Gaussian
 from npeff_jax.models import Model as Model
 from npeff_jax.pefs import Diagonal as Diagonal
-from npeff_jax.pefs import Kind as Kind
+from npeff_jax.pefs import FisherKind as FisherKind
 from npeff_jax.pefs import LowRank as LowRank
 from npeff_jax.pefs import Normalization as Normalization
 from npeff_jax.pefs import Pefs as Pefs
 from npeff_jax.pefs import PerRow as PerRow
-from npeff_jax.pefs import Plan as Plan
-from npeff_jax.pefs import Rows as Rows
+from npeff_jax.pefs import RowBasis as RowBasis
+from npeff_jax.pefs import RunPlan as RunPlan
 from npeff_jax.pefs import Sampled as Sampled
 from npeff_jax.pefs import SharedSupport as SharedSupport
 from npeff_jax.pefs import compute_pefs as compute_pefs

@@ -30,7 +30,7 @@ from npeff_jax.pefs._memory import check_fits, choose_batch_size
 from npeff_jax.pefs._pefs import Pefs
 from npeff_jax.pefs._processes import check_own_devices
 from npeff_jax.pefs._representation import Diagonal, Keep, LowRank, Normalization, Representation
-from npeff_jax.pefs._schema import Kind, Schema
+from npeff_jax.pefs._schema import FisherKind, Schema
 from npeff_jax.pefs._sparsify import NotFiniteError, Sparsifier, blank_arrays, put, skipped, width
 from npeff_jax.store import WidenedArray, absolute_path
 
@@ -140,7 +140,7 @@ def describe_run(
     """The schema of PEFs that are to be computed. The digest of the examples reads all of them, unless it is given."""
     choices = {} if keep is None or isinstance(keep, int) else {"keep": describe(keep)}
     return Schema(
-        kind=Kind.DIAGONAL if isinstance(representation, Diagonal) else Kind.LOW_RANK,
+        kind=FisherKind.DIAGONAL if isinstance(representation, Diagonal) else FisherKind.LOW_RANK,
         representation=describe(representation) | choices,
         normalization=normalization.value,
         keep=width(keep, model, representation, n_cotangents(model.output, representation, n_classes)),

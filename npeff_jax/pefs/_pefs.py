@@ -11,7 +11,7 @@ from npeff_jax._html import facts_html, histogram_html
 from npeff_jax._identity import subset_digest
 from npeff_jax._types import RowArray
 from npeff_jax.pefs._norms import NormSummary
-from npeff_jax.pefs._schema import Kind, Schema
+from npeff_jax.pefs._schema import FisherKind, Schema
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class Pefs:
     def fisher_vector_product(self, vector: Float[np.ndarray, "m"]) -> Float[np.ndarray, "n m"]:
         """F_i v of every example, from what was kept, in the unit of the stored rows."""
         A = self.to_scipy().astype(np.float64)
-        if self.schema.kind is Kind.DIAGONAL:
+        if self.schema.kind is FisherKind.DIAGONAL:
             return A.multiply(vector[None]).toarray()
         example = np.repeat(np.arange(self.n_examples), self.n_rows)
         owner = scipy.sparse.csr_array((A @ vector, (example, np.arange(A.shape[0]))), (self.n_examples, A.shape[0]))

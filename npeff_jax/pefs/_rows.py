@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from npeff_jax._types import Cotangents, Example, Logits, PyTree
 from npeff_jax.models import Model
 from npeff_jax.pefs._cotangents import cotangents, scaled_cotangents, uses_sketch
-from npeff_jax.pefs._representation import Diagonal, LowRank, Representation, Rows
+from npeff_jax.pefs._representation import Diagonal, LowRank, Representation, RowBasis
 from npeff_jax.pefs._sketch import sketched_cotangents
 
 Leaves = tuple[Float[Array, "c ..."], ...]
@@ -117,7 +117,7 @@ def example_rows(
     gram, leaf_norms = gram_of(blocks)
     total = functools.reduce(jnp.add, [jnp.sum(leaf) for leaf in blocks[0]])
     trace = total if isinstance(representation, Diagonal) else jnp.trace(gram)
-    if isinstance(representation, LowRank) and representation.rows is Rows.PRINCIPAL:
+    if isinstance(representation, LowRank) and representation.rows is RowBasis.PRINCIPAL:
         n_rows = jnp.minimum(n_rows, jax.eval_shape(model.output.factor, logits).shape[0])
     lost_trace = lost / jnp.where(lost > 0, lost + trace, 1.0)
     return ExampleRows(blocks, gram, leaf_norms, back.scale, trace, n_rows, logits, back.lost_mass, lost_trace)

@@ -17,7 +17,7 @@ READABLE_VERSIONS = (1, 2, 3, 4)
 SOFTMAX = {"name": "Categorical", "temperature": 1.0}
 
 
-class Kind(enum.Enum):
+class FisherKind(enum.Enum):
     """The two flavours of NPEFF."""
 
     LOW_RANK = "low_rank"
@@ -48,7 +48,7 @@ class Schema:
         code_version: of the package that wrote them.
     """
 
-    kind: Kind
+    kind: FisherKind
     representation: dict[str, Any]
     normalization: str
     model: str
@@ -79,7 +79,9 @@ class Schema:
             fields = fields | {"representation": fields["representation"] | sketch, "version": 3}
         if fields["version"] == 3:
             fields = fields | {"version": 4}
-        return cls(**fields | {"kind": Kind(fields["kind"]), "layout": ParameterLayout.from_json(fields["layout"])})
+        return cls(
+            **fields | {"kind": FisherKind(fields["kind"]), "layout": ParameterLayout.from_json(fields["layout"])}
+        )
 
     @property
     def identity(self) -> Identity:
