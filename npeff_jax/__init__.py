@@ -46,9 +46,11 @@ from npeff_jax.pefs import LowRank as LowRank
 from npeff_jax.pefs import Normalization as Normalization
 from npeff_jax.pefs import Pefs as Pefs
 from npeff_jax.pefs import PerRow as PerRow
+from npeff_jax.pefs import Representation as Representation
 from npeff_jax.pefs import RowBasis as RowBasis
 from npeff_jax.pefs import RunPlan as RunPlan
 from npeff_jax.pefs import Sampled as Sampled
+from npeff_jax.pefs import Selection as Selection
 from npeff_jax.pefs import SharedSupport as SharedSupport
 from npeff_jax.pefs import compute_pefs as compute_pefs
 from npeff_jax.pefs import fisher_vector_product as fisher_vector_product

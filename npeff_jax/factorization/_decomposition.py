@@ -155,9 +155,13 @@ def load_decomposition(path: str | os.PathLike) -> Decomposition:
     manifest = read_manifest(source)
     if manifest is None or "stopped" not in manifest:
         raise ValueError(f"{source} holds no decomposition; pass the path that Decomposition.save was given")
-    if manifest["version"] != SCHEMA_VERSION:
+    if not isinstance(manifest.get("settings"), dict) or not isinstance(manifest.get("stopped"), str):
+        raise ValueError(f"{source / 'manifest.json'} is damaged: it lacks settings; copy it again from where it came")
+    if type(manifest.get("n_frozen")) is not int:
+        raise ValueError(f"{source / 'manifest.json'} is damaged: n_frozen is {manifest.get('n_frozen')!r}")
+    if manifest.get("version") != SCHEMA_VERSION:
         raise ValueError(
-            f"{source} has version {manifest['version']}, this code reads {SCHEMA_VERSION}; decompose again"
+            f"{source} has version {manifest.get('version')!r}, this code reads {SCHEMA_VERSION}; decompose again"
         )
     names = [*ARRAYS, *(f"history_{f.name}" for f in dataclasses.fields(History))]
     stored = open_arrays(source, names, manifest)

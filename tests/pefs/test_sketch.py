@@ -8,7 +8,6 @@ from fisher_problems import class_rows, dense, fisher, inputs, mlp, stacked
 
 import npeff_jax as npeff
 from npeff_jax import LowRank, Normalization, RowBasis
-from npeff_jax.pefs._cotangents import n_cotangents
 
 pytestmark = pytest.mark.fast
 
@@ -90,7 +89,7 @@ def test_neither_the_cotangents_nor_the_rows_are_as_many_as_the_classes():
         LowRank(rows=RowBasis.CLASSES, max_rows=6),
         LowRank(rows=RowBasis.CLASSES, min_probability=0.1),
     ):
-        assert n_cotangents(model.output, representation, many) <= 11
+        assert representation.n_rows(model.output, many) <= 11
         pure = lambda x, rep=representation: npeff.pef_rows(model.logits_fn, model.params, x, rep)  # noqa: E731
         sizes = [
             variable.aval.size
