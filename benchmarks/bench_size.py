@@ -37,7 +37,7 @@ from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization.row_spaces._choose import costs, needed_memory
 from npeff_jax.factorization.row_spaces._rates import measure, rates
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 FACTOR = 1.01
 ROWS = {"dense": npeff.DenseRows(), "sparse": npeff.SparseRows(), "kernel": npeff.KernelRows(), "chosen": None}
@@ -74,16 +74,18 @@ def write_problem(path: pathlib.Path, pefs: npeff.Pefs) -> None:
 def read_problem(path: pathlib.Path) -> npeff.Pefs:
     """PEFs on disk."""
     kind, c, m = json.loads((path / "problem.json").read_text())
-    return problems.from_entries(*(np.load(path / f"{name}.npy", mmap_mode="r") for name in ARRAYS), Kind(kind), c, m)
+    return problems.from_entries(
+        *(np.load(path / f"{name}.npy", mmap_mode="r") for name in ARRAYS), FisherKind(kind), c, m
+    )
 
 
-def solver_of(name: str, kind: Kind, rate: float) -> Any:
+def solver_of(name: str, kind: FisherKind, rate: float) -> Any:
     """A solver; None is the default one."""
     if name == "ours":
         return None
     if name == "steps":
-        return npeff.DampedALS(exchanges=0) if kind is Kind.LOW_RANK else npeff.HALS(exchanges=0)
-    return npeff.GradientDescent(learning_rate=rate) if kind is Kind.LOW_RANK else npeff.Multiplicative()
+        return npeff.DampedALS(exchanges=0) if kind is FisherKind.LOW_RANK else npeff.HALS(exchanges=0)
+    return npeff.GradientDescent(learning_rate=rate) if kind is FisherKind.LOW_RANK else npeff.Multiplicative()
 
 
 def one_run(path: pathlib.Path, r: int, space: str, name: str, rate: float, steps: int) -> dict[str, Any]:

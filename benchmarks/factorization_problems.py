@@ -10,7 +10,7 @@ import optax
 
 import npeff_jax as npeff
 from npeff_jax._parameters import Parameter, ParameterLayout
-from npeff_jax.pefs import Kind, Schema
+from npeff_jax.pefs import FisherKind, Schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def planted(n: int, m: int, r: int, seed: int = 0, c: int = 3) -> npeff.Pefs:
         rows = np.linalg.qr(rng.normal(size=(c, c)))[0] @ rows
         rows += 0.3 * rng.normal(size=(c, m)) * (rng.random((c, m)) < 0.1) / np.sqrt(0.1 * m)
         examples.append(rows / np.sqrt(np.linalg.norm(rows @ rows.T)))
-    return from_rows(np.stack(examples), Kind.LOW_RANK, keep=1024)
+    return from_rows(np.stack(examples), FisherKind.LOW_RANK, keep=1024)
 
 
 def user_size(
@@ -130,7 +130,7 @@ def user_size(
         flat = A.ravel()
         kept = np.sort(np.argpartition(-np.abs(flat), keep - 1)[:keep])
         values[i], indices[i], rows[i] = flat[kept], columns[kept % columns.size], kept // columns.size
-    return from_entries(values, indices, rows, Kind.LOW_RANK, c, m)
+    return from_entries(values, indices, rows, FisherKind.LOW_RANK, c, m)
 
 
 def user_size_diagonal(
@@ -151,10 +151,12 @@ def user_size_diagonal(
         x *= rng.gamma(4.0, 0.25, size=x.size)
         kept = np.sort(np.argpartition(-x, keep - 1)[:keep])
         values[i], indices[i] = x[kept] / np.linalg.norm(x), columns[kept]
-    return from_entries(values, indices, np.zeros((n, keep), np.int16), Kind.DIAGONAL, 1, m)
+    return from_entries(values, indices, np.zeros((n, keep), np.int16), FisherKind.DIAGONAL, 1, m)
 
 
-def from_entries(values: np.ndarray, indices: np.ndarray, rows: np.ndarray, kind: Kind, c: int, m: int) -> npeff.Pefs:
+def from_entries(
+    values: np.ndarray, indices: np.ndarray, rows: np.ndarray, kind: FisherKind, c: int, m: int
+) -> npeff.Pefs:
     """Entries (n, K) of c rows per example, sorted by row and parameter, as `Pefs`."""
     n, keep = values.shape
     layout = ParameterLayout((Parameter("w", (m,), 0),))
@@ -164,7 +166,7 @@ def from_entries(values: np.ndarray, indices: np.ndarray, rows: np.ndarray, kind
     return npeff.Pefs(schema, values, indices, rows, n_rows, ones, logits, ones, zeros, zeros, zeros)
 
 
-def from_rows(rows: np.ndarray, kind: Kind, keep: int) -> npeff.Pefs:
+def from_rows(rows: np.ndarray, kind: FisherKind, keep: int) -> npeff.Pefs:
     """Rows (n, c, m) as `Pefs` of the ``keep`` largest entries an example."""
     n, c, m = rows.shape
     flat = rows.reshape(n, -1)

@@ -44,6 +44,20 @@ def default_mesh(mesh: Mesh | None) -> Mesh:
     return make_mesh([device])
 
 
+def examples_mesh(mesh: Mesh | None) -> Mesh:
+    """Return the given mesh, or one of JAX's default device, after checking that examples can be split over it.
+
+    Raises:
+        TypeError: it is no mesh.
+        ValueError: it has no axis for the examples.
+    """
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh is of type {type(mesh).__name__}; pass npeff_jax.make_mesh(devices), or None")
+    if mesh is not None and EXAMPLES not in mesh.shape:
+        raise ValueError(f"mesh has the axes {mesh.axis_names}, not {EXAMPLES!r}; pass npeff_jax.make_mesh(devices)")
+    return default_mesh(mesh)
+
+
 def factorization_mesh(mesh: Mesh | None) -> Mesh:
     """The devices of ``mesh`` in a row, for arrays that are sharded along one axis only."""
     devices = default_mesh(mesh).devices.reshape(-1)

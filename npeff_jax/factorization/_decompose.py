@@ -24,7 +24,7 @@ from npeff_jax.factorization._run import Stopping
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization.row_spaces import ModelRows, ProductPrecision, RowChoice, check_rows
 from npeff_jax.factorization.solvers import HALS, DampedALS, Factors, InitialFactors, Solver
-from npeff_jax.pefs import Kind, Pefs
+from npeff_jax.pefs import FisherKind, Pefs
 
 
 def decompose(
@@ -117,7 +117,7 @@ def _problem_of(
 ) -> Problem:
     """The problem of PEFs or of a model's rows, with what can be refused before rows are put on devices."""
     if isinstance(pefs, ModelRows):
-        m, kind = pefs.model.space.size, Kind.LOW_RANK
+        m, kind = pefs.model.space.size, FisherKind.LOW_RANK
         check_n_components(r, pefs.n_examples * pefs.rows_per_example, pefs.n_examples)
         check_start(start, pefs.n_examples, r, m, kind)
         check_vectors_fit(r, m, path)
@@ -189,7 +189,7 @@ def identity_of(problem: Problem, r: int, settings: dict[str, Any], stopping: St
     return same | {"rows": [float(x) for x in own], "parameters": len(origin.parameter_indices)}
 
 
-def checked_solver(solver: Any, kind: Kind, parts: tuple[str, ...]) -> Solver:
+def checked_solver(solver: Any, kind: FisherKind, parts: tuple[str, ...]) -> Solver:
     """Return the solver, or the default one that the study of solvers chose.
 
     Raises:
@@ -197,7 +197,7 @@ def checked_solver(solver: Any, kind: Kind, parts: tuple[str, ...]) -> Solver:
         ValueError: it is for PEFs of another kind, or does not support ``parts`` of the problem.
     """
     if solver is None:
-        solver = DampedALS() if kind is Kind.LOW_RANK else HALS()
+        solver = DampedALS() if kind is FisherKind.LOW_RANK else HALS()
     check_type("solver", solver, Solver)
     try:
         hash(solver)
@@ -222,10 +222,10 @@ def check_type(name: str, value: Any, expected: type) -> Any:
     raise TypeError(f"{got} is of type {type(value).__name__}; pass {wanted}")
 
 
-def check_pefs(pefs: Any) -> Kind:
+def check_pefs(pefs: Any) -> FisherKind:
     """Return the kind of PEFs; raise TypeError where they are none."""
     if isinstance(pefs, ModelRows):
-        return Kind.LOW_RANK
+        return FisherKind.LOW_RANK
     if isinstance(pefs, Pefs):
         return pefs.schema.kind
     what = f"a {type(pefs).__name__}"
@@ -251,9 +251,12 @@ def check_n_components(n_components: int, n_rows: int, n_examples: int) -> None:
         )
 
 
-def check_start(start: InitialFactors, n: int, r: int, m: int, kind: Kind) -> None:
+def check_start(start: InitialFactors, n: int, r: int, m: int, kind: FisherKind) -> None:
     """Raise where a given W or G is of another shape, not finite, or negative where it must not be."""
-    for name, shape, nonnegative in (("coefficients", (n, r), True), ("pseudo_fishers", (r, m), kind is Kind.DIAGONAL)):
+    for name, shape, nonnegative in (
+        ("coefficients", (n, r), True),
+        ("pseudo_fishers", (r, m), kind is FisherKind.DIAGONAL),
+    ):
         given = getattr(start, name)
         if given is None:
             continue

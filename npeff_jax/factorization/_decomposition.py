@@ -16,7 +16,7 @@ from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization._finish import FinishedVectors, finish
 from npeff_jax.factorization._objective import loss_terms, relative_loss
 from npeff_jax.factorization._problem import Problem
-from npeff_jax.pefs import Kind, Schema
+from npeff_jax.pefs import FisherKind, Schema
 from npeff_jax.store import absolute_path, create_array, describe_arrays, open_arrays, read_manifest, write_manifest
 
 
@@ -64,7 +64,7 @@ class Decomposition:
     n_frozen: int = 0
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> FisherKind:
         """The flavour: low-rank or diagonal."""
         return self.schema.kind
 
@@ -151,7 +151,7 @@ class Decomposition:
         if "failed_examples" in self.settings:
             facts.append(("examples left out, their PEFs failed", self.settings["failed_examples"]))
         curve = "loss " + self.settings.get("history", "") + " over the iterations"
-        name = "LRM-NPEFF" if self.kind is Kind.LOW_RANK else "D-NPEFF"
+        name = "LRM-NPEFF" if self.kind is FisherKind.LOW_RANK else "D-NPEFF"
         return facts_html(f"Decomposition ({name})", facts, spark_html(self.history.loss, " ".join(curve.split())))
 
     @property
@@ -261,9 +261,13 @@ def load_decomposition(path: str | os.PathLike) -> Decomposition:
     manifest = read_manifest(source)
     if manifest is None or "stopped" not in manifest:
         raise ValueError(f"{source} holds no decomposition; pass the path that Decomposition.save was given")
-    if manifest["version"] != SCHEMA_VERSION:
+    if not isinstance(manifest.get("settings"), dict) or not isinstance(manifest.get("stopped"), str):
+        raise ValueError(f"{source / 'manifest.json'} is damaged: it lacks settings; copy it again from where it came")
+    if type(manifest.get("n_frozen")) is not int:
+        raise ValueError(f"{source / 'manifest.json'} is damaged: n_frozen is {manifest.get('n_frozen')!r}")
+    if manifest.get("version") != SCHEMA_VERSION:
         raise ValueError(
-            f"{source} has version {manifest['version']}, this code reads {SCHEMA_VERSION}; decompose again"
+            f"{source} has version {manifest.get('version')!r}, this code reads {SCHEMA_VERSION}; decompose again"
         )
     names = [*ARRAYS, *(f"history_{f.name}" for f in dataclasses.fields(History))]
     stored = open_arrays(source, names, manifest)

@@ -26,7 +26,7 @@ from npeff_jax._types import Coefficients, ComponentGram, RowProducts
 from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 POWER = 2
 """Power iterations on the candidates. One leaves some of them short of a component, more merge them (studied)."""
@@ -155,7 +155,7 @@ def candidates(
     Returns:
         C (p, size); b (n, p), what it meets of the residual; P between G and C (r, p), of C (p, p) and of G (r, r).
     """
-    low_rank, rows = problem.kind is Kind.LOW_RANK, problem.rows
+    low_rank, rows = problem.kind is FisherKind.LOW_RANK, problem.rows
     AG, GG = problem.products(G)
     first = worst_rows(problem, energy, W, AG, GG, count)
     C = rows.pull_back(jnp.zeros((rows.n_rows, count), jnp.float32).at[first, jnp.arange(count)].set(1.0))
@@ -189,7 +189,7 @@ def worst_rows(
     orthogonal rows; for D-NPEFF the squared residual.
     """
     own = problem.over_rows(W)
-    if problem.kind is Kind.LOW_RANK:
+    if problem.kind is FisherKind.LOW_RANK:
         left = (energy**2 - jnp.sum(own * AG * AG, axis=1)) / jnp.where(energy > 0, energy, 1.0)
     else:
         left = energy + jnp.sum(own * (own @ GG - 2 * AG), axis=1)

@@ -10,7 +10,7 @@ from npeff_jax._examples import examples_digest, first_example
 from npeff_jax._identity import describe
 from npeff_jax._types import RowArray
 from npeff_jax.factorization.row_spaces import ModelRows
-from npeff_jax.pefs import Kind, Schema
+from npeff_jax.pefs import FisherKind, Schema
 
 SKETCHED = "of the sketched problem"
 """What ``settings["history"]`` says where the losses on the way are not those of the rows themselves."""
@@ -55,7 +55,7 @@ def schema_of_model(source: ModelRows) -> Schema:
     """Return the schema that PEFs of the rows of a model would have."""
     model = source.model
     return Schema(
-        kind=Kind.LOW_RANK,
+        kind=FisherKind.LOW_RANK,
         representation={"name": "ModelRows"},
         normalization="before",
         model=model.fingerprint,

@@ -28,7 +28,7 @@ from npeff_jax.factorization.row_spaces import (
     kernel_of_model,
     matmul,
 )
-from npeff_jax.pefs import Kind, Pefs, Schema
+from npeff_jax.pefs import FisherKind, Pefs, Schema
 
 
 @functools.partial(
@@ -67,7 +67,7 @@ class Problem:
     owner: Any
     members: Any
     squared_norm: Any
-    kind: Kind
+    kind: FisherKind
     n_examples: int
     origin: Origin | None = None
     frozen: Any = None
@@ -128,7 +128,7 @@ class Problem:
         A: Any,
         owner: Any,
         *,
-        kind: Kind = Kind.LOW_RANK,
+        kind: FisherKind = FisherKind.LOW_RANK,
         rows: RowChoice | None = None,
         n_components: int = 64,
         mesh: Mesh | None = None,
@@ -196,7 +196,7 @@ class Problem:
 
         b_ij = Σ_rows (a·g_j)² and P_jk = (g_j·g_k)² for low-rank problems; b = X Hᵀ and P = H Hᵀ for diagonal ones.
         """
-        if self.kind is Kind.LOW_RANK:
+        if self.kind is FisherKind.LOW_RANK:
             return self.sum_over_rows(AG * AG), GG * GG
         return self.sum_over_rows(AG), GG
 
@@ -232,7 +232,7 @@ def _gradient(problem: Problem, W: Coefficients, G: Vectors) -> tuple[Coefficien
     AG, GG = problem.products(G)
     b, P = problem.least_squares(AG, GG)
     by_W = 2 * (matmul(W, P) - b)
-    if problem.kind is Kind.LOW_RANK:
+    if problem.kind is FisherKind.LOW_RANK:
         by_G = 4 * (matmul(matmul(W.T, W) * GG, G) - problem.rows.pull_back(problem.over_rows(W) * AG))
     else:
         by_G = 2 * (matmul(matmul(W.T, W), G) - problem.rows.pull_back(problem.over_rows(W)))

@@ -14,7 +14,7 @@ from npeff_jax._parameters import Parameter, ParameterLayout
 from npeff_jax.factorization._objective import squared_norms
 from npeff_jax.factorization.row_spaces import BlockedRows
 from npeff_jax.factorization.row_spaces._blocks import over
-from npeff_jax.pefs import Kind, Pefs, Schema
+from npeff_jax.pefs import FisherKind, Pefs, Schema
 
 BLOCK_BYTES = 1 << 30
 """Size of a block of examples in memory. PEFs that are larger are read again at every pass over them."""
@@ -66,7 +66,7 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
     """
     if pefs.n_examples == 0:
         raise ValueError("there are no examples in these PEFs; the selection that made them is empty")
-    blocks, low_rank = _Blocks(pefs), pefs.schema.kind is Kind.LOW_RANK
+    blocks, low_rank = _Blocks(pefs), pefs.schema.kind is FisherKind.LOW_RANK
     counts, norms = np.zeros(pefs.schema.layout.size, np.int64), []
     for examples, block in blocks:
         n_rows = pefs.n_rows[examples]
@@ -118,7 +118,7 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
     )
 
 
-def stack_rows(A: Any, owner: Any, kind: Kind) -> tuple[Stack, Schema]:
+def stack_rows(A: Any, owner: Any, kind: FisherKind) -> tuple[Stack, Schema]:
     """Stack rows that are at hand; the arguments are those of `Problem.from_rows`.
 
     Returns:
@@ -138,10 +138,10 @@ def stack_rows(A: Any, owner: Any, kind: Kind) -> tuple[Stack, Schema]:
         raise ValueError("A has values that are not finite; clean or drop their rows")
     n = int(owner[-1]) + 1
     n_rows = np.bincount(owner, minlength=n)
-    if kind is Kind.DIAGONAL and n_rows.max() > 1:
+    if kind is FisherKind.DIAGONAL and n_rows.max() > 1:
         raise ValueError(f"example {int(n_rows.argmax())} has {n_rows.max()} rows; a diagonal Fisher is one row")
     energy = _squares(matrix)
-    norms = squared_norms(matrix, n_rows) if kind is Kind.LOW_RANK else np.bincount(owner, energy, n)
+    norms = squared_norms(matrix, n_rows) if kind is FisherKind.LOW_RANK else np.bincount(owner, energy, n)
     digest = tree_digest({"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "owner": owner})
     layout = ParameterLayout((Parameter("columns", (m,), 0),))
     schema = Schema(kind, {"name": "Rows"}, "none", digest, digest, layout, n, 0, int(n_rows.max()) * m)

@@ -23,7 +23,7 @@ from npeff_jax.factorization import Factors
 from npeff_jax.factorization._driver import _advance
 from npeff_jax.factorization._nonnegative import solve_nonnegative
 from npeff_jax.factorization.row_spaces import DenseSpace, KernelSpace
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 pytestmark = pytest.mark.gpu_compile
 
@@ -83,7 +83,7 @@ def test_kernel_step(target, solver):
     """Eight devices: two gathers of N×r a step (three of the initial state included), nothing else crosses."""
     mesh, n, N, r = mesh_of(target, 8), 800, 1600, 64
     rows = KernelSpace(spec(mesh, (N, N), "shards", None), mesh, N, None)
-    problem = problem_of(mesh, rows, Kind.LOW_RANK, n, N)
+    problem = problem_of(mesh, rows, FisherKind.LOW_RANK, n, N)
     text, memory = compiled_window(solver, problem, mesh, n, r, spec(mesh, (r, N)))
     assert not imprecise_dots(text), imprecise_dots(text)[0]
     assert count(text, "all-reduce") == count(text, "all-to-all") == count(text, "collective-permute") == 0
@@ -96,7 +96,7 @@ def test_kernel_step(target, solver):
 @pytest.mark.parametrize("solver", [npeff.DampedALS(), npeff.HALS(), npeff.Multiplicative()], ids=str)
 def test_dense_step(target, solver):
     mesh, n, m, r = mesh_of(target, 8), 400, 40_000, 32
-    N = 2 * n if solver.kind is Kind.LOW_RANK else n
+    N = 2 * n if solver.kind is FisherKind.LOW_RANK else n
     rows = DenseSpace(spec(mesh, (N, m), None, "shards"), mesh, m)
     problem = problem_of(mesh, rows, solver.kind, n, N)
     text, _ = compiled_window(solver, problem, mesh, n, r, spec(mesh, (r, m), None, "shards"))
@@ -115,10 +115,10 @@ def test_fit(target):
     assert not imprecise_dots(text), imprecise_dots(text)[0]
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", list(FisherKind))
 def test_loss_and_gradient_in_a_users_own_program(kind):
     mesh, n, m, r = mesh_of("h100", 8), 400, 8000, 32
-    N = 2 * n if kind is Kind.LOW_RANK else n
+    N = 2 * n if kind is FisherKind.LOW_RANK else n
     problem = problem_of(mesh, DenseSpace(spec(mesh, (N, m), None, "shards"), mesh, m), kind, n, N)
     G = spec(mesh, (r, m), None, "shards")
     for function in (npeff.Problem.loss, npeff.Problem.gradient, jax.grad(npeff.Problem.loss, argnums=(1, 2))):

@@ -13,7 +13,7 @@ from problems import best_cosines, oracle_loss
 
 import npeff_jax as npeff
 from npeff_jax.factorization import BlockedRows, Cost, RowChoice, RowSpace
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 from npeff_jax.tasks import pefs_of_rows, planted, planted_diagonal
 
 QUIET = {"progress": False}
@@ -22,7 +22,7 @@ QUIET = {"progress": False}
 @dataclasses.dataclass(frozen=True)
 class ProjectedGradient(npeff.Solver):
     rate: float = 0.3
-    kind = Kind.DIAGONAL
+    kind = FisherKind.DIAGONAL
 
     def init(self, problem, start):
         return start.W, start.G
@@ -141,7 +141,7 @@ class CountSketchSpace(RowSpace):
 @dataclasses.dataclass(frozen=True)
 class CountSketchRows(RowChoice):
     size: int = 256
-    kinds = (Kind.LOW_RANK,)
+    kinds = (FisherKind.LOW_RANK,)
     exact = False
 
     def cost(self, A, n_components, mesh):
@@ -242,7 +242,7 @@ def test_a_problem_of_rows_is_that_of_pefs():
     with pytest.raises(ValueError, match="ascending; sort the rows"):
         npeff.Problem.from_rows(A, owner[::-1].copy())
     with pytest.raises(ValueError, match="has 3 rows; a diagonal Fisher is one row"):
-        npeff.Problem.from_rows(A, owner, kind=Kind.DIAGONAL)
+        npeff.Problem.from_rows(A, owner, kind=FisherKind.DIAGONAL)
 
 
 @pytest.mark.parametrize("counts", [(2, 0, 1), (1, 0, 2), (0, 3, 0), (1, 1, 1), (3, 1, 40)])
@@ -268,7 +268,7 @@ def test_examples_with_different_numbers_of_rows(counts):
 def test_a_diagonal_example_without_entries():
     rows = np.random.default_rng(0).random((7, 1, 5))
     rows[3] = 0
-    found = npeff.decompose(pefs_of_rows(rows, Kind.DIAGONAL), 2, **QUIET)
+    found = npeff.decompose(pefs_of_rows(rows, FisherKind.DIAGONAL), 2, **QUIET)
     assert not found.coefficients[3].any()
     G = np.stack([found.pseudo_fisher(j) for j in range(2)])
     assert found.loss == pytest.approx(oracle_loss(rows[:, 0], found.coefficients, G), rel=1e-4)

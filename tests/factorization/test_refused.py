@@ -12,7 +12,7 @@ import pytest
 import npeff_jax as npeff
 from npeff_jax.factorization import Factors
 from npeff_jax.factorization._nonnegative import solve_nonnegative
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 from npeff_jax.tasks import planted, planted_diagonal
 
 QUIET = {"progress": False}
@@ -96,7 +96,7 @@ def test_what_checkpoints_are_of(tmp_path):
     others = {
         "normalization": npeff.compute_pefs(model, x, normalization=npeff.Normalization.NONE, **QUIET),
         "keep": npeff.compute_pefs(model, x, keep=9, **QUIET),
-        "representation": npeff.compute_pefs(model, x, npeff.LowRank(rows=npeff.Rows.CLASSES), **QUIET),
+        "representation": npeff.compute_pefs(model, x, npeff.LowRank(rows=npeff.RowBasis.CLASSES), **QUIET),
         "n_examples": first.subset(np.arange(10)),
         "rows": first.subset(np.arange(11, -1, -1)),
     }
@@ -118,10 +118,10 @@ def test_pefs_in_another_unit_are_not_fitted():
                 use(found, pefs)
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", list(FisherKind))
 def test_fishers_that_are_all_zero(kind):
     model, x = model_of()
-    representation = npeff.LowRank() if kind is Kind.LOW_RANK else npeff.Diagonal()
+    representation = npeff.LowRank() if kind is FisherKind.LOW_RANK else npeff.Diagonal()
     closed = npeff.Model(lambda p, e: e @ model.params["w"], model.params)
     with pytest.raises(
         ValueError, match=r"no gradient reaches any parameter|param"
@@ -162,7 +162,7 @@ def test_model_rows_are_those_of_compute_pefs(margin):
     model = npeff.Model(lambda p, e: jnp.tanh(e @ p["w"]) @ p["v"] + shift, {
         "w": jnp.asarray(rng.normal(size=(3, 5)), jnp.float32), "v": jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
     })  # fmt: skip
-    A = npeff.compute_pefs(model, x, npeff.LowRank(rows=npeff.Rows.FACTOR), keep=None, **QUIET).to_scipy().toarray()
+    A = npeff.compute_pefs(model, x, npeff.LowRank(rows=npeff.RowBasis.FACTOR), keep=None, **QUIET).to_scipy().toarray()
     problem = npeff.Problem.of(npeff.model_rows(model, x, batch_size=4))
     Q = np.asarray(problem.rows.Q)
     np.testing.assert_allclose(Q, A @ A.T, rtol=1e-3, atol=1e-5)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 Vectors = jax.Array
 """(r, size): r vectors in the coordinates of a row space."""
@@ -155,7 +155,7 @@ class RowChoice(abc.ABC):
             computed again from the rows themselves.
     """
 
-    kinds: ClassVar[tuple[Kind, ...]] = (Kind.LOW_RANK, Kind.DIAGONAL)
+    kinds: ClassVar[tuple[FisherKind, ...]] = (FisherKind.LOW_RANK, FisherKind.DIAGONAL)
 
     @property
     def exact(self) -> bool:

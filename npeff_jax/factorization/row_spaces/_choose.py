@@ -13,7 +13,7 @@ from npeff_jax.factorization.row_spaces._dense import DenseRows
 from npeff_jax.factorization.row_spaces._kernel import KernelRows
 from npeff_jax.factorization.row_spaces._rates import measure, rates
 from npeff_jax.factorization.row_spaces._sparse import SparseRows
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 CHOICES: tuple[RowChoice, ...] = (DenseRows(), SparseRows(), KernelRows())
 """What is chosen from where users pass no ``rows=``."""
@@ -28,7 +28,7 @@ SKETCH = KernelRows(sketch=4096)
 """What is proposed where nothing fits."""
 
 
-def check_rows(given: Any, kind: Kind) -> None:
+def check_rows(given: Any, kind: FisherKind) -> None:
     """Raise unless ``given`` is None or a `RowChoice` for PEFs of ``kind``."""
     suiting = " or ".join(f"{name_of(choice)}" for choice in CHOICES if kind in choice.kinds)
     if isinstance(given, type):
@@ -40,7 +40,7 @@ def check_rows(given: Any, kind: Kind) -> None:
         raise ValueError(f"rows={name_of(given)} is for {kinds} PEFs, these are {kind.value}; choose {suiting}")
 
 
-def choose(A: BlockedRows, r: int, kind: Kind, mesh: Mesh, given: RowChoice | None) -> tuple[RowChoice, str]:
+def choose(A: BlockedRows, r: int, kind: FisherKind, mesh: Mesh, given: RowChoice | None) -> tuple[RowChoice, str]:
     """Return the choice and why it was made.
 
     Raises:
@@ -82,10 +82,10 @@ def choose(A: BlockedRows, r: int, kind: Kind, mesh: Mesh, given: RowChoice | No
     )
 
 
-def costs(A: BlockedRows, r: int, kind: Kind, mesh: Mesh) -> dict[RowChoice, Cost]:
+def costs(A: BlockedRows, r: int, kind: FisherKind, mesh: Mesh) -> dict[RowChoice, Cost]:
     """Estimate what each choice would cost, with what `HALS` and `DampedALS` do."""
     found = {choice: choice.cost(A, r, mesh) for choice in CHOICES if kind in choice.kinds}
-    if kind is Kind.DIAGONAL:  # sweeps over H, the same for every choice; products of a line are not needed
+    if kind is FisherKind.DIAGONAL:  # sweeps over H, the same for every choice; products of a line are not needed
         more = STEPS * (SWEEPS * 2 - 6 / 2) * r * r * A.shape[1] / rates(mesh).dense
         found = {choice: dataclasses.replace(cost, seconds=cost.seconds + more) for choice, cost in found.items()}
     return found

@@ -32,7 +32,7 @@ from npeff_jax.factorization.row_spaces._blocks import BlockedRows
 from npeff_jax.factorization.row_spaces._gram import gram, gram_bytes, gram_seconds
 from npeff_jax.factorization.row_spaces._rates import rates
 from npeff_jax.factorization.row_spaces._sketched import sketched_cost, sketched_space
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class KernelRows(RowChoice):
     """
 
     sketch: int | None = None
-    kinds = (Kind.LOW_RANK,)
+    kinds = (FisherKind.LOW_RANK,)
 
     @property
     def exact(self) -> bool:

@@ -21,7 +21,7 @@ from npeff_jax.factorization._nonnegative import solve_nonnegative
 from npeff_jax.factorization._objective import loss_terms
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 State = TypeVar("State")
 
@@ -86,7 +86,7 @@ class Solver(abc.ABC):
         >>> @dataclasses.dataclass(frozen=True)
         ... class ProjectedGradient(Solver):
         ...     rate: float = 0.1
-        ...     kind = Kind.DIAGONAL
+        ...     kind = FisherKind.DIAGONAL
         ...
         ...     def init(self, problem, start):
         ...         return start.W, start.G
@@ -99,7 +99,7 @@ class Solver(abc.ABC):
         ...         return state
     """
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[FisherKind]
 
     def __post_init__(self) -> None:
         """Turn NumPy scalars among the settings into Python's: a result is recorded as JSON."""
@@ -162,7 +162,7 @@ class Solver(abc.ABC):
         and a little of every row, because a multiplicative update leaves zeros zero.
         """
         rng, N = np.random.default_rng(seed), problem.rows.n_rows
-        if problem.kind is Kind.DIAGONAL:
+        if problem.kind is FisherKind.DIAGONAL:
             U = np.full((N, n_components), 0.01 / N, np.float32)
             for j in range(n_components):
                 np.add.at(U[:, j], rng.integers(N, size=5), rng.random(5, dtype=np.float32))
@@ -192,7 +192,7 @@ class Solver(abc.ABC):
         done = self.warm_up if given.pseudo_fishers is not None and given.coefficients is None else 0
         return Factors(W, G, replicate(np.asarray(done, np.int32), rows.mesh))
 
-    def check(self, kind: Kind, parts: tuple[str, ...]) -> None:
+    def check(self, kind: FisherKind, parts: tuple[str, ...]) -> None:
         """Raise ValueError where it cannot factorize PEFs of ``kind``, or a problem that has ``parts``."""
         name = type(self).__name__
         if kind is not self.kind:
@@ -204,9 +204,9 @@ class Solver(abc.ABC):
                 f"{', '.join(self.supports) or 'none of the optional parts'}: choose another solver or leave them out"
             )
 
-    def alternatives(self, kind: Kind) -> str:
+    def alternatives(self, kind: FisherKind) -> str:
         """Return what to propose for PEFs of another kind."""
-        return "DampedALS or GradientDescent" if kind is Kind.LOW_RANK else "HALS or Multiplicative"
+        return "DampedALS or GradientDescent" if kind is FisherKind.LOW_RANK else "HALS or Multiplicative"
 
 
 def fit_to_given(problem: Problem, start: Factors, given: InitialFactors) -> Factors:

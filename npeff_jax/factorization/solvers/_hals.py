@@ -22,7 +22,7 @@ from npeff_jax.factorization._objective import loss_terms
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
 from npeff_jax.factorization.solvers._base import Factors, InitialFactors, Solver, fit_to_given
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 
 class DiagonalState(NamedTuple):
@@ -46,7 +46,7 @@ class DiagonalState(NamedTuple):
 class DiagonalSolver(Solver):
     """What the solvers of diagonal problems share: a state that W and H determine."""
 
-    kind = Kind.DIAGONAL
+    kind = FisherKind.DIAGONAL
     restarts = True
     supports = ("frozen",)
 

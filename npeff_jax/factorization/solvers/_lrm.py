@@ -27,7 +27,7 @@ from npeff_jax.factorization.row_spaces import Vectors
 from npeff_jax.factorization.solvers._base import Factors, InitialFactors, Solver, fit_to_given
 from npeff_jax.factorization.solvers._quartic import minimize_quartic
 from npeff_jax.factorization.solvers._tangent import Line, project, retract
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 
 class LowRankState(NamedTuple):
@@ -53,7 +53,7 @@ class LowRankState(NamedTuple):
 class LowRankSolver(Solver):
     """What the solvers of low-rank problems share: a state that W and G determine."""
 
-    kind = Kind.LOW_RANK
+    kind = FisherKind.LOW_RANK
     restarts = True
 
     @full_precision
@@ -106,7 +106,7 @@ class DampedALS(LowRankSolver):
     def supports(self) -> tuple[str, ...]:
         return () if self.stiefel else ("frozen",)
 
-    def check(self, kind: Kind, parts: tuple[str, ...]) -> None:
+    def check(self, kind: FisherKind, parts: tuple[str, ...]) -> None:
         if self.stiefel and "frozen" in parts:
             raise ValueError("stiefel=True cannot hold with frozen components, which need not be orthonormal; drop it")
         super().check(kind, parts)
