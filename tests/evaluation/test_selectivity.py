@@ -37,7 +37,14 @@ def planted():
 def table(planted):
     model, decomposition, pefs, examples, _ = planted
     return npeff.selectivity(
-        model, decomposition, pefs, examples, fit=decomposition, n_top=10, n_directions=4, progress=False
+        model,
+        decomposition,
+        pefs,
+        examples,
+        fit=decomposition,
+        n_top=10,
+        nulls=npeff.Nulls(n_random_directions=4),
+        progress=False,
     )
 
 
@@ -56,7 +63,7 @@ def test_a_component_moves_the_examples_that_use_it(planted, table):
 def test_random_directions_repeat_the_pef_norms(planted):
     """They favour no example, so that their ratio is the ratio of sensitivities: why they prove little."""
     model, decomposition, pefs, examples, _ = planted
-    options = {"fit": decomposition, "n_top": 10, "n_directions": 100, "progress": False}
+    options = {"fit": decomposition, "n_top": 10, "nulls": npeff.Nulls(n_random_directions=100), "progress": False}
     found = npeff.selectivity(model, decomposition, pefs, examples, **options)
     assert found.random_kl_ratios.shape == (BLOCKS, 100)
     np.testing.assert_allclose(found.random_kl_ratio, found.pef_norm_ratio, rtol=0.35)
@@ -93,7 +100,13 @@ def test_the_loss_sign_lowers_the_loss_of_the_top_examples(planted):
     model, decomposition, pefs, examples, _ = planted
     labels = np.random.default_rng(3).integers(0, 3, 90)
     labelled = dataclasses.replace(pefs, labels=labels)
-    options = {"fit": decomposition, "n_top": 10, "n_directions": 0, "norm": 1e-3, "progress": False}
+    options = {
+        "fit": decomposition,
+        "n_top": 10,
+        "nulls": npeff.Nulls(n_random_directions=0),
+        "norm": 1e-3,
+        "progress": False,
+    }
     signs = {}
     for data in (pefs, labelled):
         found = npeff.selectivity(model, decomposition, data, examples, **options)
@@ -160,9 +173,8 @@ def test_order_batches_and_devices_change_nothing(planted, table):
         jax.tree.map(lambda leaf: leaf[order], examples),
         fit=shuffled,
         n_top=10,
-        n_directions=4,
-        batch_size=16,
-        mesh=npeff.make_mesh(),
+        nulls=npeff.Nulls(n_random_directions=4),
+        passes=npeff.Passes(16, npeff.make_mesh()),
         progress=False,
     )
     for name in ("kl_ratio", "null_kl_ratio", "random_kl_ratio", "pef_norm_ratio", "prediction_correlation"):
@@ -172,10 +184,10 @@ def test_order_batches_and_devices_change_nothing(planted, table):
 
 def test_fewer_random_examples_and_components(planted):
     model, decomposition, pefs, examples, _ = planted
-    options = {"fit": decomposition, "n_top": 5, "n_random": 20, "n_directions": 0, "progress": False}
+    options = {"fit": decomposition, "n_top": 5, "nulls": npeff.Nulls(20, 0), "progress": False}
     found = npeff.selectivity(model, decomposition, pefs, examples, components=[2], **options)
     assert found.components.tolist() == [2]
-    assert found.random.sum() == 20
+    assert found.is_random.sum() == 20
     assert np.isnan(found.null_kl_ratio).all()
     assert np.isnan(found.random_kl_ratio).all()
     again = npeff.selectivity(model, decomposition, pefs, examples, components=[2], **options)
