@@ -337,8 +337,8 @@ def _warn_unless_local(table: Selectivity) -> None:
     if far > len(excess) / 2:
         warnings.warn(
             f"the moves are not local: for {far} of {len(excess)} components the KL measured on the top examples is "
-            f"more than {FAR_ABOVE:g} times what eq. 5 predicts (median {np.median(excess):.2g} times, at a median norm "
-            f"of {np.median(table.norms):.2g}); use a smaller norm, or norm=KLBudget(0.05)",
+            f"more than {FAR_ABOVE:g} times what eq. 5 predicts (median {np.median(excess):.2g} times, at norms around "
+            f"{np.median(table.norms):.2g}); use a smaller norm, or norm=KLBudget(0.05)",
             NotLocalWarning,
             stacklevel=3,
         )

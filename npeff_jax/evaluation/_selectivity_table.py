@@ -32,8 +32,8 @@ class Selectivity:
         pef_norm_ratio: (c,), the same ratio of the PEFs' norms: what sensitivity to any perturbation would give.
         null_kl_ratios: (c, c), entry [j, k] the ratio on the top examples of j under the perturbation of k.
         random_kl_ratios: (c, d), the ratio under random directions of equal norm.
-        prediction_correlation: (c,), rank correlation of predicted with measured KL over the evaluated examples, where ties
-            of the prediction earn nothing (`rank_agreement`).
+        prediction_correlation: (c,), rank correlation of predicted with measured KL over the evaluated examples, where
+            ties of the prediction earn nothing (`rank_agreement`).
         coefficient_correlation: (c,), the same of the component's coefficients with measured KL.
         ceiling: n / n_top, the most that a ratio could be if the top examples were left among all n, as in the paper.
             Here they are left out, so larger ratios are possible.

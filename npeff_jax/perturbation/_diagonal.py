@@ -153,7 +153,7 @@ class DiagonalEdit(Edit):
             def kl_of(deltas: np.ndarray, along: PyTree = along) -> np.ndarray:
                 return subject.mean_kl(component, along, deltas)
 
-            delta, kl = find_scale(kl_of, *self.kl_range, self.max_delta)
+            delta, kl, _ = find_scale(kl_of, *self.kl_range, self.max_delta)
             if delta is not None:
                 return DiagonalMove(scaled(delta, along), delta, weight, kl)
             reached.append(f"{kl:.2g} at λ={weight}")

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,8 +103,7 @@ class Edit(abc.ABC):
         ...     share: float = 0.1
         ...     def move(self, subject, component, sign):
         ...         direction = component_direction(subject.model, subject.decomposition, component)
-        ...         used = jax.tree.map(lambda d: jnp.abs(d) / jnp.max(jnp.abs(d)), direction)
-        ...         return jax.tree.map(lambda p, u: -sign * self.share * u * p, subject.model.params, used)
+        ...         return jax.tree.map(lambda p, d: -sign * self.share * p * (d != 0), subject.model.params, direction)
         >>> selectivity(model, decomposition, pefs, examples, fit=fit, edits=Decay(), n_top=3, progress=False).kl.shape
         (3, 2, 12)
     """
@@ -146,7 +145,8 @@ class KLBudget:
     KL can be compared where moves of the same norm cannot.
 
     Attributes:
-        nats: the budget. The norm found uses at least nine tenths of it, unless the largest norm stays below.
+        nats: the budget. The norm found uses at least nine tenths of it, unless the largest norm stays below or the KL
+            jumps over that range.
         max_norm: the largest L2 norm.
     """
 
@@ -164,20 +164,32 @@ class KLBudget:
             NoEditError: no norm keeps to the budget.
         """
         kl_of = functools.partial(subject.mean_kl, component, direction)
-        scale, kl = find_scale(kl_of, 0.9 * self.nats, self.nats, self.max_norm)
-        if scale is not None:
-            return scale
-        if kl < self.nats:
-            return self.max_norm
+        found = find_scale(kl_of, 0.9 * self.nats, self.nats, self.max_norm)
+        if found.scale is not None:
+            return found.scale
+        if found.below > 0:  # the largest norm, or the last one before a jump over the range
+            return found.below
         raise NoEditError(
-            f"component {component}: no norm up to {self.max_norm:g} gives a mean KL between {0.9 * self.nats:.2g} and "
-            f"{self.nats:.2g} on its top examples (the last was {kl:.2g})"
+            f"component {component}: no norm up to {self.max_norm:g} keeps the mean KL on its top examples within "
+            f"{self.nats:.2g} nats (the smallest one tried gave {found.kl:.2g})"
         )
 
 
-def find_scale(
-    kl_of: Callable[[np.ndarray], np.ndarray], low: float, high: float, largest: float
-) -> tuple[float | None, float]:
+class FoundScale(NamedTuple):
+    """What `find_scale` came to.
+
+    Attributes:
+        scale: one whose KL is in the range, or None.
+        kl: at that scale, or the last that was tried.
+        below: the largest scale tried whose KL, and that of all smaller ones, is below the range; 0 if none is.
+    """
+
+    scale: float | None
+    kl: float
+    below: float
+
+
+def find_scale(kl_of: Callable[[np.ndarray], np.ndarray], low: float, high: float, largest: float) -> FoundScale:
     """Find the smallest scale at which a KL enters [low, high], coming from zero.
 
     Args:
@@ -185,9 +197,6 @@ def find_scale(
         low: the least KL.
         high: the greatest.
         largest: the largest scale; it is halved until the KL is below ``low``.
-
-    Returns:
-        The scale and its KL, or None and the last KL.
     """
     scales = largest * 2.0 ** -np.arange(_HALVINGS, -1, -1)
     below = 0.0
@@ -195,16 +204,16 @@ def find_scale(
         kl = kl_of(scales)
         reached = np.flatnonzero(kl >= low)
         if not reached.size:
-            return None, float(kl[-1])
+            return FoundScale(None, float(kl[-1]), float(scales[-1]))
         first = int(reached[0])
-        if kl[first] <= high:
-            return float(scales[first]), float(kl[first])
-        above = float(scales[first])
         below = float(scales[first - 1]) if first else below
+        if kl[first] <= high:
+            return FoundScale(float(scales[first]), float(kl[first]), below)
+        above = float(scales[first])
         inside = np.arange(1, _INSIDE + 1) / (_INSIDE + 1)
         between = below * (above / below) ** inside if below else above * inside
         scales = np.append(between, above)
-    return None, float(kl[first])
+    return FoundScale(None, float(kl[first]), below)
 
 
 def scaled(scale: float | int, direction: PyTree) -> PyTree:
