@@ -8,6 +8,7 @@ shown (`write_report`).
 from npeff_jax import models as models
 from npeff_jax import tasks as tasks
 from npeff_jax._sharding import make_mesh as make_mesh
+from npeff_jax._version import __version__ as __version__
 from npeff_jax.evaluation import Nulls as Nulls
 from npeff_jax.evaluation import Selectivity as Selectivity
 from npeff_jax.evaluation import compare_runs as compare_runs
@@ -67,5 +68,3 @@ from npeff_jax.perturbation import loss_sign as loss_sign
 from npeff_jax.perturbation import perturb as perturb
 from npeff_jax.perturbation import perturbed_kl as perturbed_kl
 from npeff_jax.report import write_report as write_report
-
-__version__ = "0.1.0"

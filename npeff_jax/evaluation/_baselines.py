@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from npeff_jax._checks import check_in_range, count_examples
+from npeff_jax._checks import check_integer
+from npeff_jax._examples import count_examples, first_example, take_examples
 from npeff_jax._html import facts_html, table_html
 from npeff_jax._parameters import ParameterSpace
 from npeff_jax._types import Examples, LogitsFn, PyTree
@@ -37,12 +38,13 @@ def activations(model: Model, examples: Examples, name: str, *, batch_size: int 
             "this model exposes no intermediates; give Model(..., intermediates_fn=f) a function (params, example) -> "
             "{name: array}"
         )
-    n = count_examples(examples)
+    examples = take_examples(examples)
+    n, size = count_examples(examples), check_integer("batch_size", batch_size)
+    known = jax.eval_shape(model.intermediates_fn, model.params, first_example(examples))
+    if name not in known:
+        raise ValueError(f"no intermediate is named {name!r}; this model has {sorted(known)}")
     found = []
-    for batch in batches(examples, min(batch_size, n)):
-        known = jax.eval_shape(model.intermediates_fn, model.params, jax.tree.map(lambda leaf: leaf[0], batch))
-        if name not in known:
-            raise ValueError(f"no intermediate is named {name!r}; this model has {sorted(known)}")
+    for batch in batches(examples, min(size, n)):
         found.append(np.asarray(_activations(model.params, batch, model.intermediates_fn, name)))
     return np.concatenate(found)[:n]
 
@@ -78,7 +80,8 @@ def gradient_features(
         seed: of the projection.
         batch_size: examples whose gradients are held at once.
     """
-    n = count_examples(examples)
+    examples = take_examples(examples)
+    n, n_features = count_examples(examples), check_integer("n_features", n_features)
     rng = np.random.default_rng(seed)
     bucket = jnp.asarray(rng.integers(0, n_features, model.space.size), jnp.int32)
     sign = jnp.asarray(rng.choice([-1.0, 1.0], model.space.size), jnp.float32)
@@ -145,7 +148,7 @@ def cluster(features: Float[np.ndarray, "n d"], n_clusters: int = 128, *, seed: 
     """
     from sklearn.cluster import KMeans
 
-    check_in_range("n_clusters", n_clusters, 1, len(features))
+    n_clusters = check_integer("n_clusters", n_clusters, 1, len(features))
     found = KMeans(n_clusters, n_init=4, random_state=seed).fit(features)
     distances = np.linalg.norm(features - found.cluster_centers_[found.labels_], axis=1)
     return Clusters(found.labels_.astype(np.int64), distances, found.cluster_centers_)

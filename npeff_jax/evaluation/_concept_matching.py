@@ -6,12 +6,12 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Bool, Float, Int
 
+from npeff_jax._checks import check_integer
 from npeff_jax._html import facts_html, table_html
 from npeff_jax.evaluation._baselines import cluster
 from npeff_jax.evaluation._concepts import Variables, truth_table
 from npeff_jax.evaluation._ranking import coefficient_array
 from npeff_jax.pefs import Pefs
-from npeff_jax.perturbation import whole
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,12 +94,12 @@ def match_concepts(
     if not table:
         raise ValueError("variables is empty; pass {name: truth values}")
     has = np.stack(list(table.values()), axis=1)
-    random = np.random.default_rng(whole("seed", seed, 0))
+    random = np.random.default_rng(check_integer("seed", seed, 0))
     first = np.zeros(n, bool)
     first[random.permutation(n)[: n // 2]] = True
     halves = (~first, first)  # what chooses; the other one scores
     component, score = _matched(W, has, halves)
-    n_permutations = whole("n_permutations", n_permutations, 0)
+    n_permutations = check_integer("n_permutations", n_permutations, 0)
     permuted = [_matched(random.permuted(W, axis=0), has, halves)[1] for _ in range(n_permutations)]
     signed = np.where(has[0], ~has, has)  # a variable and its negation become equal
     _, earliest = np.unique(signed, axis=1, return_index=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from npeff_jax._checks import check_integer
 from npeff_jax._html import facts_html, table_html
 from npeff_jax.evaluation._ranking import coefficient_array, top_examples
-from npeff_jax.perturbation import whole
 
 Variables = Mapping[str, Sequence[bool] | np.ndarray]
 """For each Boolean variable whether it holds for each of n examples."""
@@ -148,8 +148,8 @@ def search_concepts(
     """
     coefficients = coefficient_array(coefficients)
     n, r = coefficients.shape
-    names, has = _concepts(variables, n, whole("max_terms", max_terms, 1))
-    n_top = whole("n_top", n_top, 1, n)
+    names, has = _concepts(variables, n, check_integer("max_terms", max_terms))
+    n_top = check_integer("n_top", n_top, 1, n)
     predictions = np.zeros(n, np.int64) if predictions is None else np.asarray(predictions)
     if predictions.shape != (n,):
         raise ValueError(f"predictions has shape {predictions.shape}; expected ({n},), the predicted class per example")

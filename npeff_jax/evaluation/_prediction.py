@@ -8,7 +8,7 @@ from npeff_jax._types import PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.pefs import Kind, Normalization
-from npeff_jax.perturbation import check_decomposition_of, check_direction
+from npeff_jax.perturbation import Subject, check_decomposition_of, check_direction
 
 _BLOCK_BYTES = 2**28
 """Size of a block of pseudo-Fisher vectors in memory."""
@@ -44,10 +44,17 @@ def predicted_kl(
             f"coefficients have shape {coefficients.shape}; expected ({norms.size}, {decomposition.n_components}), one "
             "row per norm and one column per component"
         )
-    curvature = component_curvatures(decomposition, np.asarray(model.space.ravel(direction)))
+    return predict(Subject(model, decomposition), coefficients, norms, direction) * float(scale) ** 2
+
+
+def predict(
+    subject: Subject, coefficients: Float[np.ndarray, "n r"], norms: Float[np.ndarray, "n"], move: PyTree
+) -> Float[np.ndarray, "n"]:
+    """Compute `predicted_kl` of a move of a subject that was checked."""
+    curvature = component_curvatures(subject.decomposition, np.asarray(subject.model.space.ravel(move)))
     # Raw PEFs were never divided by their norm, so their coefficients carry it.
-    raw = decomposition.schema.normalization == Normalization.NONE.value
-    return (1.0 if raw else norms) / 2 * (coefficients @ curvature) * float(scale) ** 2
+    raw = subject.decomposition.schema.normalization == Normalization.NONE.value
+    return (1.0 if raw else norms) / 2 * (coefficients @ curvature)
 
 
 def component_curvatures(decomposition: Decomposition, direction: Float[np.ndarray, "m"]) -> Float[np.ndarray, "r"]:

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from npeff_jax._checks import check_in_range
-from npeff_jax.perturbation import whole
+from npeff_jax._checks import check_integer
 
 
 def top_examples(coefficients: Float[np.ndarray, "n r"], component: int, k: int) -> Int[np.ndarray, "k"]:
@@ -29,9 +28,7 @@ def top_examples(coefficients: Float[np.ndarray, "n r"], component: int, k: int)
     """
     coefficients = coefficient_array(coefficients)
     n, r = coefficients.shape
-    component, k = whole("component", component), whole("k", k)
-    check_in_range("component", component, 0, r - 1)
-    check_in_range("k", k, 1, n)
+    component, k = check_integer("component", component, 0, r - 1), check_integer("k", k, 1, n)
     column = coefficients[:, component]
     if np.isnan(column).any():
         raise ValueError(

@@ -11,11 +11,11 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float, Int
 
-from npeff_jax._checks import count_examples
+from npeff_jax._examples import count_examples, take_examples
 from npeff_jax._html import facts_html, table_html
 from npeff_jax._types import Examples, PyTree
-from npeff_jax.models import Model
-from npeff_jax.perturbation import check_model, class_labels, no_move, perturbed_predictions, real
+from npeff_jax.models import Model, check_model
+from npeff_jax.perturbation import check_positive, class_labels, no_move, perturbed_predictions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,8 +135,10 @@ def find_repairs(
         (2,)
     """
     check_model(model)
+    examples = take_examples(examples)
     n = count_examples(examples)
-    truth, norm, choosing = class_labels(model, examples, labels), real("norm", norm, above=0), np.asarray(choosing)
+    truth, choosing = class_labels(model, examples, labels), np.asarray(choosing)
+    norm = check_positive("norm", norm)
     if truth is None:
         raise ValueError("labels is None; a repair is counted against the class of each example")
     if choosing.dtype != bool:

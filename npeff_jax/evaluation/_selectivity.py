@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from npeff_jax._checks import choose_examples
+from npeff_jax._checks import as_instance, check_integer, normalise
+from npeff_jax._examples import choose_examples, take_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import Components, Examples, PyTree
 from npeff_jax.evaluation._belonging import check_belong_together
-from npeff_jax.evaluation._prediction import predicted_kl, rank_agreement
+from npeff_jax.evaluation._prediction import predict, rank_agreement
 from npeff_jax.evaluation._ranking import top_examples
 from npeff_jax.evaluation._selectivity_table import Selectivity
 from npeff_jax.factorization import Decomposition
@@ -29,12 +30,10 @@ from npeff_jax.perturbation import (
     Passes,
     Subject,
     check_direction,
-    check_instance,
     choose_components,
     iterate_perturbed_kl,
     loss_sign,
     no_move,
-    whole,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -74,8 +73,11 @@ class Nulls:
     n_random_directions: int = 8
 
     def __post_init__(self) -> None:
-        for name, low in (("n_random_examples", 1), ("n_random_directions", 0)):
-            object.__setattr__(self, name, whole(name, getattr(self, name), low))
+        normalise(
+            self,
+            n_random_examples=check_integer("n_random_examples", self.n_random_examples),
+            n_random_directions=check_integer("n_random_directions", self.n_random_directions, 0),
+        )
 
 
 def selectivity(
@@ -132,15 +134,15 @@ def selectivity(
         >>> table.kl_ratio.shape, table.null_kl_ratio.shape
         ((3,), (3,))
     """
+    examples = take_examples(examples)
     check_belong_together(model, decomposition, pefs, examples, fit)
     chosen = choose_components(components, decomposition.n_components)
     edits = _edit_of(decomposition, edits, edit)
-    check_instance("nulls", nulls, Nulls, "Nulls(...)")
-    check_instance("passes", passes, Passes, "Passes(...)")
+    nulls, passes = as_instance("nulls", nulls, Nulls), as_instance("passes", passes, Passes)
     known = _usable(pefs, fit)
     n_top = _number_of_top_examples(n_top, known.size)
 
-    rng = np.random.default_rng(whole("seed", seed, 0))
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
     coefficients = np.asarray(fit.coefficients)[known]
     top = np.stack([known[top_examples(coefficients, int(j), n_top)] for j in chosen])
     drawn = np.sort(rng.choice(known, min(nulls.n_random_examples, known.size), replace=False))
@@ -225,9 +227,7 @@ class _Moves:
                     move, failure = no_move(model), str(error)
                 self.failures.append(failure)
                 self.norms.append(float(jnp.linalg.norm(model.space.ravel(move))))
-                self.predicted.append(
-                    predicted_kl(model, self.subject.decomposition, self.coefficients, self.alpha, move)
-                )
+                self.predicted.append(predict(self.subject, self.coefficients, self.alpha, move))
                 if sign > 0:
                     self.loss_signs.append(self._loss_sign(component, move))
                 yield move
@@ -264,7 +264,7 @@ class _Moves:
 def _edit_of(decomposition: Decomposition, edits: Edit | None, settings: dict[str, Any]) -> Edit:
     """The edit to use: the given one, or the default of the decomposition's kind with some settings."""
     if edits is not None:
-        check_instance("edits", edits, Edit, "an Edit, such as DirectionEdit(norm=0.1)")
+        edits = as_instance("edits", edits, Edit)  # type: ignore[type-abstract]
         if settings:
             raise TypeError(
                 f"{', '.join(settings)} given beside edits; put it into the edit: {type(edits).__name__}(…)"
@@ -292,15 +292,13 @@ def _usable(pefs: Pefs, fit: Fitted) -> Int[np.ndarray, "k"]:
     if missing == finite.size:
         raise ValueError(f"all {missing} examples failed: their norms, logits or coefficients are not finite")
     if missing:
-        _LOG.warning(
-            "%d of %d examples left out: their PEFs, logits or coefficients are not finite", missing, len(finite)
-        )
+        _LOG.warning("left out %d examples of %d: PEFs, logits or coefficients are not finite", missing, len(finite))
     return np.flatnonzero(finite)
 
 
 def _number_of_top_examples(n_top: int | None, n: int) -> int:
     if n_top is not None:
-        return whole("n_top", n_top, 1, n - 1)
+        return check_integer("n_top", n_top, 1, n - 1)
     if n < 2:
         raise ValueError(f"{n} example is left; expected two or more, to compare top examples with others")
     if n > N_TOP:

@@ -1,7 +1,7 @@
 """Model and examples to PEFs: per-example Fisher information matrices, sparsified, in memory or on disk."""
 
 from npeff_jax.pefs._batch import BatchRows as BatchRows
-from npeff_jax.pefs._digest import examples_digest as examples_digest
+from npeff_jax.pefs._cotangents import scaled_cotangents as scaled_cotangents
 from npeff_jax.pefs._driver import DType as DType
 from npeff_jax.pefs._driver import OnExisting as OnExisting
 from npeff_jax.pefs._driver import OnFailure as OnFailure
@@ -22,6 +22,8 @@ from npeff_jax.pefs._representation import Rows as Rows
 from npeff_jax.pefs._representation import Sampled as Sampled
 from npeff_jax.pefs._representation import SharedSupport as SharedSupport
 from npeff_jax.pefs._rows import ExampleRows as ExampleRows
+from npeff_jax.pefs._rows import PulledRows as PulledRows
+from npeff_jax.pefs._rows import pull_back as pull_back
 from npeff_jax.pefs._schema import Kind as Kind
 from npeff_jax.pefs._schema import Schema as Schema
 from npeff_jax.pefs._selection import LeafRows as LeafRows

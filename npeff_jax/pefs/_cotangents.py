@@ -93,6 +93,12 @@ def unit_of(rows: Cotangents) -> Float[Array, ""]:
     return jnp.where(largest > 0, largest, 1.0)
 
 
+def scaled_cotangents(rows: Cotangents) -> tuple[Cotangents, Float[Array, ""]]:
+    """Return cotangents divided by their largest absolute entry, and that entry (1 where all are zero)."""
+    scale = unit_of(rows)
+    return rows / scale, scale
+
+
 def scaled(
     rows: Cotangents, n_rows: Int[Array, ""], lost_mass: Float[Array, ""], probe: Float[Array, "C"] | None
 ) -> Pullback:

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from npeff_jax._checks import check_in_range, count_examples, slice_examples
+from npeff_jax._checks import check_in_range
+from npeff_jax._examples import count_examples, slice_examples
 from npeff_jax._html import facts_html, table_html
 from npeff_jax._sharding import default_mesh
 from npeff_jax._types import Examples

@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-from typing import Any
 
 
 class Rows(enum.Enum):
@@ -124,18 +123,6 @@ class SharedSupport:
 Keep = int | PerRow | SharedSupport | None
 """How many non-zeros to keep of one example: K over all its rows, growing with its rank, on one support shared by its
 rows, or (None) all."""
-
-
-def describe(choice: Any) -> dict[str, Any]:
-    """A frozen choice as JSON: its fields, and its name under ``"name"``."""
-    fields = {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice)}
-    return {"name": type(choice).__name__} | {name: _plain(value) for name, value in fields.items()}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return describe(value)
-    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _check_probability(value: float) -> None:

@@ -4,12 +4,9 @@ from npeff_jax.perturbation._arguments import check_component as check_component
 from npeff_jax.perturbation._arguments import check_decomposition as check_decomposition
 from npeff_jax.perturbation._arguments import check_decomposition_of as check_decomposition_of
 from npeff_jax.perturbation._arguments import check_direction as check_direction
-from npeff_jax.perturbation._arguments import check_instance as check_instance
-from npeff_jax.perturbation._arguments import check_model as check_model
+from npeff_jax.perturbation._arguments import check_positive as check_positive
 from npeff_jax.perturbation._arguments import choose_components as choose_components
 from npeff_jax.perturbation._arguments import class_labels as class_labels
-from npeff_jax.perturbation._arguments import real as real
-from npeff_jax.perturbation._arguments import whole as whole
 from npeff_jax.perturbation._diagonal import DiagonalEdit as DiagonalEdit
 from npeff_jax.perturbation._diagonal import DiagonalMove as DiagonalMove
 from npeff_jax.perturbation._diagonal import Floor as Floor

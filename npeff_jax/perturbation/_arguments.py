@@ -1,30 +1,18 @@
 """What enters the functions of this room and the next: checked before any long work, one sentence per mistake."""
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
-from npeff_jax._checks import check_labels, count_examples, slice_examples
-from npeff_jax._types import Components, Examples, PyTree
+from npeff_jax._checks import check_integer, check_labels, check_real
+from npeff_jax._examples import count_examples, first_example
+from npeff_jax._identity import MODEL, check_same
+from npeff_jax._types import Examples, PyTree
 from npeff_jax.factorization import Decomposition
-from npeff_jax.models import Categorical, Model
-
-
-def check_model(model: Any) -> None:
-    """Raise unless ``model`` is a `Model`.
-
-    Raises:
-        TypeError: it is something else, for example because arguments were swapped.
-    """
-    if not isinstance(model, Model):
-        raise TypeError(
-            f"model is {_described(model)}; expected an npeff_jax.Model as the first argument (adapters in "
-            "npeff_jax.models build one)"
-        )
+from npeff_jax.models import Categorical, Model, check_model
 
 
 def check_decomposition(decomposition: Any) -> None:
@@ -49,17 +37,20 @@ def check_decomposition_of(model: Model, decomposition: Decomposition) -> None:
     """
     check_model(model)
     check_decomposition(decomposition)
-    schema = decomposition.schema
-    if schema.model != model.fingerprint:
+    layout, expected = decomposition.schema.layout, model.space.layout
+    if decomposition.schema.model == model.fingerprint and layout != expected:
         raise ValueError(
-            f"the decomposition is of a model with fingerprint {schema.model}, this one has {model.fingerprint}; "
-            "pass the model whose PEFs were decomposed"
+            f"the decomposition explains {layout.size} parameters, this model's mask {expected.size} or other ones; "
+            "build the model with the mask its PEFs were computed with"
         )
-    if schema.layout != model.space.layout:
-        raise ValueError(
-            f"the decomposition explains {schema.layout.size} parameters, this model's mask {model.space.size} or "
-            "other ones; build the model with the mask its PEFs were computed with"
-        )
+    check_same(
+        "the decomposition",
+        decomposition.schema.identity,
+        "this model's predictions",
+        model.identity(),
+        MODEL,
+        "pass the model whose PEFs were decomposed",
+    )
 
 
 def check_component(decomposition: Decomposition, component: Any) -> int:
@@ -70,13 +61,13 @@ def check_component(decomposition: Decomposition, component: Any) -> int:
         IndexError: the decomposition has no such component.
     """
     r = decomposition.n_components
-    number = whole("component", component)
+    number = check_integer("component", component, -(2**63))
     if not 0 <= number < r:
         raise IndexError(f"component={number} is out of range; this decomposition has {r} components")
     return number
 
 
-def choose_components(components: Components | Bool[np.ndarray, "r"] | None, n_components: int) -> Int[np.ndarray, "c"]:
+def choose_components(components: Any, n_components: int) -> Int[np.ndarray, "c"]:
     """Return the numbers of the chosen components: all for None, the true ones of a Boolean mask.
 
     Args:
@@ -158,6 +149,16 @@ def check_directions(model: Model, directions: Any) -> None:
         )
 
 
+def check_positive(name: str, value: Any) -> float:
+    """Return a positive, finite number as a float.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not positive, or not finite.
+    """
+    return check_real(name, value, 0.0, np.inf, open_low=True, open_high=True)
+
+
 def class_labels(model: Model, examples: Examples, labels: Any) -> Int[np.ndarray, "n"] | None:
     """Return labels as integers in [0, C), or None.
 
@@ -167,66 +168,7 @@ def class_labels(model: Model, examples: Examples, labels: Any) -> Int[np.ndarra
     """
     if not isinstance(model.output, Categorical):
         raise TypeError(f"a loss needs labels, which {type(model.output).__name__} outputs do not have")
-    known = check_labels(labels, count_examples(examples))
-    if known is None:
-        return None
-    C = model.n_classes(jax.tree.map(lambda leaf: leaf[0], slice_examples(examples, slice(0, 1))))
-    outside = np.flatnonzero((known < 0) | (known >= C))
-    if outside.size:
-        raise ValueError(
-            f"labels[{outside[0]}] is {known[outside[0]]} ({outside.size} of {known.size} labels are outside the "
-            f"model's classes 0 to {C - 1}); leave such examples out, or pass the class of each"
-        )
-    return known
-
-
-def whole(name: str, value: Any, low: float | int = -np.inf, high: float | int = np.inf) -> int:
-    """Return an integer setting as an int, whichever integer type it came as.
-
-    Raises:
-        TypeError: it is not an integer.
-        ValueError: it is outside [low, high].
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}={value!r}; expected an integer") from None
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}={value!r}; expected an integer")
-    if not low <= number <= high:
-        raise ValueError(f"{name}={number} is out of range; expected a value from {low} to {high}")
-    return number
-
-
-def real(name: str, value: Any, *, above: float | int = -np.inf) -> float:
-    """Return a setting that is a finite number as a float, whichever number type it came as.
-
-    Raises:
-        TypeError: it is not a number.
-        ValueError: it is not finite, or not above the bound.
-    """
-    if isinstance(value, str | bytes | bool) or np.ndim(value) != 0:
-        raise TypeError(f"{name}={value!r}; expected a number")
-    try:
-        number = float(value)
-    except TypeError:
-        raise TypeError(f"{name}={value!r}; expected a number") from None
-    if not (np.isfinite(number) and number > above):
-        bound = "finite" if above == -np.inf else "positive and finite" if above == 0 else f"finite and above {above:g}"
-        raise ValueError(f"{name}={number} must be {bound}")
-    return number
-
-
-def check_instance(name: str, value: Any, kind: type, expected: str) -> None:
-    """Raise unless ``value`` is an instance of ``kind``: neither the class itself nor a string that names a choice.
-
-    Raises:
-        TypeError: it is something else.
-    """
-    if isinstance(value, type):
-        raise TypeError(f"{name} is the class {value.__name__}; expected an instance: {value.__name__}()")
-    if not isinstance(value, kind):
-        raise TypeError(f"{name}={_described(value)}; expected {expected}")
+    return check_labels(labels, count_examples(examples), model.n_classes(first_example(examples)))
 
 
 def _is_direction(model: Model, value: Any) -> bool:

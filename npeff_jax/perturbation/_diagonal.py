@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from npeff_jax._checks import count_examples
+from npeff_jax._checks import as_enum, normalise
+from npeff_jax._examples import count_examples
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.pefs import Kind
-from npeff_jax.perturbation._arguments import check_component, check_direction, check_instance, real
+from npeff_jax.perturbation._arguments import check_component, check_direction, check_positive
 from npeff_jax.perturbation._edit import Edit, NoEditError, Subject, find_scale, scaled
 from npeff_jax.perturbation._gradients import loss_gradient
 
@@ -92,17 +93,18 @@ class DiagonalEdit(Edit):
     def __post_init__(self) -> None:
         if np.shape(self.kl_range) != (2,) or not 0 < self.kl_range[0] < self.kl_range[1] < np.inf:
             raise ValueError(f"kl_range={self.kl_range} must be two increasing positive numbers")
-        object.__setattr__(self, "kl_range", tuple(float(bound) for bound in self.kl_range))
         weights = tuple(np.atleast_1d(np.asarray(self.weights, np.float64)).tolist())
         if not weights or not all(0 < weight < 1 for weight in weights):
             raise ValueError(f"weights={self.weights} must be numbers between 0 and 1, both excluded")
-        object.__setattr__(self, "weights", weights)
-        for name in ("max_delta", "floor_value"):
-            object.__setattr__(self, name, real(name, getattr(self, name), above=0))
-        if self.norm is not None:
-            object.__setattr__(self, "norm", real("norm", self.norm, above=0))
-        check_instance("floor", self.floor, Floor, "one of " + ", ".join(map(str, Floor)))
-        check_instance("targets", self.targets, Targets, "one of " + ", ".join(map(str, Targets)))
+        numbers = ("max_delta", "floor_value", *(() if self.norm is None else ("norm",)))
+        normalise(
+            self,
+            kl_range=tuple(float(bound) for bound in self.kl_range),
+            weights=weights,
+            floor=as_enum("floor", self.floor, Floor),
+            targets=as_enum("targets", self.targets, Targets),
+            **{name: check_positive(name, getattr(self, name)) for name in numbers},
+        )
 
     def check(self, subject: Subject) -> None:
         if subject.decomposition.kind is not Kind.DIAGONAL:

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from npeff_jax._checks import check_in_range
+from npeff_jax._checks import check_real, normalise
 from npeff_jax._types import Components, PyTree, RowArray
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.pefs import Kind
-from npeff_jax.perturbation._arguments import check_component, check_decomposition_of, choose_components, real
+from npeff_jax.perturbation._arguments import check_component, check_decomposition_of, check_positive, choose_components
 from npeff_jax.perturbation._edit import Edit, KLBudget, NoEditError, Subject, scaled
 
 PAPER_THRESHOLD = 0.35
@@ -73,8 +73,9 @@ def component_directions(
     """
     check_decomposition_of(model, decomposition)
     _check_low_rank(decomposition)
-    chosen = choose_components(components, decomposition.n_components) if len(components) else []
-    gram = _gram(decomposition, chosen, _threshold(reject_below))
+    chosen = choose_components(components, decomposition.n_components) if np.size(components) else np.zeros(0, int)
+    reject_below = _threshold(reject_below)
+    gram = _gram(decomposition, chosen, reject_below)
     weights = [direction_weights(gram, int(j), reject_below) for j in chosen]
     return (_unravel(model, decomposition, row) for row in weights)
 
@@ -92,9 +93,9 @@ class DirectionEdit(Edit):
     reject_below: float | None = PAPER_THRESHOLD
 
     def __post_init__(self) -> None:
+        normalise(self, reject_below=_threshold(self.reject_below))
         if not isinstance(self.norm, KLBudget):
-            object.__setattr__(self, "norm", real("norm", self.norm, above=0))
-        object.__setattr__(self, "reject_below", _threshold(self.reject_below))
+            normalise(self, norm=check_positive("norm", self.norm))
 
     def check(self, subject: Subject) -> None:
         _check_low_rank(subject.decomposition)
@@ -120,11 +121,7 @@ def _unit_direction(subject: Subject, component: int, reject_below: float | None
 
 
 def _threshold(reject_below: float | None) -> float | None:
-    if reject_below is None:
-        return None
-    threshold = real("reject_below", reject_below)
-    check_in_range("reject_below", threshold, 0.0, 1.0)
-    return threshold
+    return None if reject_below is None else check_real("reject_below", reject_below, 0.0, 1.0)
 
 
 def _check_low_rank(decomposition: Decomposition) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int
 
-from npeff_jax._checks import count_examples, slice_examples
+from npeff_jax._checks import check_integer, normalise
+from npeff_jax._examples import count_examples, first_example, slice_examples, take_examples
 from npeff_jax._parameters import ParameterSpace
 from npeff_jax._sharding import EXAMPLES, default_mesh, pad_rows, round_up, sharded
 from npeff_jax._types import Examples, LogitsFn, PyTree
-from npeff_jax.models import Model, Output
-from npeff_jax.perturbation._arguments import check_direction, check_directions, check_model, whole
+from npeff_jax.models import Model, Output, check_model
+from npeff_jax.perturbation._arguments import check_direction, check_directions
 
 Measure = Callable[[Output, jax.Array, jax.Array], jax.Array]
 """``(output, logits before, logits after)`` to a number; NaN if they do not allow one."""
@@ -45,7 +46,7 @@ class Passes:
     precision: str = "highest"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1))
+        normalise(self, batch_size=check_integer("batch_size", self.batch_size))
 
 
 def perturbed_kl(
@@ -159,6 +160,8 @@ def _iterate(
     """
     check_model(model)
     check_directions(model, directions)
+    examples = take_examples(examples)
+    count_examples(examples)
     return _run(model, examples, directions, scales, measure, passes)
 
 
@@ -174,7 +177,7 @@ def _run(
     n, m, S = count_examples(examples), model.space.size, len(scales)
     size = round_up(min(passes.batch_size, n), mesh.shape[EXAMPLES])
     params = place(model.params, mesh)
-    C = jax.eval_shape(model.logits_fn, model.params, _first(examples)).shape[0]
+    C = jax.eval_shape(model.logits_fn, model.params, first_example(examples)).shape[0]
     width = max(1, min(_MOST_DIRECTIONS, _CALL_BYTES // (4 * (m + S * size * C))))
     references: list[jax.Array] = []
     waiting, position = iter(directions), 0
@@ -221,10 +224,6 @@ def _finite(scales: Float[np.ndarray, "scales"]) -> Callable[[int, tuple[np.ndar
 def _stacked(found: Iterable[np.ndarray], n_scales: int, examples: Examples) -> np.ndarray:
     rows = list(found)
     return np.stack(rows) if rows else np.zeros((0, n_scales, count_examples(examples)))
-
-
-def _first(examples: Examples) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[0], slice_examples(examples, slice(0, 1)))
 
 
 def batches(examples: Examples, size: int) -> Iterator[Examples]:

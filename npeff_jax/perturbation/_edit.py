@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from npeff_jax._checks import choose_examples, slice_examples
+from npeff_jax._checks import check_integer, normalise
+from npeff_jax._examples import choose_examples, slice_examples
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
-from npeff_jax.perturbation._arguments import check_component, check_decomposition_of, real, whole
+from npeff_jax.perturbation._arguments import check_component, check_decomposition_of, check_positive
 from npeff_jax.perturbation._divergence import Passes, iterate_perturbed_kl, move
 from npeff_jax.perturbation._gradients import dataset_fisher
 
@@ -129,7 +130,7 @@ class Edit(abc.ABC):
 
     def apply(self, subject: Subject, component: int, sign: int = 1) -> Model:
         """Return the model with its parameters moved. The given model stays as it is."""
-        if whole("sign", sign) not in (1, -1):
+        if check_integer("sign", sign, -1, 1) == 0:
             raise ValueError(f"sign={sign}; expected +1 or -1")
         self.check(subject)
         component = check_component(subject.decomposition, component)
@@ -154,8 +155,7 @@ class KLBudget:
     max_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "nats", real("nats", self.nats, above=0))
-        object.__setattr__(self, "max_norm", real("max_norm", self.max_norm, above=0))
+        normalise(self, nats=check_positive("nats", self.nats), max_norm=check_positive("max_norm", self.max_norm))
 
     def norm_of(self, subject: Subject, component: int, direction: PyTree) -> float:
         """Find the norm along a unit direction.

@@ -1,5 +1,6 @@
 """What gradients say about sets of examples: which way lowers their loss, and how much each parameter matters."""
 
+import abc
 import dataclasses
 import functools
 
@@ -9,12 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from npeff_jax._checks import count_examples
+from npeff_jax._checks import as_instance, check_integer, normalise
+from npeff_jax._examples import count_examples, take_examples
 from npeff_jax._parameters import ParameterSpace
 from npeff_jax._sharding import EXAMPLES, default_mesh, pad_rows, round_up
-from npeff_jax._types import Examples, LogitsFn, PyTree
-from npeff_jax.models import Categorical, Model, Output
-from npeff_jax.perturbation._arguments import check_direction, check_model, class_labels, whole
+from npeff_jax._types import Cotangents, Examples, Logits, LogitsFn, PyTree
+from npeff_jax.models import Categorical, Model, Output, check_model
+from npeff_jax.pefs import pull_back
+from npeff_jax.perturbation._arguments import check_direction, class_labels
 from npeff_jax.perturbation._divergence import batches, over_examples, place
 
 
@@ -40,9 +43,10 @@ def loss_gradient(
         ValueError: another number of labels, not integers, or one that is no class of the model.
     """
     check_model(model)
+    examples = take_examples(examples)
     n = count_examples(examples)
     known = class_labels(model, examples, labels)
-    size = min(whole("batch_size", batch_size, 1), n)
+    size = min(check_integer("batch_size", batch_size), n)
     y = pad_rows(np.full(n, -1) if known is None else known, -(-n // size) * size).reshape(-1, size)
     valid = (np.arange(y.size) < n).reshape(y.shape)
     total = None
@@ -97,17 +101,34 @@ def _gradient(
     return jax.grad(loss)(space.select(params))
 
 
-@dataclasses.dataclass(frozen=True)
-class Expectation:
-    """The expectation over the model's predictions, exactly: C−1 backward passes an example."""
+class Estimate(abc.ABC):
+    """How an example's expectation over predictions is taken in `dataset_fisher`."""
+
+    @abc.abstractmethod
+    def cotangents(self, output: Output, logits: Logits, position: jax.Array) -> Cotangents:
+        """Return rows on the logits whose pull-backs' squares average to the diagonal Fisher.
+
+        Args:
+            output: the model's output family.
+            logits: of the example.
+            position: of the example, so that what is drawn does not depend on batches.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class Expectation(Estimate):
+    """The expectation over the model's predictions, exactly: C−1 backward passes per example."""
+
+    def cotangents(self, output: Output, logits: Logits, position: jax.Array) -> Cotangents:
+        return output.factor(logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(Estimate):
     """Labels drawn from the model's predictions: unbiased, and cheaper where C is large.
 
     Attributes:
-        n_samples: draws an example.
+        n_samples: draws per example.
         seed: folded with each example's index, so that batches do not matter.
     """
 
@@ -115,11 +136,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_samples < 1:
-            raise ValueError(f"n_samples={self.n_samples} must be at least 1")
+        normalise(self, n_samples=check_integer("n_samples", self.n_samples), seed=check_integer("seed", self.seed, 0))
 
-
-Estimate = Expectation | Sampling
+    def cotangents(self, output: Output, logits: Logits, position: jax.Array) -> Cotangents:
+        # A stated implementation: others draw by the batch.
+        key = jax.random.fold_in(jax.random.key(self.seed, impl="threefry2x32"), position)
+        return output.sample(key, logits, self.n_samples)
 
 
 def dataset_fisher(
@@ -131,7 +153,7 @@ def dataset_fisher(
     mesh: Mesh | None = None,
     precision: str = "highest",
 ) -> PyTree:
-    """1/n Σ_i diag F(x_i): a pytree shaped like the parameters, zero outside the model's mask (eq. 3, averaged).
+    """Compute 1/n Σ_i diag F(x_i) (eq. 3, averaged): a pytree shaped like the parameters, zero outside the mask.
 
     Args:
         model: the model.
@@ -140,49 +162,57 @@ def dataset_fisher(
         batch_size: examples whose gradients are held at once, each with up to C−1 of them.
         mesh: devices to share the examples; JAX's default device if None.
         precision: of the model's matrix products.
+
+    Raises:
+        ValueError: a gradient is not finite.
+
+    Examples:
+        >>> fisher = dataset_fisher(model, examples)
+        >>> bool((model.space.ravel(fisher) >= 0).all())
+        True
     """
-    mesh = default_mesh(mesh)
+    check_model(model)
+    estimate = as_instance("estimate", estimate, Estimate)  # type: ignore[type-abstract]
+    mesh, examples = default_mesh(mesh), take_examples(examples)
     n = count_examples(examples)
-    size = round_up(min(batch_size, n), mesh.shape[EXAMPLES])
+    size = round_up(min(check_integer("batch_size", batch_size), n), mesh.shape[EXAMPLES])
     index = pad_rows(np.arange(n), round_up(n, size)).reshape(-1, size)
     valid = (np.arange(index.size) < n).reshape(index.shape)
-    params, total = place(model.params, mesh), np.zeros(model.space.size)
+    placed, total = place(model, mesh), np.zeros(model.space.size)
     with jax.default_matmul_precision(precision):
         for i, batch in enumerate(batches(examples, size)):
-            part = _sum(params, batch, index[i], valid[i], model.logits_fn, model.output, model.space, estimate, mesh)
-            total += np.asarray(part, np.float64).sum(axis=0)
+            parts, scales = _sum(placed, batch, index[i], valid[i], estimate, mesh)
+            # Fishers of confident predictions are of second order in their tiny cotangents: float64 puts them back.
+            total += np.asarray(scales, np.float64) ** 2 @ np.asarray(parts, np.float64)
+    if not np.isfinite(total).all():
+        raise ValueError("a gradient is not finite; leave out the examples whose PEFs failed")
     return model.space.unravel(jnp.asarray(total / n, jnp.float32))
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def _sum(
-    params: PyTree,
+    model: Model,
     batch: Examples,
     index: jax.Array,
     valid: jax.Array,
-    logits_fn: LogitsFn,
-    output: Output,
-    space: ParameterSpace,
     estimate: Estimate,
     mesh: Mesh,
-) -> jax.Array:
-    """(devices, m): each device's sum over its share of a batch."""
+) -> tuple[jax.Array, jax.Array]:
+    """(devices, m): each device's sum over its share of a batch, in units of the squares of (devices,) scales."""
 
-    def one(params: PyTree, x: PyTree, position: jax.Array) -> jax.Array:
-        def logits_of(selected: tuple[jax.Array, ...]) -> jax.Array:
-            return logits_fn(space.join(params, selected), x)
+    def one(model: Model, x: PyTree, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def cotangents(logits: Logits) -> Cotangents:
+            return estimate.cotangents(model.output, logits, position)
 
-        logits, pull_back = jax.vjp(logits_of, space.select(params))
-        if isinstance(estimate, Sampling):
-            key = jax.random.fold_in(jax.random.key(estimate.seed), position)
-            cotangents = output.sample(key, logits, estimate.n_samples)
-        else:
-            cotangents = output.factor(logits)
-        (rows,) = jax.vmap(pull_back)(cotangents.astype(logits.dtype))
-        return jnp.concatenate([jnp.ravel(jnp.sum(jnp.square(row), axis=0)) for row in rows])
+        rows = pull_back(model, model.space.select(model.params), model.params, x, cotangents)
+        squares = [sum(jnp.sum(leaf**2, axis=0) for leaf in parts) for parts in zip(*rows.blocks, strict=True)]
+        return jnp.concatenate([jnp.ravel(leaf) for leaf in squares]), rows.scale
 
-    def share(params: PyTree, batch: Examples, index: jax.Array, valid: jax.Array) -> jax.Array:
-        diagonals = jax.vmap(one, (None, 0, 0))(params, batch, index)
-        return jnp.sum(jnp.where(valid[:, None], diagonals, 0.0), axis=0, keepdims=True)
+    def share(model: Model, batch: Examples, index: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        diagonals, scales = jax.vmap(one, (None, 0, 0))(model, batch, index)
+        unit = jnp.max(jnp.where(valid, scales, 0.0))
+        weights = jnp.where(valid, (scales / jnp.where(unit > 0, unit, 1.0)) ** 2, 0.0)
+        diagonals = jnp.where(valid[:, None], diagonals, 0.0)
+        return jnp.sum(weights[:, None] * diagonals, axis=0, keepdims=True), unit[None]
 
-    return over_examples(share, mesh, (False, True, True, True))(params, batch, index, valid)
+    return over_examples(share, mesh, (False, True, True, True))(model, batch, index, valid)

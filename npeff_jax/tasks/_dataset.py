@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from npeff_jax._checks import choose_examples, count_examples
+from npeff_jax._examples import choose_examples, count_examples
 from npeff_jax._types import Examples
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Int
 
-from npeff_jax._checks import slice_examples
+from npeff_jax._examples import slice_examples
 from npeff_jax.models import Model
 from npeff_jax.tasks._dataset import Dataset
 

@@ -138,7 +138,7 @@ def test_bad_input_is_named(setting):
         DiagonalEdit(kl_range=(0.2, 0.1))
     with pytest.raises(ValueError, match="between 0 and 1"):
         DiagonalEdit(weights=(1.0,))
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="max_delta=0 is out of range"):
         DiagonalEdit(max_delta=0.0)
 
 

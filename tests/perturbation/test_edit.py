@@ -210,13 +210,13 @@ def test_diagonal_moves_of_a_given_norm(planted):
 
 def test_settings_are_checked_where_they_are_made(planted):
     model, decomposition, _, _, _ = planted
-    with pytest.raises(ValueError, match=r"norm=0\.0 must be positive"):
+    with pytest.raises(ValueError, match="norm=0 is out of range"):
         DirectionEdit(norm=0.0)
-    with pytest.raises(ValueError, match=r"reject_below=2\.0 is out of range"):
+    with pytest.raises(ValueError, match="reject_below=2 is out of range"):
         DirectionEdit(reject_below=2.0)
-    with pytest.raises(ValueError, match=r"nats=-1\.0 must be positive"):
+    with pytest.raises(ValueError, match="nats=-1 is out of range"):
         KLBudget(nats=-1.0)
-    with pytest.raises(ValueError, match="norm=nan must be positive"):
+    with pytest.raises(ValueError, match="norm=nan is out of range"):
         DiagonalEdit(norm=float("nan"))
     with pytest.raises(TypeError, match="norm given beside edits; put it into the edit: DirectionEdit"):
         table_of(planted, DirectionEdit(), norm=0.1)
@@ -224,7 +224,7 @@ def test_settings_are_checked_where_they_are_made(planted):
         TypeError, match=r"selectivity has no setting 'nrom' for low-rank components; .* norm, reject_below"
     ):
         table_of(planted, None, nrom=0.1)
-    with pytest.raises(ValueError, match="sign=2; expected"):
+    with pytest.raises(ValueError, match="sign=2 is out of range"):
         DirectionEdit().apply(Subject(model, decomposition), 0, 2)
     with pytest.raises(ValueError, match=r"looks at the top examples of component 1; pass Subject\(..., examples=x"):
         DirectionEdit(KLBudget()).apply(Subject(model, decomposition), 1)
