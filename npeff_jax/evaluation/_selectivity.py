@@ -229,7 +229,7 @@ class _Moves:
                 self.norms.append(float(jnp.linalg.norm(model.space.ravel(move))))
                 self.predicted.append(predict(self.subject, self.coefficients, self.alpha, move))
                 if sign > 0:
-                    self.loss_signs.append(self._loss_sign(component, move))
+                    self.loss_signs.append(0 if failure else self._loss_sign(component, move))
                 yield move
 
     def without_failures(self, kl: Float[np.ndarray, "c 2 e"]) -> Float[np.ndarray, "c 2 e"]:
@@ -310,7 +310,8 @@ def _number_of_top_examples(n_top: int | None, n: int) -> int:
 def _random_moves(model: Model, count: int, norm: float, seed: int) -> Iterator[PyTree]:
     """±norm times unit vectors that are uniform on the sphere of the explained parameters."""
     for i in range(count):
-        vector = jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), (model.space.size,), jnp.float32)
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)  # the same under any default
+        vector = jax.random.normal(key, (model.space.size,), jnp.float32)
         for sign in SIGNS:
             yield model.space.unravel(sign * norm * vector / jnp.linalg.norm(vector))
 

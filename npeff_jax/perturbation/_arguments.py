@@ -1,6 +1,6 @@
 """What enters the functions of this room and the next: checked before any long work, one sentence per mistake."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -140,6 +140,8 @@ def check_directions(model: Model, directions: Any) -> None:
     Raises:
         TypeError: a single direction, or something that cannot be iterated.
     """
+    if isinstance(directions, Iterator):
+        return
     single = jax.tree.structure(directions) == model.space.treedef
     if single and not (isinstance(directions, list) and len(directions) and _is_direction(model, directions[0])):
         raise TypeError("directions is one pytree shaped like the parameters; put it in a list: [direction]")

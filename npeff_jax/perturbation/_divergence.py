@@ -299,6 +299,8 @@ def _measured(before: jax.Array, after: jax.Array, output: Output, measure: Meas
 
 def over_examples(fn: Any, mesh: Mesh, split: tuple[bool, ...]) -> Any:
     """Return ``fn`` with the flagged arguments, and its result, split over the examples axis of ``mesh``."""
+    if mesh.size == 1:  # nothing to split; and without jit, shard_map knows no mesh whose axes are partly automatic
+        return fn
     specs = tuple(PartitionSpec(EXAMPLES) if flag else PartitionSpec() for flag in split)
     return jax.shard_map(
         fn, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(EXAMPLES), axis_names={EXAMPLES}, check_vma=False

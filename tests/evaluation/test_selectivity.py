@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import npeff_jax as npeff
-from npeff_jax.evaluation import rank_agreement, rank_correlation
+from npeff_jax.evaluation import _selectivity, rank_agreement, rank_correlation
 from npeff_jax.perturbation import choose_components
 from tests.planted_model import (
     BLOCKS,
@@ -313,6 +313,10 @@ def test_few_examples_get_fewer_top_ones(planted, caplog):
     found = npeff.selectivity(model, decomposition, pefs, examples, fit=decomposition, **options)
     assert found.top.shape == (1, 22)
     assert "n_top=22: a quarter of the 90 examples" in caplog.text
+    adapted = _selectivity._number_of_top_examples
+    assert [adapted(None, n) for n in (2, 3, 8, 128, 129, 500)] == [1, 1, 2, 32, 128, 128]
+    with pytest.raises(ValueError, match="1 example is left; expected two or more"):
+        adapted(None, 1)
 
 
 def test_a_prediction_that_breaks_is_left_out(planted):
