@@ -65,7 +65,7 @@ def check_integer(name: str, value: Any, low: int = 1, high: int | None = None) 
 
 
 def check_real(
-    name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+    name: str, value: Any, low: float | int, high: float | int, *, open_low: bool = False, open_high: bool = False
 ) -> float:
     """Return a number as Python's ``float``, inside its interval.
 

@@ -268,7 +268,7 @@ def _logits(model: Any, examples: Examples) -> np.ndarray:
     """Logits of a few examples, one after the other, in the highest precision, as for PEFs."""
     n = count_examples(examples)
     one = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), examples) for i in range(n)]
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), jax.disable_jit(False):
         found = [jax.device_get(model.compiled(model.params, example)) for example in one]
     return np.stack(found).astype(np.float64)
 

@@ -126,12 +126,12 @@ class ParameterSpace:
         """m, the number of explained parameters."""
         return self.layout.size
 
-    def select(self, params: PyTree) -> tuple[jax.Array, ...]:
+    def select(self, params: PyTree) -> tuple[Any, ...]:
         """The explained leaves, each once: what gradients are taken with respect to."""
         leaves = self.treedef.flatten_up_to(params)
         return tuple(leaves[places[0]] for places in self.places)
 
-    def join(self, params: PyTree, selected: Sequence[jax.Array]) -> PyTree:
+    def join(self, params: PyTree, selected: Sequence[Any]) -> PyTree:
         """``params`` with the explained leaves replaced, in every place where they stand."""
         leaves = list(self.treedef.flatten_up_to(params))
         for places, leaf in zip(self.places, selected, strict=True):

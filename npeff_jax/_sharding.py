@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -41,8 +40,22 @@ def default_mesh(mesh: Mesh | None) -> Mesh:
     """The given mesh, or one of JAX's default device alone: nothing takes every device silently."""
     if mesh is not None:
         return mesh
-    device = next(iter(jnp.zeros(()).devices()))  # honours jax.default_device, whichever way it was set
+    device = next(iter(jax.device_put(np.zeros(())).devices()))  # honours jax.default_device, whichever way it was set
     return make_mesh([device])
+
+
+def examples_mesh(mesh: Mesh | None) -> Mesh:
+    """Return the given mesh, or one of JAX's default device, after checking that examples can be split over it.
+
+    Raises:
+        TypeError: it is no mesh.
+        ValueError: it has no axis for the examples.
+    """
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh is of type {type(mesh).__name__}; pass npeff_jax.make_mesh(devices), or None")
+    if mesh is not None and EXAMPLES not in mesh.shape:
+        raise ValueError(f"mesh has the axes {mesh.axis_names}, not {EXAMPLES!r}; pass npeff_jax.make_mesh(devices)")
+    return default_mesh(mesh)
 
 
 def factorization_mesh(mesh: Mesh | None) -> Mesh:

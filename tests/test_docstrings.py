@@ -51,7 +51,7 @@ def names():
         "pefs": make_pefs(model, examples, labels),
         "decomposition": decomposition,
         "fit": decomposition,
-        "diagonal": make_decomposition(model, np.abs(block_vectors()), coefficients, npeff_jax.Kind.DIAGONAL),
+        "diagonal": make_decomposition(model, np.abs(block_vectors()), coefficients, npeff_jax.FisherKind.DIAGONAL),
     }
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from npeff_jax._types import PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
-from npeff_jax.pefs import Kind, Normalization
+from npeff_jax.pefs import FisherKind, Normalization
 from npeff_jax.perturbation import Subject, check_decomposition_of, check_direction
 
 _BLOCK_BYTES = 2**28
@@ -62,7 +62,7 @@ def component_curvatures(decomposition: Decomposition, direction: Float[np.ndarr
     delta = np.asarray(direction)[decomposition.parameter_indices]
     size = float(np.abs(delta).max(initial=0.0)) or 1.0  # squares of a small δ would underflow in float32
     unit = (delta / size).astype(np.float32)
-    low_rank = decomposition.kind is Kind.LOW_RANK
+    low_rank = decomposition.kind is FisherKind.LOW_RANK
     unit = unit if low_rank else unit**2
     vectors = decomposition.pseudo_fishers
     block = max(1, _BLOCK_BYTES // (4 * max(unit.size, 1)))  # rows at a time: G may be larger than memory

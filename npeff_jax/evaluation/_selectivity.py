@@ -21,7 +21,7 @@ from npeff_jax.evaluation._ranking import top_examples
 from npeff_jax.evaluation._selectivity_table import Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Categorical, Model
-from npeff_jax.pefs import Kind, Pefs
+from npeff_jax.pefs import FisherKind, Pefs
 from npeff_jax.perturbation import (
     DiagonalEdit,
     DirectionEdit,
@@ -270,7 +270,7 @@ def _edit_of(decomposition: Decomposition, edits: Edit | None, settings: dict[st
                 f"{', '.join(settings)} given beside edits; put it into the edit: {type(edits).__name__}(…)"
             )
         return edits
-    default = DirectionEdit if decomposition.kind is Kind.LOW_RANK else DiagonalEdit
+    default = DirectionEdit if decomposition.kind is FisherKind.LOW_RANK else DiagonalEdit
     if default is DiagonalEdit and settings.get("reject_below", 0) is None:  # no rejection: as diagonal edits are
         settings = {name: value for name, value in settings.items() if name != "reject_below"}
     fields = [field.name for field in dataclasses.fields(default)]

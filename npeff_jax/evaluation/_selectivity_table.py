@@ -28,7 +28,8 @@ class Selectivity:
         norms: (c, 2), ‖δ‖.
         kl_ratios: (c, 2), of a component's perturbation on its own top examples, sign by sign.
         loss_sign: (c,), the sign that lowers the loss of the top examples, by its gradient there: +1 or −1, 0 where the
-            model's outputs have no loss or the component was not moved. Unlike `sign` it is chosen without looking at divergences.
+            model's outputs have no loss or the component was not moved. Unlike `sign` it is chosen without looking at
+            divergences.
         pef_norm_ratio: (c,), the same ratio of the PEFs' norms: what sensitivity to any perturbation would give.
         null_kl_ratios: (c, c), entry [j, k] the ratio on the top examples of j under the perturbation of k.
         random_kl_ratios: (c, d), the ratio under random directions of equal norm.

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from npeff_jax._html import facts_html, spark_html
 from npeff_jax._types import RowArray
-from npeff_jax.pefs import Kind, Schema
+from npeff_jax.pefs import FisherKind, Schema
 from npeff_jax.store import absolute_path, create_array, describe_arrays, open_arrays, read_manifest, write_manifest
 
 
@@ -57,7 +57,7 @@ class Decomposition:
     n_frozen: int = 0
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> FisherKind:
         """The flavour: low-rank or diagonal."""
         return self.schema.kind
 
@@ -90,7 +90,7 @@ class Decomposition:
         ]
         if self.history.loss.size:
             facts.insert(1, ("loss / ‖F‖²", float(self.history.loss[-1])))
-        name = "LRM-NPEFF" if self.kind is Kind.LOW_RANK else "D-NPEFF"
+        name = "LRM-NPEFF" if self.kind is FisherKind.LOW_RANK else "D-NPEFF"
         return facts_html(f"Decomposition ({name})", facts, spark_html(self.history.loss, "loss over the iterations"))
 
     @property
@@ -155,9 +155,13 @@ def load_decomposition(path: str | os.PathLike) -> Decomposition:
     manifest = read_manifest(source)
     if manifest is None or "stopped" not in manifest:
         raise ValueError(f"{source} holds no decomposition; pass the path that Decomposition.save was given")
-    if manifest["version"] != SCHEMA_VERSION:
+    if not isinstance(manifest.get("settings"), dict) or not isinstance(manifest.get("stopped"), str):
+        raise ValueError(f"{source / 'manifest.json'} is damaged: it lacks settings; copy it again from where it came")
+    if type(manifest.get("n_frozen")) is not int:
+        raise ValueError(f"{source / 'manifest.json'} is damaged: n_frozen is {manifest.get('n_frozen')!r}")
+    if manifest.get("version") != SCHEMA_VERSION:
         raise ValueError(
-            f"{source} has version {manifest['version']}, this code reads {SCHEMA_VERSION}; decompose again"
+            f"{source} has version {manifest.get('version')!r}, this code reads {SCHEMA_VERSION}; decompose again"
         )
     names = [*ARRAYS, *(f"history_{f.name}" for f in dataclasses.fields(History))]
     stored = open_arrays(source, names, manifest)

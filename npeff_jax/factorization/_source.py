@@ -23,7 +23,7 @@ from npeff_jax.factorization.rows import (
     SparseRows,
     kernel_of_model,
 )
-from npeff_jax.pefs import Kind, Schema
+from npeff_jax.pefs import FisherKind, Schema
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def source_of_model(model_rows: ModelRows, mesh: Any, progress: Progress) -> Sou
         bad = int(np.flatnonzero(~np.isfinite(norms))[0])
         raise ValueError(f"the Fisher of example {bad} is not finite; clean or drop it")
     schema = Schema(
-        kind=Kind.LOW_RANK,
+        kind=FisherKind.LOW_RANK,
         representation={"name": "ModelRows"},
         normalization="before",
         model=model.fingerprint,

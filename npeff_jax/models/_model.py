@@ -123,7 +123,7 @@ class Model:
         rows = [(p.name, " × ".join(map(str, p.shape))) for p in arrays]
         return facts_html("Model", facts, table_html(("parameter", "shape"), rows))
 
-    def selected_logits(self, selected: tuple[jax.Array, ...], params: PyTree, example: Example) -> jax.Array:
+    def selected_logits(self, selected: tuple[Any, ...], params: PyTree, example: Example) -> jax.Array:
         """The logits as a function of the explained leaves alone, each once: what per-example gradients are taken of.
 
         ``params`` supplies the rest; it is an argument, not a closure, so that it is never compiled in as a constant.

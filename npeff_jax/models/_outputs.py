@@ -78,22 +78,23 @@ class Categorical(Output):
         tail = jnp.cumsum(p[::-1])[::-1]
         here, after = tail[:-1], tail[1:]
         diagonal = jnp.sqrt(p[:-1] * after / here)
-        below = -p[None, :] * jnp.sqrt(p[:-1] / (here * after))[:, None]
+        below = -p[None] * jnp.sqrt(p[:-1] / (here * after))[:, None]
         column, position = jnp.arange(p.size - 1)[:, None], jnp.arange(p.size)[None, :]
-        rows = jnp.where(position == column, diagonal[:, None], jnp.where(position > column, below, 0.0))
-        return jnp.zeros_like(rows).at[:, order].set(rows) / self.temperature
+        nothing = jnp.zeros_like(below)
+        rows = jnp.where(position == column, diagonal[:, None], jnp.where(position > column, below, nothing))
+        return nothing.at[:, order].set(rows) / self.temperature
 
     def weighted(self, logits: Logits, weights: Float[Array, "c C"]) -> Cotangents:
         p = self.probabilities(logits)
-        top, rooted = jnp.argmax(p), weights * jnp.sqrt(p)
-        return (rooted * _others(p, top) - p * _others(rooted, top)) / self.temperature
+        top, rooted = jnp.argmax(p), weights * jnp.sqrt(p)[None]
+        return (rooted * _others(p, top)[None] - p[None] * _others(rooted, top)) / self.temperature
 
     def sample(self, key: jax.Array, logits: Logits, n_samples: int) -> Cotangents:
         log_p = self._log_probabilities(logits)
         drawn = jax.random.categorical(key, log_p, shape=(n_samples,))
         own = jax.nn.one_hot(drawn, log_p.size, dtype=bool)
         p = jnp.exp(log_p)
-        return jnp.where(own, _others(p, jnp.argmax(p)), -p) / (jnp.sqrt(n_samples * 1.0) * self.temperature)
+        return jnp.where(own, _others(p, jnp.argmax(p))[None], -p[None]) / (n_samples**0.5 * self.temperature)
 
     def probabilities(self, logits: Logits) -> Logits:
         return jnp.exp(self._log_probabilities(logits))
@@ -139,7 +140,7 @@ class Gaussian(Output):
 
     def sample(self, key: jax.Array, logits: Logits, n_samples: int) -> Cotangents:
         noise = jax.random.normal(key, (n_samples, logits.size), logits.dtype)
-        return noise / (self.scale * jnp.sqrt(n_samples * 1.0))
+        return noise / (self.scale * n_samples**0.5)
 
     def probabilities(self, logits: Logits) -> Logits:
         return jnp.ones_like(logits)
@@ -152,6 +153,6 @@ def _others(values: Float[Array, "*c C"], top: Int[Array, ""]) -> Float[Array, "
     """For each entry the sum of all others. That of ``top``, the likeliest class, is not a difference: 1 − p of a
     confident p is exact.
     """
-    own = jnp.arange(values.shape[-1]) == top
-    rest = jnp.sum(jnp.where(own, 0.0, values), axis=-1, keepdims=True)
+    own = (jnp.arange(values.shape[-1]) == top).reshape((1,) * (values.ndim - 1) + (-1,))
+    rest = jnp.sum(jnp.where(own, jnp.zeros_like(values), values), axis=-1, keepdims=True)
     return jnp.where(own, rest, values[..., top, None] + (rest - values))

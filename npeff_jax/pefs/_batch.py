@@ -17,14 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from npeff_jax._sharding import EXAMPLES, pad_rows, round_up, sharded
 from npeff_jax._types import Examples
 from npeff_jax.models import Model
-from npeff_jax.pefs._cotangents import counts_classes, kept_classes, n_cotangents
-from npeff_jax.pefs._representation import Representation
-from npeff_jax.pefs._rows import ExampleRows, HostRows, example_rows
-
-
-def seed_of(representation: Representation) -> int:
-    """The seed behind each example's key."""
-    return getattr(representation, "seed", 0)
+from npeff_jax.pefs._rows import ExampleRows, HostRows, example_key, example_rows
+from npeff_jax.pefs.representations import Representation
 
 
 class BatchRows:
@@ -38,41 +32,54 @@ class BatchRows:
         self.mesh, self.precision = mesh, precision
         self.batch_size = round_up(batch_size, mesh.shape[EXAMPLES])
         self._params = _place(model.params, mesh)
-        self._seed = seed_of(representation)
+        self._seed = jax.device_put(np.uint32(representation.seed), NamedSharding(mesh, PartitionSpec()))
 
-        def rows(room: int | None, params: Any, seed: jax.Array, example: Any, index: jax.Array) -> ExampleRows:
-            key = jax.random.fold_in(jax.random.key(seed), index)
-            most = n_cotangents(model.output, representation, model.n_classes(example))
-            most = most if room is None else min(most, room)
-            return example_rows(model, representation, model.space.select(params), params, example, key, most)
+        def rows(room: int | None, params: Any, seed: Any, example: Any, index: Any, label: Any) -> ExampleRows:
+            most = representation.n_rows(model.output, model.n_classes(example))
+            most, key = most if room is None else min(most, room), example_key(seed, index)
+            return example_rows(model, representation, model.space.select(params), params, example, key, label, most)
 
-        def count(params: Any, seed: jax.Array, example: Any, index: jax.Array) -> jax.Array:
+        def count(params: Any, seed: Any, example: Any, index: Any, label: Any) -> jax.Array | None:
             logits = model.logits_fn(params, example).astype(jnp.float32)
-            return jnp.sum(kept_classes(model.output, representation, logits))
+            return representation.rows_needed(model.output, logits)
 
         self._rows = jax.jit(lambda room, *args: self._mapped(functools.partial(rows, room))(*args), static_argnums=0)
-        self._count = jax.jit(self._mapped(count)) if counts_classes(representation) else None
+        self._count = jax.jit(self._mapped(count))
+        self._n_classes, self._needed = model.n_classes, functools.partial(representation.rows_needed, model.output)
+        self._counts: bool | None = None  # whether examples need different numbers of rows: known once one is seen
 
-    def __call__(self, examples: Examples, start: int) -> ExampleRows:
-        """The rows of ``examples``, the first of which is number ``start``, on the devices, padded."""
+    def __call__(self, examples: Examples, start: int, labels: np.ndarray | None = None) -> ExampleRows:
+        """Return the rows of ``examples``, the first of which is number ``start``, on the devices, padded.
+
+        ``labels`` are those of the examples; they are -1 for the representation without them.
+        """
         split = sharded(self.mesh, EXAMPLES)
         size = self.batch_size
         batch = jax.tree.map(lambda leaf: jax.device_put(pad_rows(leaf, size), split), examples)
         index = jax.device_put(np.arange(start, start + size, dtype=np.int32), split)
-        with jax.default_matmul_precision(self.precision):
-            arguments = (self._params, jnp.uint32(self._seed), batch, index)
+        n = len(jax.tree.leaves(examples)[0])
+        given = np.full(n, -1, np.int32) if labels is None else labels.astype(np.int32)
+        # Where jit is switched off to look into logits_fn, a sharded program still has to be one.
+        with jax.default_matmul_precision(self.precision), jax.disable_jit(False):
+            arguments = (self._params, self._seed, batch, index, jax.device_put(pad_rows(given, size), split))
             room = None
-            if self._count is not None:
+            if self._counts is None:
+                logits = jax.ShapeDtypeStruct(
+                    (self._n_classes(jax.tree.map(lambda leaf: leaf[0], examples)),), jnp.float32
+                )
+                self._counts = jax.eval_shape(self._needed, logits) is not None
+            if self._counts:
                 needed = int(np.max(np.asarray(self._count(*arguments))))
                 room = 1 << (needed - 1).bit_length()
             return self._rows(room, *arguments)
 
     def _mapped(self, of_one: Callable) -> Callable:
-        """``of_one`` for parameters, seed, a batch of examples and their numbers."""
+        """``of_one`` for parameters, seed, a batch of examples, their numbers and their labels."""
+        each = PartitionSpec(EXAMPLES)
         return jax.shard_map(
-            jax.vmap(of_one, (None, None, 0, 0)),
+            jax.vmap(of_one, (None, None, 0, 0, 0)),
             mesh=self.mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(EXAMPLES), PartitionSpec(EXAMPLES)),
+            in_specs=(PartitionSpec(), PartitionSpec(), each, each, each),
             out_specs=PartitionSpec(EXAMPLES),
             axis_names={EXAMPLES},
             check_vma=False,

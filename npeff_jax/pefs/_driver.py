@@ -3,35 +3,29 @@
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsIndex, get_args
 
 import numpy as np
 from jax.sharding import Mesh
 
-from npeff_jax._checks import check_choice, check_labels
-from npeff_jax._examples import (
-    choose_examples,
-    count_examples,
-    examples_digest,
-    first_example,
-    slice_examples,
-    take_examples,
-)
-from npeff_jax._identity import check_examples, describe
+from npeff_jax._checks import as_enum, as_instance, check_choice, check_integer, check_labels, listing
+from npeff_jax._examples import choose_examples, count_examples, first_example, slice_examples, take_examples
+from npeff_jax._identity import Identity, check_examples, describe, examples_identity, model_identity
 from npeff_jax._progress import Progress, progress_bar
-from npeff_jax._sharding import EXAMPLES, default_mesh, round_up
+from npeff_jax._sharding import EXAMPLES, examples_mesh, round_up
 from npeff_jax._types import Examples
 from npeff_jax._version import __version__
 from npeff_jax.models import Model, check_model
 from npeff_jax.pefs._batch import BatchRows, on_host
-from npeff_jax.pefs._cotangents import n_cotangents
 from npeff_jax.pefs._files import PefFiles, load_pefs
+from npeff_jax.pefs._keep import Keep, Selection, as_selection
 from npeff_jax.pefs._memory import check_fits, choose_batch_size
 from npeff_jax.pefs._pefs import Pefs
 from npeff_jax.pefs._processes import check_own_devices
-from npeff_jax.pefs._representation import Diagonal, Keep, LowRank, Normalization, Representation
-from npeff_jax.pefs._schema import Kind, Schema
-from npeff_jax.pefs._sparsify import NotFiniteError, Sparsifier, blank_arrays, put, skipped, width
+from npeff_jax.pefs._rows import unreached
+from npeff_jax.pefs._schema import Normalization, Schema
+from npeff_jax.pefs._sparsify import NotFiniteError, Sparsifier, blank_arrays, put, skipped
+from npeff_jax.pefs.representations import FisherKind, LowRank, Representation
 from npeff_jax.store import WidenedArray, absolute_path
 
 _LOG = logging.getLogger("npeff_jax")
@@ -46,15 +40,15 @@ OnFailure = Literal["stop", "skip"]
 def compute_pefs(
     model: Model,
     examples: Examples,
-    representation: Representation | None = None,
+    representation: Representation | type[Representation] | None = None,
     *,
     labels: Any = None,
     keep: Keep = None,
     path: str | os.PathLike[str] | None = None,
     on_existing: OnExisting = "resume",
     mesh: Mesh | None = None,
-    batch_size: int | None = None,
-    normalization: Normalization = Normalization.BEFORE,
+    batch_size: SupportsIndex | None = None,
+    normalization: Normalization | str = Normalization.BEFORE,
     precision: str = "highest",
     dtype: DType = "float32",
     on_failure: OnFailure = "stop",
@@ -65,9 +59,10 @@ def compute_pefs(
     Args:
         model: what to explain.
         examples: n of them, a pytree of arrays with a leading axis or a sized source that can be sliced.
-        representation: `LowRank` (the default), `Diagonal` or `Sampled`.
-        labels: (n,) of the data set, kept with the PEFs.
-        keep: K, non-zeros kept of one example over all its rows; `PerRow` or `SharedSupport`; all by default.
+        representation: `LowRank` (the default), `Diagonal`, `Sampled` or an own `Representation`.
+        labels: (n,) of the data set, each one of the model's classes, kept with the PEFs.
+        keep: K, non-zeros kept of one example over all its rows; `PerRow`, `SharedSupport` or an own `Selection`; all
+            by default.
         path: write to this directory batch by batch; what is there already is not computed again.
         on_existing: what to do with PEFs at ``path``: go on where they stop if they are of the same model, examples and
             settings; refuse; or replace them.
@@ -88,23 +83,28 @@ def compute_pefs(
             gradients that are not finite, or PEFs of something else at ``path``.
         FileExistsError: there are PEFs at ``path`` and ``on_existing="error"``.
     """
-    representation = representation or LowRank()
+    check_model(model)
+    representation, selection = as_representation(representation), as_selection(keep)
+    normalization = as_enum("normalization", normalization, Normalization)
+    check_choice("precision", precision, PRECISIONS)
     check_choice("on_existing", on_existing, get_args(OnExisting))
     check_choice("on_failure", on_failure, get_args(OnFailure))
     check_choice("dtype", dtype, get_args(DType))
-    check_model(model)
+    batch_size = None if batch_size is None else check_integer("batch_size", batch_size)
     path = None if path is None else absolute_path(path)
     examples = take_examples(examples)
     n = count_examples(examples)
     n_classes = model.n_classes(first_example(examples))
     labels = check_labels(labels, n, n_classes)
-    c = n_cotangents(model.output, representation, n_classes)
-    settings: dict[str, Any] = {"n_classes": n_classes, "keep": keep, "precision": precision, "dtype": dtype}
+    seen = labels_for(representation, labels)
+    mesh = examples_mesh(mesh)
+    check_reached(model, examples)
+    c = representation.n_rows(model.output, n_classes)
+    settings: dict[str, Any] = {"n_classes": n_classes, "keep": selection, "precision": precision, "dtype": dtype}
     schema = describe_run(model, examples, representation, normalization, **settings)
-    mesh = default_mesh(mesh)
     check_own_devices(mesh)
     size = round_up(batch_size or choose_batch_size(4 * c * model.space.size, n, mesh), mesh.shape[EXAMPLES])
-    sparsify = Sparsifier(schema, representation, keep)
+    sparsify = Sparsifier(schema, representation, selection)
     blank = blank_arrays(schema, c)
     if path is None:
         check_fits(sum(array.nbytes for array in blank.values()), None)
@@ -116,12 +116,14 @@ def compute_pefs(
             )
         if files.committed < n:
             fishers = BatchRows(model, representation, mesh, files.batch_size or size, precision)
-            _run(fishers, sparsify, examples, files, blank_arrays(schema, c, fishers.batch_size), on_failure, progress)
+            part = blank_arrays(schema, c, fishers.batch_size)
+            _run(fishers, sparsify, examples, seen, files, part, on_failure, progress)
     if "scales" in blank:
         blank["values"] = WidenedArray(blank["values"], blank.pop("scales"))  # type: ignore[assignment]
     pefs = Pefs(schema, labels=labels, **blank) if path is None else load_pefs(path)
     found = pefs.norm_summary
-    _LOG.log(logging.WARNING if found.outliers.size else logging.INFO, "%s", found)
+    remarkable = found.outliers.size or found.uninformative.size or found.failed.size
+    _LOG.log(logging.WARNING if remarkable else logging.INFO, "%s", found)
     return pefs
 
 
@@ -132,22 +134,27 @@ def describe_run(
     normalization: Normalization,
     *,
     n_classes: int,
-    keep: Keep,
+    keep: Selection,
     precision: str,
     dtype: str = "float32",
-    digest: str | None = None,
+    known: Identity | None = None,
 ) -> Schema:
-    """The schema of PEFs that are to be computed. The digest of the examples reads all of them, unless it is given."""
-    choices = {} if keep is None or isinstance(keep, int) else {"keep": describe(keep)}
+    """Return the schema of PEFs that are to be computed.
+
+    ``known`` is the identity of model and examples: finding it reads all examples and runs the model once.
+    """
+    diagonal = representation.kind is FisherKind.DIAGONAL
+    if known is None:
+        known = model_identity(model, examples) | examples_identity(examples)
     return Schema(
-        kind=Kind.DIAGONAL if isinstance(representation, Diagonal) else Kind.LOW_RANK,
-        representation=describe(representation) | choices,
+        kind=representation.kind,
+        representation=representation.recorded | keep.recorded,
         normalization=normalization.value,
-        keep=width(keep, model, representation, n_cotangents(model.output, representation, n_classes)),
-        model=model.fingerprint,
-        constants=model.constants_digest,
-        function=model.probe(first_example(examples)),
-        examples=examples_digest(examples) if digest is None else digest,
+        keep=keep.width(1 if diagonal else representation.n_rows(model.output, n_classes), model.space.size),
+        model=known.get("parameters", ""),
+        constants=known.get("constants"),
+        function=known.get("function"),
+        examples=known.get("examples", ""),
         layout=model.space.layout,
         n_examples=count_examples(examples),
         n_classes=n_classes,
@@ -156,6 +163,52 @@ def describe_run(
         output=describe(model.output),
         code_version=__version__,
     )
+
+
+def as_representation(representation: Any) -> Representation:
+    """Return the representation that is meant: `LowRank` where none is given.
+
+    Raises:
+        TypeError: it is none.
+    """
+    representation = LowRank() if representation is None else representation
+    return as_instance("representation", representation, Representation, none=True)
+
+
+def labels_for(representation: Representation, labels: np.ndarray | None) -> np.ndarray | None:
+    """Return the labels that the representation looks at, None if it looks at none.
+
+    Raises:
+        ValueError: it looks at labels, and there are none.
+    """
+    if representation.needs_labels and labels is None:
+        raise ValueError(f"{type(representation).__name__} looks at the examples' labels; pass labels=")
+    return labels if representation.needs_labels else None
+
+
+def check_reached(model: Model, examples: Examples) -> None:
+    """Raise where no gradient reaches any explained parameter; warn of those that none reaches.
+
+    Raises:
+        ValueError: the function does not depend on its parameters: every Fisher would be zero.
+    """
+    example = first_example(examples)
+    names = [parameter.name for parameter in model.space.layout.parameters]
+    never = unreached(model, example)
+    if len(never) == len(names):
+        raise ValueError(
+            f"no gradient reaches any of the explained parameters ({listing(names, 4)}): every Fisher would be zero; "
+            "let logits_fn use its argument params, not values from around it, and look for stop_gradient and integers"
+        )
+    if never:
+        _LOG.warning("no gradient ever reaches %d of %d parameters: %s", len(never), len(names), listing(never))
+
+
+PRECISIONS = (
+    *("default", "high", "highest", "bfloat16", "tensorfloat32", "float32"),
+    *("BF16_BF16_F32", "BF16_BF16_F32_X3", "BF16_BF16_F32_X6", "TF32_TF32_F32", "TF32_TF32_F32_X3", "F32_F32_F32"),
+)
+"""Precisions of matrix products that JAX knows by name and that do not lose numbers by their range."""
 
 
 class _Memory:
@@ -182,6 +235,7 @@ def _run(
     fishers: BatchRows,
     sparsify: Sparsifier,
     examples: Examples,
+    labels: np.ndarray | None,
     sink: Any,
     blank: dict[str, np.ndarray],
     on_failure: OnFailure,
@@ -204,7 +258,8 @@ def _run(
             if start == stop:  # the last batches were not enough for all
                 sink.write(n, n, {}, end)
                 continue
-            batch = on_host(fishers(slice_examples(examples, slice(start, stop)), start), stop - start)
+            given = None if labels is None else labels[start:stop]
+            batch = on_host(fishers(slice_examples(examples, slice(start, stop)), start, given), stop - start)
             work = [threads.submit(sparsify, one, start + i) for i, one in enumerate(batch)]
             found = {name: np.zeros_like(array[: stop - start]) for name, array in blank.items()}
             for i, one in enumerate(work):

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from npeff_jax._checks import check_integer
 from npeff_jax._identity import differences, tree_digest
 from npeff_jax.pefs import _processes
 from npeff_jax.pefs._memory import check_fits
-from npeff_jax.pefs._norms import NormSummary
-from npeff_jax.pefs._pefs import Pefs
+from npeff_jax.pefs._pefs import NormSummary, Pefs
 from npeff_jax.pefs._schema import READABLE_VERSIONS, SCHEMA_VERSION, Schema
 from npeff_jax.store import (
     DamageError,
@@ -251,10 +251,11 @@ def _check(path: Path, manifest: dict[str, Any], schema: Schema, labels: np.ndar
 def _schema_of(path: Path, manifest: dict[str, Any]) -> Schema:
     """The schema in a manifest, as of this version."""
     try:
-        assert {"committed", "batch_size", "labels"} <= manifest.keys()
+        for key, low in (("committed", 0), ("batch_size", 1)):
+            check_integer(key, manifest.get(key), low)
         return Schema.from_json(manifest["schema"])
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise DamageError(f"{path / 'manifest.json'} is damaged: its schema lacks something ({error!r})") from error
+    except (TypeError, ValueError) as error:
+        raise DamageError(f"{path / 'manifest.json'} is damaged: {error}") from error
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

@@ -5,13 +5,79 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from npeff_jax._checks import as_enum, check_labels, listing
 from npeff_jax._html import facts_html, histogram_html
-from npeff_jax._identity import subset_digest
+from npeff_jax._identity import describe, subset_digest, tree_digest
+from npeff_jax._parameters import Parameter, ParameterLayout
 from npeff_jax._types import RowArray
-from npeff_jax.pefs._norms import NormSummary
-from npeff_jax.pefs._schema import Kind, Schema
+from npeff_jax.models import Model
+from npeff_jax.pefs._arrays import ARRAYS, checked_entries, dense_entries, layout_of, norms_of
+from npeff_jax.pefs._schema import Normalization, Schema
+from npeff_jax.pefs.representations import FisherKind
+
+SPREADS = 5.0
+"""How many robust standard deviations of the log norms above their median an outlier lies. Norms of Fishers spread over
+orders of magnitude, roughly evenly on a log scale; of normal ones, one in three million is so far out."""
+
+TO_DEVIATION = 1.4826
+"""A normal distribution's standard deviation over its median absolute deviation."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NormSummary:
+    """Frobenius norms of the Fishers of all examples that did not fail.
+
+    Attributes:
+        median: the median norm.
+        largest: the largest of them.
+        threshold: above it an example is an outlier.
+        outliers: examples above the threshold, the largest first.
+        failed: examples that were skipped.
+        uninformative: examples whose Fisher is exactly zero in float32: nothing that they say moves a prediction.
+    """
+
+    median: float
+    largest: float
+    threshold: float
+    outliers: Int[np.ndarray, "outliers"]
+    failed: Int[np.ndarray, "failed"]
+    uninformative: Int[np.ndarray, "zero"]
+
+    @classmethod
+    def of(cls, norms: Float[np.ndarray, "n"]) -> "NormSummary":
+        """Summarise the norms of all examples, NaN where one failed."""
+        failed = np.flatnonzero(~np.isfinite(norms))
+        some = norms[norms > 0]  # a Fisher of zero has no logarithm, and is no outlier above
+        logs = np.log(some.astype(np.float64)) if some.size else np.zeros(1)
+        spread = TO_DEVIATION * float(np.median(np.abs(logs - np.median(logs))))
+        threshold = float(np.exp(np.median(logs) + SPREADS * max(spread, float(np.finfo(np.float32).eps))))
+        order = np.argsort(-norms, kind="stable")
+        usable = np.isfinite(norms)
+        return cls(
+            median=float(np.median(norms[usable])) if usable.any() else float("nan"),
+            largest=float(np.max(norms[usable])) if usable.any() else float("nan"),
+            threshold=threshold,
+            outliers=order[norms[order] > threshold],
+            failed=failed,
+            uninformative=np.flatnonzero(norms == 0),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {f.name: np.asarray(getattr(self, f.name)).tolist() for f in dataclasses.fields(self)}
+
+    def __str__(self) -> str:
+        sentence = f"norms of the Fishers: median {self.median:.3g}, largest {self.largest:.3g}"
+        if self.outliers.size:
+            names = listing([str(i) for i in self.outliers])
+            sentence += f"; {self.outliers.size} outliers above {self.threshold:.3g}: examples {names}"
+        if self.failed.size:
+            sentence += f"; {self.failed.size} failed: examples {listing([str(i) for i in self.failed])}"
+        if self.uninformative.size:
+            names = listing([str(i) for i in self.uninformative])
+            sentence += f"; {self.uninformative.size} without information (a Fisher of exactly zero): examples {names}"
+        return sentence
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +97,9 @@ class Pefs:
             diagonal PEFs the L2 norm of f.
         logits: (n, C).
         kept_energy: (n,), the fraction of that Fisher's trace that the kept entries hold.
-        fisher_error: (n,), the relative Frobenius error of the sparsified Fisher.
+            NaN where an example failed or has no information.
+        fisher_error: (n,), the relative Frobenius error of the sparsified Fisher; with ``LowRank(sketch=...)`` relative
+            to the Fisher inside the sketch, and ``lost_trace`` is what lies outside. NaN as ``kept_energy``.
         lost_mass: (n,), probability of the classes that were dropped.
         lost_trace: (n,), estimated fraction of the trace lost with them, or outside a sketch (one random probe).
         labels: (n,) of the data set, if given.
@@ -57,9 +125,11 @@ class Pefs:
 
     def __repr__(self) -> str:
         kind, kept, lost = self.schema.representation["name"], _median(self.kept_energy), _median(self.fisher_error)
+        remarks = f", {len(self.failed)} failed" if len(self.failed) else ""
+        remarks += f", {len(self.uninformative)} without information" if len(self.uninformative) else ""
         return (
-            f"Pefs of {self.n_examples} examples ({kind}), at most {self.values.shape[1]} non-zeros of each; median "
-            f"kept energy {kept:.3f}, Frobenius error {lost:.3f}"
+            f"Pefs of {self.n_examples} examples ({kind}){remarks}, at most {self.values.shape[1]} non-zeros of each; "
+            f"median kept energy {kept:.3f}, Frobenius error {lost:.3f}"
         )
 
     def _repr_html_(self) -> str:
@@ -77,6 +147,8 @@ class Pefs:
             facts.append(("predicted as labelled", f"{np.mean(np.argmax(self.logits, 1) == self.labels):.1%}"))
         if len(self.failed):
             facts.append(("skipped, gradients not finite", len(self.failed)))
+        if len(self.uninformative):
+            facts.append(("without information, Fisher of zero", len(self.uninformative)))
         parts = (histogram_html(self.kept_energy, "kept energy"), histogram_html(self.fisher_error, "Frobenius error"))
         return facts_html(f"PEFs ({self.schema.representation['name']})", facts, *parts)
 
@@ -89,6 +161,16 @@ class Pefs:
     def failed(self) -> Int[np.ndarray, "failed"]:
         """Examples that were skipped because their gradients were not finite."""
         return np.flatnonzero(~np.isfinite(self.norms))
+
+    @property
+    def uninformative(self) -> Int[np.ndarray, "zero"]:
+        """Examples whose Fisher is exactly zero: a logit margin of 88 or more, or a gradient that vanishes."""
+        return np.flatnonzero(self.norms == 0)
+
+    @property
+    def usable(self) -> Bool[np.ndarray, "n"]:
+        """(n,), whether an example did not fail: what to take means, ranks and correlations over."""
+        return np.isfinite(self.norms)
 
     @property
     def norm_summary(self) -> NormSummary:
@@ -117,10 +199,93 @@ class Pefs:
         digest = self.schema.examples if whole else subset_digest(self.schema.examples, examples)
         return Pefs(dataclasses.replace(self.schema, n_examples=len(examples), examples=digest), **arrays)
 
+    @classmethod
+    def from_arrays(
+        cls,
+        values: Any,
+        indices: Any = None,
+        rows: Any = None,
+        *,
+        parameters: Model | ParameterLayout | int | None = None,
+        kind: FisherKind = FisherKind.LOW_RANK,
+        normalization: Normalization = Normalization.BEFORE,
+        logits: Any = None,
+        labels: Any = None,
+        name: str = "Arrays",
+    ) -> "Pefs":
+        """Make PEFs from arrays of your own.
+
+        Args:
+            values: dense rows, (n, c, m), or (n, m) where each example has one row or a diagonal. Or, with ``indices``,
+                (n, K) non-zeros; zeros among them are left out.
+            indices: (n, K), the parameter of each value.
+            rows: (n, K), which of its example's rows each value belongs to, from 0; one row each if None.
+            parameters: what the positions mean: the `Model`, its layout, or their number m. Needed with ``indices``.
+            kind: the flavour; diagonals are not negative.
+            normalization: ``BEFORE`` divides each example's rows by the square root of its Fisher's Frobenius norm (a
+                diagonal by its L2 norm), ``NONE`` leaves them as they are. The norms are recorded either way.
+            logits: (n, C) of the examples; zeros if not known.
+            labels: (n,) of the data set.
+            name: what the representation is called.
+
+        Raises:
+            ValueError: shapes that do not fit together, positions out of range or twice, values that are not finite.
+        """
+        layout, model = layout_of(parameters)
+        kind, normalization = as_enum("kind", kind, FisherKind), as_enum("normalization", normalization, Normalization)
+        if normalization is Normalization.AFTER:
+            raise ValueError(
+                "normalization=AFTER has no meaning for rows that were not sparsified; pass BEFORE or NONE"
+            )
+        if indices is None:
+            values, indices, rows, m = dense_entries(values)
+        elif layout is None:
+            raise ValueError(
+                "parameters is missing: with indices, pass the model, its layout or the number of parameters"
+            )
+        else:
+            m = layout.size
+        if layout is None:
+            layout = ParameterLayout((Parameter("parameters", (m,), 0),))
+        found = checked_entries(values, indices, rows, layout.size, kind)
+        n, c = len(found.values), int(found.n_rows.max(initial=1))
+        logits = np.zeros((n, c + 1), np.float32) if logits is None else np.asarray(logits, np.float32)
+        if logits.ndim != 2 or len(logits) != n:
+            raise ValueError(f"logits has shape {logits.shape}; expected ({n}, C), a row per example")
+        norms = norms_of(found, kind)
+        divide = np.where(norms > 0, norms, 1.0) ** (1.0 if kind is FisherKind.DIAGONAL else 0.5)
+        scaled = found.values / divide[:, None] if normalization is Normalization.BEFORE else found.values
+        schema = Schema(
+            kind=kind,
+            representation={"name": name},
+            normalization=normalization.value,
+            model="" if model is None else model.fingerprint,
+            examples=ARRAYS + tree_digest([found.values, found.indices, found.rows]),
+            layout=layout,
+            n_examples=n,
+            n_classes=logits.shape[1],
+            keep=found.values.shape[1],
+            constants=None if model is None else model.constants_digest,
+            **({} if model is None else {"output": describe(model.output)}),
+        )
+        narrow = {field: np.zeros(n, np.float32) for field in ("fisher_error", "lost_mass", "lost_trace")}
+        return cls(
+            schema,
+            values=scaled.astype(np.float32),
+            indices=found.indices,
+            rows=found.rows,
+            n_rows=found.n_rows,
+            norms=norms.astype(np.float32),
+            logits=logits,
+            kept_energy=np.where(norms > 0, 1.0, np.nan).astype(np.float32),
+            labels=check_labels(labels, n),
+            **narrow,
+        )
+
     def fisher_vector_product(self, vector: Float[np.ndarray, "m"]) -> Float[np.ndarray, "n m"]:
         """F_i v of every example, from what was kept, in the unit of the stored rows."""
         A = self.to_scipy().astype(np.float64)
-        if self.schema.kind is Kind.DIAGONAL:
+        if self.schema.kind is FisherKind.DIAGONAL:
             return A.multiply(vector[None]).toarray()
         example = np.repeat(np.arange(self.n_examples), self.n_rows)
         owner = scipy.sparse.csr_array((A @ vector, (example, np.arange(A.shape[0]))), (self.n_examples, A.shape[0]))

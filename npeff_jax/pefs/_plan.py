@@ -12,19 +12,20 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from npeff_jax._checks import check_in_range
-from npeff_jax._examples import count_examples, slice_examples
+from npeff_jax._checks import check_integer, check_labels, check_real
+from npeff_jax._examples import count_examples, first_example, slice_examples, take_examples
 from npeff_jax._html import facts_html, table_html
-from npeff_jax._sharding import default_mesh
+from npeff_jax._sharding import examples_mesh
 from npeff_jax._types import Examples
-from npeff_jax.models import Model
+from npeff_jax.models import Model, check_model
 from npeff_jax.pefs._batch import BatchRows, on_host
-from npeff_jax.pefs._cotangents import n_cotangents
-from npeff_jax.pefs._driver import describe_run
+from npeff_jax.pefs._driver import as_representation, describe_run, labels_for
+from npeff_jax.pefs._keep import as_selection
 from npeff_jax.pefs._memory import WORKING, choose_batch_size, size_text
-from npeff_jax.pefs._representation import Diagonal, LowRank, Normalization, Representation
 from npeff_jax.pefs._rows import HostRows
+from npeff_jax.pefs._schema import Normalization
 from npeff_jax.pefs._sparsify import Sparsifier
+from npeff_jax.pefs.representations import FisherKind, Representation
 
 KEEP = (256, 1024, 4096, 16_384, 65_536, 262_144)
 """Choices of K to compare: the paper's three and smaller ones."""
@@ -34,7 +35,7 @@ TRACES = (0.9, 0.99, 0.999)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class RunPlan:
     """What to expect of `compute_pefs` and of what follows.
 
     Attributes:
@@ -142,8 +143,9 @@ _HEADS = ("keep", "energy kept", "Frobenius error", "on disk")
 def plan(
     model: Model,
     examples: Examples,
-    representation: Representation | None = None,
+    representation: Representation | type[Representation] | None = None,
     *,
+    labels: Any = None,
     keep: Sequence[int] | None = None,
     n_sampled: int = 8,
     max_error: float = 0.25,
@@ -151,15 +153,16 @@ def plan(
     batch_size: int | None = None,
     mesh: Mesh | None = None,
     precision: str = "highest",
-) -> Plan:
+) -> RunPlan:
     """Measure on a few random examples what PEFs of all of them will cost, and what sparsifying will lose.
 
     Args:
         model: what to explain.
         examples: all of them.
         representation: as for `compute_pefs`.
+        labels: (n,), for representations that look at them.
         keep: the choices of K to compare; a geometric series by default.
-        n_sampled: examples to measure.
+        n_sampled: how many examples to measure.
         max_error: the median relative error of a sparsified Fisher that the suggested K may have.
         seed: of the choice of examples.
         batch_size: as for `compute_pefs`.
@@ -169,30 +172,39 @@ def plan(
     Raises:
         ValueError: no examples, a choice of K that is out of range, or rows that do not fit in memory.
     """
-    representation = representation or LowRank()
+    check_model(model)
+    representation = as_representation(representation)
+    examples = take_examples(examples)
     n, m = count_examples(examples), model.space.size
-    n_sampled = min(n_sampled, n)
-    sample = _sample(examples, n, n_sampled, seed)
-    n_classes = model.n_classes(jax.tree.map(lambda leaf: leaf[0], sample))
-    c = n_cotangents(model.output, representation, n_classes)
-    most = (1 if isinstance(representation, Diagonal) else c) * m
+    n_sampled, seed = min(check_integer("n_sampled", n_sampled), n), check_integer("seed", seed, 0)
+    max_error = check_real("max_error", max_error, 0, 1)
+    chosen = np.sort(np.random.default_rng(seed).permutation(n)[:n_sampled])
+    sample = slice_examples(examples, chosen)
+    n_classes = model.n_classes(first_example(sample))
+    given = check_labels(labels, n, n_classes)
+    given = labels_for(representation, given)
+    c = representation.n_rows(model.output, n_classes)
+    most = (1 if representation.kind is FisherKind.DIAGONAL else c) * m
     keep = tuple(keep) if keep is not None else (*(k for k in KEEP if k < most), *([most] if most <= KEEP[-1] else []))
-    for k in keep:
-        check_in_range("keep", k, 1, most)
-    mesh = default_mesh(mesh)
-    size = batch_size or choose_batch_size(4 * c * m, n, mesh)
+    keep = tuple(check_integer("keep", k, 1, most) for k in keep)
+    mesh = examples_mesh(mesh)
+    size = None if batch_size is None else check_integer("batch_size", batch_size)
+    size = size or choose_batch_size(4 * c * m, n, mesh)
     rows = BatchRows(model, representation, mesh, min(size, n_sampled), precision)
-    settings: dict[str, Any] = {"n_classes": n_classes, "precision": precision, "digest": ""}
+    settings: dict[str, Any] = {"n_classes": n_classes, "precision": precision, "known": {}}
     sparsifiers = []
     for k in keep:
-        schema = describe_run(model, sample, representation, Normalization.BEFORE, keep=k, **settings)
-        sparsifiers.append(Sparsifier(schema, representation, k))
+        selection = as_selection(k)
+        schema = describe_run(model, sample, representation, Normalization.BEFORE, keep=selection, **settings)
+        sparsifiers.append(Sparsifier(schema, representation, selection))
+    given = None if given is None else given[chosen]
     started = time.perf_counter()
-    jax.block_until_ready(rows(jax.tree.map(lambda leaf: leaf[: rows.batch_size], sample), 0))
+    first = None if given is None else given[: rows.batch_size]
+    jax.block_until_ready(rows(jax.tree.map(lambda leaf: leaf[: rows.batch_size], sample), 0, first))
     compile_seconds = time.perf_counter() - started
-    measured = _measure(rows, sample, n_sampled, sparsifiers)
+    measured = _measure(rows, sample, given, sparsifiers)
     found, ranks = measured.found, np.array(measured.ranks)
-    return Plan(
+    return RunPlan(
         n_examples=n,
         n_sampled=n_sampled,
         n_parameters=m,
@@ -202,12 +214,12 @@ def plan(
         seconds=measured.seconds / n_sampled * n,
         compile_seconds=compile_seconds,
         keep=keep,
-        kept_energy=np.median([[float(s["kept_energy"]) for s in one] for one in found], axis=0),
-        fisher_error=np.median([[float(s["fisher_error"]) for s in one] for one in found], axis=0),
+        kept_energy=_medians([[float(s["kept_energy"]) for s in one] for one in found]),
+        fisher_error=_medians([[float(s["fisher_error"]) for s in one] for one in found]),
         disk_bytes=tuple(n * (9 * k + 4 * n_classes + 24) for k in keep),
         max_error=max_error,
         min_trace=TRACES,
-        rank=None if isinstance(representation, Diagonal) else ranks.mean(axis=0),
+        rank=None if representation.kind is FisherKind.DIAGONAL else ranks.mean(axis=0),
     )
 
 
@@ -220,15 +232,23 @@ class _Measured:
     seconds: float
 
 
-def _measure(rows: BatchRows, sample: Examples, n: int, sparsifiers: list[Sparsifier]) -> _Measured:
-    """The sampled examples as `compute_pefs` would do them, and, off the clock, with all other choices of K."""
+def _medians(values: list[list[float]]) -> Float[np.ndarray, "choices"]:
+    """Medians over the examples that have information."""
+    known = np.array([one for one in values if not np.isnan(one).any()])
+    return np.median(known, axis=0) if known.size else np.full(len(values[0]), np.nan)
+
+
+def _measure(rows: BatchRows, sample: Examples, labels: Any, sparsifiers: list[Sparsifier]) -> _Measured:
+    """Compute the sampled examples as `compute_pefs` would, and, off the clock, with all other choices of K."""
     *others, timed = sparsifiers
+    n = count_examples(sample)
     measured = _Measured([], [], 0.0)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in range(0, n, rows.batch_size):
             part = jax.tree.map(lambda leaf, a=start: leaf[a : a + rows.batch_size], sample)
             began = time.perf_counter()
-            ones = list(on_host(rows(part, start), min(rows.batch_size, n - start)))
+            given = None if labels is None else labels[start : start + rows.batch_size]
+            ones = list(on_host(rows(part, start, given), min(rows.batch_size, n - start)))
             last = list(threads.map(timed, ones, range(start, start + len(ones))))
             measured.seconds += time.perf_counter() - began
             for i, one in enumerate(ones):
@@ -242,13 +262,6 @@ def _ranks(one: HostRows) -> Iterator[int]:
     held = np.cumsum(np.linalg.eigvalsh(one.gram.astype(np.float64))[::-1])
     for trace in TRACES:
         yield 1 + int(np.sum(held < trace * held[-1]))
-
-
-def _sample(examples: Examples, n: int, n_sampled: int, seed: int) -> Examples:
-    """Some examples at random, in order."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(n)[:n_sampled]).tolist()
-    parts = [slice_examples(examples, slice(i, i + 1)) for i in chosen]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def _duration(seconds: float) -> str:

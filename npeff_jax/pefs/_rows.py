@@ -1,4 +1,4 @@
-"""One example's Fisher as rows: vectors on the logits pulled back through the model (section 2.1).
+"""One example's Fisher as rows: cotangents on the logits pulled back through the model (section 2.1).
 
 F = Σ_j p_j ∇log p_j ∇log p_jᵀ = Jᵀ S J with J the (C, m) Jacobian of the logits and S = L Lᵀ, so the rows of Lᵀ J are a
 factor of F. Everything here is pure and of one example; the driver maps it over batches and devices.
@@ -6,18 +6,18 @@ factor of F. Everything here is pure and of one example; the driver maps it over
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from npeff_jax._types import Cotangents, Example, Logits, PyTree
-from npeff_jax.models import Model
-from npeff_jax.pefs._cotangents import cotangents, scaled_cotangents, uses_sketch
-from npeff_jax.pefs._representation import Diagonal, LowRank, Representation, Rows
-from npeff_jax.pefs._sketch import sketched_cotangents
+from npeff_jax._checks import as_instance
+from npeff_jax._parameters import Mask
+from npeff_jax._types import Cotangents, Example, Logits, LogitsFn, PyTree
+from npeff_jax.models import Categorical, Model, Output
+from npeff_jax.pefs.representations import FisherKind, LowRank, Prediction, Pullback, Representation, scaled_cotangents
 
 Leaves = tuple[Float[Array, "c ..."], ...]
 """Rows in parts: for each explained leaf, its part of all c rows."""
@@ -80,13 +80,14 @@ class ExampleRows(NamedTuple):
 def example_rows(
     model: Model,
     representation: Representation,
-    selected: tuple[jax.Array, ...],
+    selected: tuple[Any, ...],
     params: PyTree,
     example: Example,
     key: jax.Array,
-    most: int,
+    label: Int[Array, ""],
+    room: int,
 ) -> ExampleRows:
-    """The rows of one example as gradients give them.
+    """Compute the rows of one example as gradients give them.
 
     Args:
         model: its parameters are not looked at: as arguments they are not compiled in as constants.
@@ -95,7 +96,8 @@ def example_rows(
         params: all of them.
         example: without a batch axis.
         key: the example's own.
-        most: how many rows there is room for.
+        label: the example's, -1 without labels.
+        room: how many rows there is room for.
     """
     logits, push = jax.linearize(lambda leaves: model.selected_logits(leaves, params, example), selected)
     back_to_leaves = jax.linear_transpose(push, selected)
@@ -103,24 +105,31 @@ def example_rows(
     def pull(row: jax.Array) -> tuple[jax.Array, ...]:
         return back_to_leaves(row.astype(logits.dtype))[0]
 
-    if isinstance(representation, LowRank) and uses_sketch(model.output, representation, logits.size):
-        back = sketched_cotangents(model.output, representation, logits.astype(jnp.float32), pull, push, key)
-    else:
-        back = cotangents(model.output, representation, logits.astype(jnp.float32), key, most)
+    at = Prediction(logits.astype(jnp.float32), model.output, label, key, room, pull, push)
+    back = _pullback_of(representation, at)
     blocks = pulled(pull, back.rows)
-    lost = jnp.zeros(()) if back.probe is None else _squared_norm(pulled(pull, back.probe[None]))
-    n_rows = back.n_rows
-    if isinstance(representation, Diagonal):
+    lost = jnp.zeros((), jnp.float32) if back.probe is None else _squared_norm(pulled(pull, back.probe[None]))
+    diagonal, n_rows = representation.kind is FisherKind.DIAGONAL, back.n_rows
+    if diagonal:
         squares = [[jnp.sum(leaf**2, axis=0, keepdims=True) for leaf in block] for block in blocks]
         blocks = (tuple(functools.reduce(jnp.add, parts) for parts in zip(*squares, strict=True)),)
-        n_rows = jnp.asarray(1)
+        n_rows = jnp.ones((), jnp.int32)
     gram, leaf_norms = gram_of(blocks)
-    total = functools.reduce(jnp.add, [jnp.sum(leaf) for leaf in blocks[0]])
-    trace = total if isinstance(representation, Diagonal) else jnp.trace(gram)
-    if isinstance(representation, LowRank) and representation.rows is Rows.PRINCIPAL:
-        n_rows = jnp.minimum(n_rows, jax.eval_shape(model.output.factor, logits).shape[0])
-    lost_trace = lost / jnp.where(lost > 0, lost + trace, 1.0)
-    return ExampleRows(blocks, gram, leaf_norms, back.scale, trace, n_rows, logits, back.lost_mass, lost_trace)
+    trace = functools.reduce(jnp.add, [jnp.sum(leaf) for leaf in blocks[0]]) if diagonal else jnp.trace(gram)
+    lost_trace = lost / jnp.where(lost > 0, lost + trace, jnp.ones_like(lost))
+    return ExampleRows(blocks, gram, leaf_norms, back.scale, trace, n_rows, at.logits, back.lost_mass, lost_trace)
+
+
+def _pullback_of(representation: Representation, at: Prediction) -> Pullback:
+    """What a representation pulls back, whichever way it says so."""
+    found = representation.cotangents(at)
+    back = found if isinstance(found, Pullback) else Pullback.of(found)
+    if back.rows.ndim != 2 or back.rows.shape[1] != at.logits.size or not 1 <= back.rows.shape[0] <= at.room:
+        raise ValueError(
+            f"{type(representation).__name__}.cotangents returned the shape {back.rows.shape}; expected (c, "
+            f"{at.logits.size}) with c from 1 to {at.room}, as its n_rows says"
+        )
+    return back
 
 
 class PulledRows(NamedTuple):
@@ -145,7 +154,7 @@ class PulledRows(NamedTuple):
 
 def pull_back(
     model: Model,
-    selected: tuple[jax.Array, ...],
+    selected: tuple[Any, ...],
     params: PyTree,
     example: Example,
     cotangents: Callable[[Logits], Cotangents] | None = None,
@@ -169,7 +178,7 @@ def pull_back(
 
 
 def pulled(pull: Callable[[jax.Array], tuple[jax.Array, ...]], rows: Cotangents) -> Blocks:
-    """Vectors on the logits to rows over the parameters, in float32 whatever the model computes in."""
+    """Pull cotangents on the logits back to gradient rows, in float32 whatever the model computes in."""
     if len(rows) > UNROLLED:
         blocks = [jax.vmap(pull)(rows)]
     else:
@@ -196,5 +205,100 @@ def _gram(blocks: Sequence[Float[Array, "_ size"]]) -> Float[Array, "c c"]:
 
 
 def _squared_norm(blocks: Blocks) -> Float[Array, ""]:
-    """Of all rows together."""
+    """Sum of squares over all rows."""
     return functools.reduce(jnp.add, [jnp.sum(leaf**2) for block in blocks for leaf in block])
+
+
+def unreached(model: Model, example: Example) -> list[str]:
+    """Return the names of the explained parameters that no gradient of the logits reaches, found without running it.
+
+    Only what cannot depend on them is named: a parameter whose gradients happen to be zero is not.
+    """
+    selected = model.space.select(model.params)
+    shape = jax.eval_shape(model.logits_fn, model.params, example)
+
+    def gradients(cotangent: jax.Array) -> tuple[jax.Array, ...]:
+        _, pull = jax.vjp(lambda leaves: model.selected_logits(leaves, model.params, example), selected)
+        return pull(cotangent)[0]
+
+    jaxpr = jax.make_jaxpr(gradients)(shape).jaxpr
+    reached = {id(variable) for variable in jaxpr.invars}
+    for equation in jaxpr.eqns:
+        if any(id(variable) in reached for variable in equation.invars):
+            reached |= {id(variable) for variable in equation.outvars}
+    parameters = model.space.layout.parameters
+    return [p.name for p, out in zip(parameters, jaxpr.outvars, strict=True) if id(out) not in reached]
+
+
+def rotated(one: ExampleRows, representation: Representation) -> ExampleRows:
+    """Rotate the rows as the representation wants them, on the device."""
+    found = representation.rotation(one.gram, one.n_rows, jnp)
+    if found.matrix is None:
+        return one._replace(n_rows=found.n_rows)
+    leaves = tuple(jnp.tensordot(found.matrix, leaf, 1) for leaf in one.leaves)
+    return one._replace(blocks=(leaves,), gram=found.gram, n_rows=found.n_rows)
+
+
+def example_key(seed: Any, index: Any) -> jax.Array:
+    """Return the key of one example: of its number alone, whatever the batch and JAX's default generator."""
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), index)
+
+
+def pef_rows(
+    logits_fn: LogitsFn,
+    params: PyTree,
+    example: Example,
+    representation: Representation | None = None,
+    *,
+    mask: Mask = None,
+    output: Output | None = None,
+    key: jax.Array | None = None,
+    label: Any = -1,
+) -> ExampleRows:
+    """Compute one example's Fisher, exact and dense. Pure: can be jitted, mapped and differentiated.
+
+    Args:
+        logits_fn: ``(params, example) -> (C,)``.
+        params: the parameters.
+        example: without a batch axis.
+        representation: `LowRank` (the default), `Diagonal`, `Sampled` or an own one.
+        mask: which parameters to explain.
+        output: what the logits mean; a softmax by default.
+        key: for what is random: `Sampled`, the range finder, and the probe of the lost trace.
+        label: of the example, for representations that look at it.
+
+    Returns:
+        The rows and what is known of the whole Fisher. ``jnp.concatenate([leaf.reshape(c, -1) ...], 1) * scale`` is the
+        (c, m) factor, in the order of `Model.space`.
+    """
+    model = Model(logits_fn, params, mask=mask, output=output or Categorical())
+    representation = LowRank() if representation is None else representation
+    representation = as_instance("representation", representation, Representation)
+    key = example_key(representation.seed, 0) if key is None else key
+    room, label = representation.n_rows(model.output, model.n_classes(example)), jnp.asarray(label, jnp.int32)
+    one = example_rows(model, representation, model.space.select(params), params, example, key, label, room)
+    return rotated(one, representation)
+
+
+def fisher_vector_product(
+    logits_fn: LogitsFn, params: PyTree, example: Example, vector: PyTree, *, output: Output | None = None
+) -> PyTree:
+    """Compute F v of one example, exactly: one pass forward and one back, whatever the number of classes (eq. 1).
+
+    Pure: can be jitted and mapped. F v = Jᵀ L (Lᵀ (J v)) with L Lᵀ the Fisher of the output distribution.
+
+    Args:
+        logits_fn: ``(params, example) -> (C,)``.
+        params: the parameters.
+        example: without a batch axis.
+        vector: v, shaped like the parameters.
+        output: what the logits mean; a softmax by default.
+
+    Returns:
+        F v, shaped like the parameters.
+    """
+    logits, tangent = jax.jvp(lambda p: logits_fn(p, example), (params,), (vector,))
+    _, pull = jax.vjp(lambda p: logits_fn(p, example), params)
+    rows = (output or Categorical()).factor(logits.astype(jnp.float32))
+    (product,) = pull(((rows @ tangent.astype(rows.dtype)) @ rows).astype(logits.dtype))
+    return product

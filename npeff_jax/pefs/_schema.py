@@ -6,6 +6,7 @@ from typing import Any
 
 from npeff_jax._identity import Identity
 from npeff_jax._parameters import ParameterLayout
+from npeff_jax.pefs.representations import FisherKind
 
 SCHEMA_VERSION = 4
 """Version 1 did not say what the logits mean: they were those of a softmax. Version 2 knew no range finder. Version 3
@@ -17,11 +18,15 @@ READABLE_VERSIONS = (1, 2, 3, 4)
 SOFTMAX = {"name": "Categorical", "temperature": 1.0}
 
 
-class Kind(enum.Enum):
-    """The two flavours of NPEFF."""
+class Normalization(enum.Enum):
+    """When each example's rows are divided by the square root of its Fisher's Frobenius norm."""
 
-    LOW_RANK = "low_rank"
-    DIAGONAL = "diagonal"
+    BEFORE = "before"
+    """Before entries are dropped, by the norm of the whole Fisher: the paper's way (section 2.2, Preprocessing)."""
+    AFTER = "after"
+    """After entries were dropped, so that every kept Fisher has norm 1."""
+    NONE = "none"
+    """Raw. Examples with large Fishers then dominate a decomposition."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Schema:
         code_version: of the package that wrote them.
     """
 
-    kind: Kind
+    kind: FisherKind
     representation: dict[str, Any]
     normalization: str
     model: str
@@ -71,15 +76,44 @@ class Schema:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Schema":
-        """A schema of this or an older version, as of this version."""
-        if fields["version"] == 1:
-            fields = fields | {"output": dict(SOFTMAX), "version": 2}
-        if fields["version"] == 2:
-            sketch = {"sketch": None} if fields["representation"]["name"] == "LowRank" else {}
-            fields = fields | {"representation": fields["representation"] | sketch, "version": 3}
-        if fields["version"] == 3:
-            fields = fields | {"version": 4}
-        return cls(**fields | {"kind": Kind(fields["kind"]), "layout": ParameterLayout.from_json(fields["layout"])})
+        """Return a schema of this or an older version, as of this version.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            if fields["version"] == 1:
+                fields = fields | {"output": dict(SOFTMAX), "version": 2}
+            if fields["version"] == 2:
+                sketch = {"sketch": None} if fields["representation"]["name"] == "LowRank" else {}
+                fields = fields | {"representation": fields["representation"] | sketch, "version": 3}
+            if fields["version"] == 3:
+                fields = fields | {"version": 4}
+            layout = ParameterLayout.from_json(fields["layout"])
+            schema = cls(**fields | {"kind": FisherKind(fields["kind"]), "layout": layout})
+            schema._check()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ValueError(f"the schema is damaged ({error!r}); copy the files again from where they came") from error
+        return schema
+
+    def _check(self) -> None:
+        """Raise where a field has another type than it is written with."""
+        texts = (self.normalization, self.model, self.examples, self.dtype, self.precision, self.code_version)
+        wholes = (self.n_examples, self.n_classes, self.keep, self.version)
+        named = (self.representation, self.output)
+        expected = {
+            "a text": all(isinstance(text, str) for text in texts),
+            "a whole number": all(type(number) is int and 0 <= number < 2**63 for number in wholes),
+            "a choice with its name": all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in named),
+            "a normalization": self.normalization in [kind.value for kind in Normalization],
+            "constants": isinstance(self.constants, str | None),
+            "a function's logits": isinstance(self.function, list | None),
+            "a dtype": self.dtype in ("float32", "bfloat16", "float16"),
+            "parameters": bool(self.layout.parameters),
+        }
+        for what, holds in expected.items():
+            if not holds:
+                raise ValueError(f"expected {what}")
 
     @property
     def identity(self) -> Identity:

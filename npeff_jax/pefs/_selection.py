@@ -41,11 +41,13 @@ class Selected:
         support: parameters, ascending; every kept entry is at one of them.
         columns: all rows there, wanted or not.
         kept: which of the wanted rows' entries are kept.
+        whole: whether every non-zero of all rows is kept.
     """
 
     support: Int[np.ndarray, "u"]
     columns: Float[np.ndarray, "c u"]
     kept: Bool[np.ndarray, "w u"]
+    whole: bool = False
 
     @property
     def entries(self) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"], Float[np.ndarray, "k"]]:
@@ -114,7 +116,7 @@ def largest(rows: LeafRows, keep: int) -> Selected:
         threshold = _of_rank(sample, int(rank))
         found = _sweep(rows, threshold)
         if threshold == 0 or np.count_nonzero(np.abs(found.columns[: rows.wanted]) >= threshold) >= keep:
-            return _exactly(rows, found, keep)
+            return _exactly(rows, found, keep, threshold)
         rank *= 2
 
 
@@ -194,16 +196,17 @@ def _reaching(rows: LeafRows, threshold: float, waiting: list[tuple[np.ndarray, 
     return _Columns(support[reached], np.compress(reached, columns, axis=1))
 
 
-def _exactly(rows: LeafRows, found: _Columns, keep: int) -> Selected:
-    """The ``keep`` largest of what a sweep found."""
+def _exactly(rows: LeafRows, found: _Columns, keep: int, threshold: float = 0.0) -> Selected:
+    """The ``keep`` largest of what a sweep with a threshold found."""
     absolute = np.abs(found.columns[: rows.wanted])
     kept = absolute > 0
     if np.count_nonzero(kept) > keep:
-        threshold = _of_rank(absolute[kept], keep)
-        kept = absolute > threshold
-        ties = np.flatnonzero(absolute == threshold)
+        least = _of_rank(absolute[kept], keep)
+        kept = absolute > least
+        ties = np.flatnonzero(absolute == least)
         kept.flat[ties[: keep - np.count_nonzero(kept)]] = True
-    return Selected(found.support, found.columns, kept)
+    whole = rows.wanted == rows.n_rows and threshold == 0 and bool(np.count_nonzero(kept) == np.count_nonzero(absolute))
+    return Selected(found.support, found.columns, kept, whole)
 
 
 def _of_rank(values: np.ndarray, rank: int) -> float:

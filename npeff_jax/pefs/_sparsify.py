@@ -1,55 +1,125 @@
 """One example's dense rows to what is kept of them: rotated, selected, scaled, and weighed against the whole."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
-from npeff_jax.models import Model
-from npeff_jax.pefs._fidelity import Fidelity, diagonal_fidelity, fidelity
-from npeff_jax.pefs._representation import Diagonal, Keep, Normalization, PerRow, Representation, SharedSupport
-from npeff_jax.pefs._rotation import Rotation, rotation_of
+from npeff_jax.pefs._keep import Selection
 from npeff_jax.pefs._rows import HostRows
-from npeff_jax.pefs._schema import Kind, Schema
-from npeff_jax.pefs._selection import LeafRows, Selected, largest, shared_support
+from npeff_jax.pefs._schema import Normalization, Schema
+from npeff_jax.pefs._selection import LeafRows, Selected
+from npeff_jax.pefs.representations import FisherKind, Representation, Rotation
+
+CANCELLED = 1e-5
+"""Below this share of ‖F‖² the error of a sparsified Fisher is measured on what was dropped: the device's Gram matrix
+is exact to 1e-7 of it, and the difference of two of them to about its root, 3e-4."""
+
+TINY = np.float32(1e-45)
+"""The smallest norm that is stored: one of zero says that there is no information."""
 
 
 class NotFiniteError(ValueError):
     """An example whose logits or gradients have NaN or infinity in them."""
 
 
+class Fidelity(NamedTuple):
+    """What selection left of one example.
+
+    Attributes:
+        kept_trace: trace of the kept Fisher, in the unit of the rows.
+        kept_norm: its Frobenius norm.
+        error: ‖F − F_kept‖ / ‖F‖.
+    """
+
+    kept_trace: float
+    kept_norm: float
+    error: float
+
+
+def diagonal_fidelity(chosen: Selected, rows: LeafRows, squared_norm: float) -> Fidelity:
+    """Measure kept entries of the diagonal itself."""
+    kept = chosen.entries[2].astype(np.float64)
+    squares = float(kept @ kept)
+    missing = squared_norm - squares
+    if squared_norm > 0 and missing < CANCELLED * squared_norm:
+        missing = float(sum(np.sum(dropped[0] ** 2) for dropped, _ in _dropped(rows, chosen)))
+    return Fidelity(float(kept.sum()), squares**0.5, _root(missing, squared_norm))
+
+
+def fidelity(chosen: Selected, rows: LeafRows, gram: Float[np.ndarray, "c c"]) -> Fidelity:
+    """Measure kept entries of a factor A, whose Gram matrix A Aᵀ, of all its c rows, is ``gram``.
+
+    From c×c Gram matrices alone, with S the kept entries and D = A − S: ‖F − SᵀS‖² = ‖A Aᵀ‖² − 2 ‖A Sᵀ‖² + ‖S Sᵀ‖²,
+    where every product needs A only where S is not zero; where that cancels, ‖DᵀD + DᵀS + SᵀD‖², which needs all of A.
+    """
+    A = chosen.columns.astype(np.float64)  # what is missing is a small difference
+    S = np.zeros(A.shape)
+    S[: len(chosen.kept)] = np.where(chosen.kept, A[: len(chosen.kept)], 0.0)
+    cross, own = A @ S.T, S @ S.T
+    whole = float(np.sum(gram**2))
+    missing = whole - 2 * float(np.sum(cross**2)) + float(np.sum(own**2))
+    if whole > 0 and missing < CANCELLED * whole:
+        DD, DS = np.zeros_like(own), np.zeros_like(own)
+        for dropped, kept in _dropped(rows, chosen):
+            DD, DS = DD + dropped @ dropped.T, DS + dropped @ kept.T
+        missing = float(np.sum(DD**2) + 4 * np.sum(DD * DS) + 2 * np.sum(DD * own) + 2 * np.sum(DS * DS.T))
+    return Fidelity(float(np.trace(own)), float(np.linalg.norm(own)), _root(missing, whole))
+
+
+def _dropped(rows: LeafRows, chosen: Selected) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The dropped and the kept entries of all rows, some parameters at a time, in float64; none if all are kept."""
+    if chosen.whole:
+        return
+    for start, piece in rows.pieces():
+        dropped = rows.rotated(np.stack(piece)).astype(np.float64)
+        kept = np.zeros_like(dropped)
+        first, last = np.searchsorted(chosen.support, [start, start + dropped.shape[1]])
+        here, mask = chosen.support[first:last] - start, chosen.kept[:, first:last]
+        kept[: len(mask), here] = np.where(mask, chosen.columns[: len(mask), first:last], 0.0)
+        dropped[kept != 0] = 0.0
+        yield dropped, kept
+
+
+def _root(part: float, whole: float) -> float:
+    """The relative norm of what is missing, NaN of nothing; rounding may make it slightly negative."""
+    return (max(part, 0.0) / whole) ** 0.5 if whole > 0 else float("nan")
+
+
 class Sparsifier:
     """Dense rows of one example after the other to the fields of `Pefs`. Holds no state: threads may share it."""
 
-    def __init__(self, schema: Schema, representation: Representation, keep: Keep) -> None:
+    def __init__(self, schema: Schema, representation: Representation, keep: Selection) -> None:
         """For examples as ``schema`` describes them."""
         self.schema, self.representation, self.keep = schema, representation, keep
         self.normalization = Normalization(schema.normalization)
         self.offsets = np.array([*(p.offset for p in schema.layout.parameters), schema.layout.size])
 
     def __call__(self, one: HostRows, number: int) -> dict[str, Any]:
-        """Values by field of `Pefs` for example ``number``.
+        """Return the values of example ``number`` by field of `Pefs`.
 
         Raises:
             NotFiniteError: something in it is not finite.
         """
         _check_finite(one, self.schema, number)
-        turned = rotation_of(one._replace(gram=one.gram.astype(np.float64)), self.representation, np)
+        turned = self.representation.rotation(one.gram.astype(np.float64), one.n_rows, np)
         chosen, held = self._kept(one, turned)
         rows, indices, values = chosen.entries
-        # Rows come from cotangents divided by ``scale``. F is quadratic in a row of a factor, linear in a diagonal.
-        power = 1.0 if self.schema.kind is Kind.DIAGONAL else 0.5
+        # The rows come from cotangents divided by ``scale``. F is quadratic in a row of a factor, linear in a diagonal.
+        power = 1.0 if self.schema.kind is FisherKind.DIAGONAL else 0.5
         norm, scale = float(np.linalg.norm(turned.gram)) ** (0.5 / power), float(one.scale) ** (2 * power)
         unit = {Normalization.BEFORE: norm**power, Normalization.AFTER: held.kept_norm**power}
         divide = unit.get(self.normalization, 1 / scale)
-        trace = float(one.trace)
+        trace, size = float(one.trace), norm * float(one.scale) ** 2
         return {
             "values": values / np.float32(divide) if divide else values,
             "indices": indices,
             "rows": rows,
             "n_rows": int(turned.n_rows),
-            "norms": norm * float(one.scale) ** 2,
+            "norms": max(np.float32(size), TINY) if size else np.float32(0),
             "logits": one.logits,
-            "kept_energy": held.kept_trace / trace if trace else 1.0,
+            "kept_energy": (1.0 if chosen.whole else held.kept_trace / trace) if trace else np.nan,
             "fisher_error": held.error,
             "lost_mass": one.lost_mass,
             "lost_trace": one.lost_trace,
@@ -57,16 +127,12 @@ class Sparsifier:
 
     def _kept(self, one: HostRows, turned: Rotation) -> tuple[Selected, Fidelity]:
         """The entries to keep of the wanted rows, and what they hold of all rows."""
-        n_rows = int(turned.n_rows)
         matrix = None if turned.matrix is None else turned.matrix.astype(np.float32)
-        rows = LeafRows(one.blocks, self.offsets, matrix, n_rows)
-        if isinstance(self.keep, SharedSupport):
-            chosen = shared_support(rows, self.keep.parameters)
-        else:
-            chosen = largest(rows, self.keep.entries * n_rows if isinstance(self.keep, PerRow) else self.schema.keep)
-        if self.schema.kind is Kind.DIAGONAL:
-            return chosen, diagonal_fidelity(chosen.entries[2], float(turned.gram[0, 0]))
-        return chosen, fidelity(chosen, turned.gram)
+        rows = LeafRows(one.blocks, self.offsets, matrix, int(turned.n_rows))
+        chosen = self.keep.select(rows)
+        if self.schema.kind is FisherKind.DIAGONAL:
+            return chosen, diagonal_fidelity(chosen, rows, float(turned.gram[0, 0]))
+        return chosen, fidelity(chosen, rows, turned.gram)
 
 
 def blank_arrays(schema: Schema, n_rows: int, n: int | None = None) -> dict[str, np.ndarray]:
@@ -105,28 +171,6 @@ def skipped(number_of_classes: int) -> dict[str, Any]:
     nothing = np.zeros(0, np.float32)
     found = dict.fromkeys(("norms", "kept_energy", "fisher_error", "lost_mass", "lost_trace"), np.float32(np.nan))
     return found | {"values": nothing, "n_rows": 0, "logits": np.full(number_of_classes, np.nan, np.float32)}
-
-
-def width(keep: Keep, model: Model, representation: Representation, n_rows: int) -> int:
-    """The most non-zeros an example can keep: columns of the stored arrays.
-
-    Raises:
-        ValueError: more than there are, or none.
-    """
-    n_rows = 1 if isinstance(representation, Diagonal) else n_rows
-    m = model.space.size
-    if keep is None:
-        return n_rows * m
-    if isinstance(keep, int):
-        if not 0 < keep <= n_rows * m:
-            raise ValueError(
-                f"keep={keep} is out of range: an example has {n_rows * m} entries; pass 1 to {n_rows * m}, or None"
-            )
-        return keep
-    each = keep.entries if isinstance(keep, PerRow) else keep.parameters
-    if not 0 < each <= m:
-        raise ValueError(f"keep={keep} is out of range: a row has {m} entries; pass 1 to {m}")
-    return each * n_rows
 
 
 def _stored_type(name: str) -> np.dtype:

@@ -20,7 +20,7 @@ from npeff_jax._examples import count_examples
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 from npeff_jax.perturbation._arguments import check_component, check_direction, check_positive
 from npeff_jax.perturbation._edit import Edit, NoEditError, Subject, find_scale, scaled
 from npeff_jax.perturbation._gradients import loss_gradient
@@ -107,7 +107,7 @@ class DiagonalEdit(Edit):
         )
 
     def check(self, subject: Subject) -> None:
-        if subject.decomposition.kind is not Kind.DIAGONAL:
+        if subject.decomposition.kind is not FisherKind.DIAGONAL:
             raise ValueError(
                 "a component of low-rank PEFs is a direction; use component_direction, or DirectionEdit in selectivity"
             )

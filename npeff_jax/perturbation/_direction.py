@@ -15,7 +15,7 @@ from npeff_jax._checks import check_real, normalise
 from npeff_jax._types import Components, PyTree, RowArray
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 from npeff_jax.perturbation._arguments import check_component, check_decomposition_of, check_positive, choose_components
 from npeff_jax.perturbation._edit import Edit, KLBudget, NoEditError, Subject, scaled
 
@@ -125,7 +125,7 @@ def _threshold(reject_below: float | None) -> float | None:
 
 
 def _check_low_rank(decomposition: Decomposition) -> None:
-    if decomposition.kind is not Kind.LOW_RANK:
+    if decomposition.kind is not FisherKind.LOW_RANK:
         raise ValueError(
             "a component of diagonal PEFs is no direction but a weight for every parameter; use DiagonalEdit or "
             "diagonal_move"

@@ -152,6 +152,8 @@ def open_array(path: Path, *, manifest: dict[str, Any] | None = None) -> StoredA
     _check_process(path)
     file = path / METADATA
     known = {} if manifest is None else manifest.get("arrays", {})
+    if not isinstance(known, dict):
+        raise DamageError(f"{path.parent / 'manifest.json'} is damaged: its arrays are {known!r}; {REMEDY}")
     try:
         found = _metadata_digest(path)
     except OSError as error:

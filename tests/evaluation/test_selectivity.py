@@ -201,7 +201,7 @@ def test_fewer_random_examples_and_components(planted):
         found.example_kl(0)
 
 
-@pytest.mark.parametrize("kind", list(npeff.Kind))
+@pytest.mark.parametrize("kind", list(npeff.FisherKind))
 def test_a_dead_component_spoils_no_other(planted, kind):
     model, decomposition, _, examples, _ = planted
     pefs = make_pefs(model, examples, kind=kind)
@@ -255,7 +255,7 @@ def test_examples_of_others_are_refused(planted):
     first = jax.tree.map(lambda leaf: leaf[:45], examples)
     with pytest.raises(ValueError, match="the model's logits of example"):
         npeff.selectivity(model, part, pefs.subset(half), first, **options | {"fit": part})
-    diagonal = make_pefs(model, examples, kind=npeff.Kind.DIAGONAL)
+    diagonal = make_pefs(model, examples, kind=npeff.FisherKind.DIAGONAL)
     with pytest.raises(ValueError, match="they differ in: kind of PEFs"):
         npeff.selectivity(model, decomposition, diagonal, examples, **options)
 

@@ -196,8 +196,8 @@ def test_equation_2_is_what_a_short_move_does(planted):
 
 def test_diagonal_moves_of_a_given_norm(planted):
     model, decomposition, _, examples, _ = planted
-    diagonal = make_decomposition(model, np.abs(block_vectors()), decomposition.coefficients, npeff.Kind.DIAGONAL)
-    pefs = make_pefs(model, examples, kind=npeff.Kind.DIAGONAL)
+    diagonal = make_decomposition(model, np.abs(block_vectors()), decomposition.coefficients, npeff.FisherKind.DIAGONAL)
+    pefs = make_pefs(model, examples, kind=npeff.FisherKind.DIAGONAL)
     options = {"fit": diagonal, "n_top": 10, "progress": False, "nulls": npeff.Nulls(n_random_directions=0)}
     table = npeff.selectivity(model, diagonal, pefs, examples, norm=0.2, reject_below=None, **options)
     np.testing.assert_allclose(table.norms, 0.2, rtol=1e-5)

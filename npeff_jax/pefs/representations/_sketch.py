@@ -6,60 +6,43 @@ P B nearly hold the largest principal rows. They are exact combinations of class
 what is missing is the Fisher of the rows left outside the span.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from npeff_jax._types import Cotangents, Logits
-from npeff_jax.models import Output
-from npeff_jax.pefs._cotangents import Pullback, kept_classes, scaled, unit_of
-from npeff_jax.pefs._representation import LowRank
-
-Tree = tuple[jax.Array, ...]
+from npeff_jax.pefs.representations._base import Prediction, Pullback, scaled_cotangents
+from npeff_jax.pefs.representations._classes import lost_mass
 
 
-def sketched_cotangents(
-    output: Output,
-    representation: LowRank,
-    logits: Logits,
-    pull: Callable[[Logits], Tree],
-    push: Callable[[Tree], Logits],
-    key: jax.Array,
-) -> Pullback:
-    """What to pull back for one example.
+def sketched(at: Prediction, size: int, kept: Bool[Array, "C"]) -> Pullback:
+    """Return what to pull back for one example.
 
     Args:
-        output: what the logits mean.
-        representation: how many rows, and of which classes.
-        logits: of the example.
-        pull: Jᵀ, from the logits to the explained parameters.
-        push: J.
-        key: the example's own.
+        at: the example.
+        size: dimensions of the span.
+        kept: classes whose rows are in B.
     """
-    assert representation.sketch is not None
-    for_span, for_probe = jax.random.split(key)
-    kept = kept_classes(output, representation, logits)
+    for_span, for_probe = jax.random.split(at.key)
+    part = kept.astype(jnp.float32)[None]
 
     def combine(weights: Float[Array, "c C"]) -> Cotangents:
         """Combinations of the kept classes' rows."""
-        return output.weighted(logits, weights * kept)
+        return at.output.weighted(at.logits, weights * part)
 
-    omega = jax.random.normal(for_span, (representation.sketch, logits.size))
-    unit = unit_of(combine(omega))
+    omega = jax.random.normal(for_span, (size, at.logits.size), jnp.float32)
+    _, unit = scaled_cotangents(combine(omega))
 
     def kernel(weights: Logits) -> Logits:
         """(B Bᵀ) w; no row is kept."""
-        change = push(pull(combine(weights[None])[0] / unit))
-        (products,) = jax.linear_transpose(combine, weights[None])(change[None] / unit)
+        change = at.push(at.pull(combine(weights[None])[0] / unit))
+        (products,) = jax.linear_transpose(combine, weights[None])(change[None].astype(jnp.float32) / unit)
         return products[0]
 
     P = _orthonormal(jax.lax.map(kernel, omega))
-    signs = jax.random.rademacher(for_probe, (logits.size,), jnp.float32)
-    outside = output.weighted(logits, (signs - (P @ (signs * kept)) @ P)[None])[0]
-    mass = jnp.sum(jnp.where(kept, 0.0, output.probabilities(logits)))
-    return scaled(combine(P), jnp.asarray(len(P)), mass, outside)
+    signs = jax.random.rademacher(for_probe, (at.logits.size,), jnp.float32)
+    outside = at.output.weighted(at.logits, (signs - (P @ (signs * part[0])) @ P)[None])[0]
+    return Pullback.of(combine(P), None, lost_mass(at, kept), outside)
 
 
 def _orthonormal(vectors: Float[Array, "c C"]) -> Float[Array, "c C"]:
@@ -74,9 +57,9 @@ def _orthonormal(vectors: Float[Array, "c C"]) -> Float[Array, "c C"]:
         return row / jnp.maximum(norm, jnp.finfo(row.dtype).tiny), norm
 
     def one_more(i: jax.Array, basis: jax.Array) -> jax.Array:
-        before = jnp.where(jnp.arange(len(basis))[:, None] < i, basis, 0.0)
+        before = jnp.where(jnp.arange(len(basis))[:, None] < i, basis, jnp.zeros_like(basis))
         row, _ = cleared(basis[i], before)
         row, left = cleared(row, before)
-        return basis.at[i].set(jnp.where(left > 0.5, row, 0.0))
+        return basis.at[i].set(jnp.where(left > 0.5, row, jnp.zeros_like(row)))
 
     return jax.lax.fori_loop(0, len(vectors), one_more, vectors)
