@@ -9,6 +9,7 @@ from npeff_jax import models as models
 from npeff_jax import tasks as tasks
 from npeff_jax._sharding import make_mesh as make_mesh
 from npeff_jax._version import __version__ as __version__
+from npeff_jax.evaluation import Nulls as Nulls
 from npeff_jax.evaluation import Selectivity as Selectivity
 from npeff_jax.evaluation import compare_runs as compare_runs
 from npeff_jax.evaluation import find_splits as find_splits
@@ -59,10 +60,14 @@ from npeff_jax.pefs import fisher_vector_product as fisher_vector_product
 from npeff_jax.pefs import load_pefs as load_pefs
 from npeff_jax.pefs import pef_rows as pef_rows
 from npeff_jax.pefs import plan as plan
-from npeff_jax.perturbation import DiagonalPerturbation as DiagonalPerturbation
+from npeff_jax.perturbation import DiagonalEdit as DiagonalEdit
+from npeff_jax.perturbation import DirectionEdit as DirectionEdit
+from npeff_jax.perturbation import Edit as Edit
+from npeff_jax.perturbation import KLBudget as KLBudget
+from npeff_jax.perturbation import Passes as Passes
 from npeff_jax.perturbation import component_direction as component_direction
 from npeff_jax.perturbation import dataset_fisher as dataset_fisher
-from npeff_jax.perturbation import diagonal_edit as diagonal_edit
+from npeff_jax.perturbation import diagonal_move as diagonal_move
 from npeff_jax.perturbation import loss_sign as loss_sign
 from npeff_jax.perturbation import perturb as perturb
 from npeff_jax.perturbation import perturbed_kl as perturbed_kl

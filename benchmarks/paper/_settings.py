@@ -84,7 +84,8 @@ class Setting:
     ) -> npeff.Selectivity:
         """Components perturbed, every so many of them, and judged on the held-out examples."""
         decomposition, pefs = self.decomposition(diagonal=diagonal, r=r), self.pefs(diagonal=diagonal, heldout=True)
-        options = {"fit": self.fit(diagonal=diagonal, r=r), "n_top": self.n_top, "reject_below": reject_below}
+        options = {"fit": self.fit(diagonal=diagonal, r=r), "n_top": self.n_top}
+        options |= {} if diagonal else {"reject_below": reject_below}
         options["components"] = np.arange(0, decomposition.n_components, every)
         name = f"{self.name}-selectivity-{'D' if diagonal else 'LRM'}{'-plain' if reject_below is None else ''}"
         return self.cache(

@@ -6,9 +6,12 @@ examples are fixed by a digest. The program's shape was found on a smaller vocab
 see RESULTS.md), before this one was ever decomposed; every setting that was tried on this one is in the table.
 
 Examples are ranked in two ways. By coefficient, as in the paper: W is a sparse fit, and where a component has fewer
-than k coefficients above zero the rest of its top k are ties. And by the same component fitted alone, gᵀFg, by eq. 2
-the effect of a move along g. Directions and examples that were drawn at random are ranked by in the second way too, so
-it is them that the counts have to beat, and the number of different concepts, which directions drawn at random share.
+than k coefficients above zero the rest of its top k are ties. And by the same component fitted alone, gᵀFg: twice the
+second-order KL of a unit move along g, where the logits are smooth in the parameters. A compiled program's weights sit
+on ReLU kinks, the effects of a move in the two directions differ by a factor of about two, and gᵀFg is the smaller.
+Directions and examples that were drawn at random are ranked by in the second way too, so it is them that the counts
+have to beat, and the number of different concepts, which directions drawn at random share. Because a count lets one
+concept stand for many components, components and variables are also matched one to one (`match_concepts`).
 """
 
 import dataclasses
@@ -160,6 +163,7 @@ def score(task: Inference, pefs: npeff.Pefs, ranking: np.ndarray) -> dict[str, o
             found["precision"] = float(np.median(searches[0].best_average_precision))
             found["precisions"] = searches[0].best_average_precision.round(3).tolist()
             found["non_zero"] = searches[0].n_positive.tolist()
+    found["matched"] = npeff.evaluation.match_concepts(ranking, task.concepts, n_permutations=0).n_matched()
     return found
 
 
@@ -173,6 +177,7 @@ def row(name: str, paper: str, scores: list[dict], note: str) -> _harness.Row:
         f"with negations {first['with_negations'][-1]}",
         f"{sum(count >= TOPS[-1] for count in first['non_zero'])} fill 128 places",
         f"average precision {first['precision']:.2f}",
+        "matched one to one " + ", ".join(f"{found['matched']:g}" for found in scores),
     ]
     return _harness.Row(
         name, paper, f"{', '.join(str(s['shared'][-1]) for s in scores)} of {r}", "; ".join(facts) + note

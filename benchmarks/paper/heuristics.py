@@ -48,7 +48,7 @@ def main() -> None:
     )
     wrong = setting.predictions(heldout) != heldout.labels
     W = npeff.fit_coefficients(expanded, fitted).coefficients
-    share = top_share(W, wrong[choosing], k=TOP)
+    share = top_share(W, wrong[choosing], n_top=TOP)
     is_new = np.arange(expanded.n_components) >= base.n_components
     flawed, others = np.flatnonzero(share >= 0.5), np.flatnonzero(share < 0.5)
     script.log(f"{len(flawed)} components have half of their top examples wrong")

@@ -119,7 +119,8 @@ def measure(script, sizes, model, explained, heldout, representation):
     decomposition = npeff.decompose(pefs, sizes.n_components, seed=0, progress=False)
     fit = npeff.fit_coefficients(decomposition, held)
     script.log(f"loss {decomposition.history.loss[-1]:.4f}, {decomposition.stopped}")
-    options = {"fit": fit, "n_top": sizes.n_top, "n_directions": 2, "seed": 0, "progress": False}
+    options = {"fit": fit, "n_top": sizes.n_top, "nulls": npeff.Nulls(n_random_directions=2), "seed": 0}
+    options |= {"progress": False}
     table = npeff.selectivity(model, decomposition, held, heldout.examples, **options)
     script.log(repr(table))
     return pefs, held, decomposition, fit, table

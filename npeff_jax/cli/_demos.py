@@ -118,7 +118,15 @@ def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
     found = npeff.evaluation.search_concepts(decomposition.coefficients, task.concepts, n_top=16, seed=seed)
     print(found)
     table = npeff.selectivity(
-        model, decomposition, pefs, task.examples, fit=decomposition, n_top=16, seed=seed, progress=progress
+        model,
+        decomposition,
+        pefs,
+        task.examples,
+        fit=decomposition,
+        n_top=16,
+        norm=npeff.KLBudget(),  # a program's weights sit on kinks: a norm of 0.1 destroys it
+        seed=seed,
+        progress=progress,
     )
     print(repr(table))
     traces = npeff.report.trace_components(

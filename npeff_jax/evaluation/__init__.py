@@ -1,17 +1,18 @@
 """How far a decomposition can be trusted: selectivity, matching of runs, concept search, baselines."""
 
-from npeff_jax.evaluation._activations import activations as activations
-from npeff_jax.evaluation._activations import gradient_features as gradient_features
-from npeff_jax.evaluation._activations import logit_gradients as logit_gradients
-from npeff_jax.evaluation._clustering import Clusters as Clusters
-from npeff_jax.evaluation._clustering import cluster as cluster
+from npeff_jax.evaluation._baselines import Clusters as Clusters
+from npeff_jax.evaluation._baselines import HeadFn as HeadFn
+from npeff_jax.evaluation._baselines import activations as activations
+from npeff_jax.evaluation._baselines import cluster as cluster
+from npeff_jax.evaluation._baselines import gradient_features as gradient_features
+from npeff_jax.evaluation._baselines import logit_gradients as logit_gradients
+from npeff_jax.evaluation._belonging import check_belong_together as check_belong_together
+from npeff_jax.evaluation._concept_matching import ConceptMatches as ConceptMatches
+from npeff_jax.evaluation._concept_matching import control_rankings as control_rankings
+from npeff_jax.evaluation._concept_matching import match_concepts as match_concepts
 from npeff_jax.evaluation._concepts import ConceptSearch as ConceptSearch
 from npeff_jax.evaluation._concepts import negations as negations
 from npeff_jax.evaluation._concepts import search_concepts as search_concepts
-from npeff_jax.evaluation._controls import control_rankings as control_rankings
-from npeff_jax.evaluation._edits import diagonal_edits as diagonal_edits
-from npeff_jax.evaluation._edits import low_rank_edits as low_rank_edits
-from npeff_jax.evaluation._edits import random_edits as random_edits
 from npeff_jax.evaluation._matching import RunComparison as RunComparison
 from npeff_jax.evaluation._matching import Splits as Splits
 from npeff_jax.evaluation._matching import Stability as Stability
@@ -22,12 +23,15 @@ from npeff_jax.evaluation._matching import similarity_to_final as similarity_to_
 from npeff_jax.evaluation._matching import stability as stability
 from npeff_jax.evaluation._prediction import component_curvatures as component_curvatures
 from npeff_jax.evaluation._prediction import predicted_kl as predicted_kl
-from npeff_jax.evaluation._ranking import rank_correlation as rank_correlation
+from npeff_jax.evaluation._prediction import rank_agreement as rank_agreement
+from npeff_jax.evaluation._prediction import rank_correlation as rank_correlation
 from npeff_jax.evaluation._ranking import top_examples as top_examples
+from npeff_jax.evaluation._ranking import top_share as top_share
 from npeff_jax.evaluation._repairs import Repairs as Repairs
 from npeff_jax.evaluation._repairs import find_repairs as find_repairs
-from npeff_jax.evaluation._repairs import top_share as top_share
 from npeff_jax.evaluation._selectivity import Fitted as Fitted
+from npeff_jax.evaluation._selectivity import NotLocalWarning as NotLocalWarning
+from npeff_jax.evaluation._selectivity import Nulls as Nulls
 from npeff_jax.evaluation._selectivity import selectivity as selectivity
 from npeff_jax.evaluation._selectivity_table import Selectivity as Selectivity
 from npeff_jax.evaluation._tcav import Tcav as Tcav

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from npeff_jax._checks import check_integer
 from npeff_jax._html import facts_html, table_html
-from npeff_jax.evaluation._ranking import top_examples
+from npeff_jax.evaluation._ranking import coefficient_array, top_examples
 
 Variables = Mapping[str, Sequence[bool] | np.ndarray]
 """For each Boolean variable whether it holds for each of n examples."""
@@ -23,8 +24,8 @@ class ConceptSearch:
         names: of the concepts; the variables of an AND are joined by " & ".
         base: (concepts,), fraction of all examples that have each.
         share: (r, concepts), fraction of each component's top examples that have it.
-        counts: (r, concepts), whether it may count for the component: not where the predicted labels of its top
-            examples imply it.
+        eligible: (r, concepts), whether it counts for the component: not where the predicted labels of its top examples
+            imply it.
         average_precision: (r, concepts), of finding the concept's examples in the order of the coefficients: the mean,
             over these examples, of the fraction that has the concept from the first example to it.
         n_positive: (r,), examples with a coefficient above zero. Where they are fewer than ``n_top``, the rest of the
@@ -37,7 +38,7 @@ class ConceptSearch:
     names: tuple[str, ...]
     base: Float[np.ndarray, "concepts"]
     share: Float[np.ndarray, "r concepts"]
-    counts: Bool[np.ndarray, "r concepts"]
+    eligible: Bool[np.ndarray, "r concepts"]
     average_precision: Float[np.ndarray, "r concepts"]
     n_positive: Int[np.ndarray, "r"]
     permuted_n_shared: Int[np.ndarray, "permutations r"]
@@ -46,17 +47,17 @@ class ConceptSearch:
     @property
     def best(self) -> Int[np.ndarray, "r"]:
         """The concept that a component's top examples have most beyond its base rate, among those that count."""
-        return np.where(self.counts, self.share - self.base, -np.inf).argmax(1)
+        return np.where(self.eligible, self.share - self.base, -np.inf).argmax(1)
 
     @property
     def best_average_precision(self) -> Float[np.ndarray, "r"]:
         """The highest average precision of a component, over the concepts that count."""
-        return np.where(self.counts, self.average_precision, 0).max(1)
+        return np.where(self.eligible, self.average_precision, 0).max(1)
 
     @property
     def n_shared(self) -> Int[np.ndarray, "r"]:
         """How many concepts all top examples of a component have."""
-        return ((self.share == 1) & self.counts).sum(1)
+        return ((self.share == 1) & self.eligible).sum(1)
 
     @property
     def shared(self) -> Bool[np.ndarray, "r"]:
@@ -75,7 +76,7 @@ class ConceptSearch:
 
     def shared_names(self, component: int) -> tuple[str, ...]:
         """The concepts that all of a component's top examples have, rarest first."""
-        found = np.flatnonzero((self.share[component] == 1) & self.counts[component])
+        found = np.flatnonzero((self.share[component] == 1) & self.eligible[component])
         return tuple(self.names[i] for i in found[np.argsort(self.base[found], kind="stable")])
 
     def note(self, component: int) -> str:
@@ -139,10 +140,19 @@ def search_concepts(
 
     Raises:
         ValueError: a variable is given for another number of examples, or no concept is rare enough to be looked for.
+
+    Examples:
+        >>> found = search_concepts(fit.coefficients, {"wrong": labels == 0}, n_top=3)
+        >>> found.share.shape
+        (3, 1)
     """
+    coefficients = coefficient_array(coefficients)
     n, r = coefficients.shape
-    names, has = _concepts(variables, n, max_terms)
+    names, has = _concepts(variables, n, check_integer("max_terms", max_terms))
+    n_top = check_integer("n_top", n_top, 1, n)
     predictions = np.zeros(n, np.int64) if predictions is None else np.asarray(predictions)
+    if predictions.shape != (n,):
+        raise ValueError(f"predictions has shape {predictions.shape}; expected ({n},), the predicted class per example")
     labels, predictions = np.unique(predictions, return_inverse=True)
     implied = np.stack([has[predictions == label].all(0) for label in range(len(labels))])
 
@@ -151,7 +161,7 @@ def search_concepts(
         share = np.stack([has[top].mean(0) for top in tops])
         return share, ~np.stack([implied[np.unique(predictions[top])].all(0) for top in tops])
 
-    share, counts = look(coefficients)
+    share, eligible = look(coefficients)
     random = np.random.default_rng(seed)
     chance = np.zeros((n_permutations, r), np.int64)
     for row in chance:
@@ -161,7 +171,7 @@ def search_concepts(
         names=names,
         base=has.mean(0),
         share=share,
-        counts=counts,
+        eligible=eligible,
         average_precision=np.stack([_average_precision(has[top_examples(coefficients, j, n)]) for j in range(r)]),
         n_positive=(np.asarray(coefficients) > 0).sum(0),
         permuted_n_shared=chance,
@@ -170,16 +180,38 @@ def search_concepts(
 
 
 def negations(variables: Variables) -> dict[str, Bool[np.ndarray, "n"]]:
-    """For each variable that it does not hold."""
+    """Return each variable's negation, under the name "not …".
+
+    Examples:
+        >>> negations({"long": [True, False]})["not long"].tolist()
+        [False, True]
+    """
     return {f"not {name}": ~np.asarray(has, bool) for name, has in variables.items()}
 
 
-def _concepts(variables: Variables, n: int, max_terms: int) -> tuple[tuple[str, ...], Bool[np.ndarray, "n concepts"]]:
-    """Variables and their ANDs, each set of examples once."""
-    table = {name: np.asarray(has, bool) for name, has in variables.items()}
-    for name, has in table.items():
+def truth_table(variables: Variables, n: int) -> dict[str, Bool[np.ndarray, "n"]]:
+    """Return variables as Boolean arrays.
+
+    Raises:
+        TypeError: no mapping of names to truth values.
+        ValueError: a variable is given for another number of examples, or has other values than true and false.
+    """
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"variables is a {type(variables).__name__}; expected {{name: truth values}}")
+    table = {}
+    for name, values in variables.items():
+        has = np.asarray(values)
         if has.shape != (n,):
-            raise ValueError(f"variable {name!r} has shape {has.shape}; expected ({n},), a truth value an example")
+            raise ValueError(f"variable {name!r} has shape {has.shape}; expected ({n},), a truth value per example")
+        if has.dtype != bool and not np.isin(has, (0, 1)).all():
+            raise ValueError(f"variable {name!r} has values other than true and false; make it Boolean")
+        table[name] = has.astype(bool)
+    return table
+
+
+def _concepts(variables: Variables, n: int, max_terms: int) -> tuple[tuple[str, ...], Bool[np.ndarray, "n concepts"]]:
+    """Variables and their ANDs, with every set of examples once."""
+    table = truth_table(variables, n)
     known: dict[bytes, tuple[str, np.ndarray]] = {}
     for terms in itertools.chain.from_iterable(itertools.combinations(table, k + 1) for k in range(max_terms)):
         has = np.logical_and.reduce([table[name] for name in terms])
@@ -192,6 +224,6 @@ def _concepts(variables: Variables, n: int, max_terms: int) -> tuple[tuple[str, 
 
 
 def _average_precision(ranked: Bool[np.ndarray, "n concepts"]) -> Float[np.ndarray, "concepts"]:
-    """Of each concept, its examples in the order of a ranking."""
+    """Compute the average precision of every concept, from the examples that have it in the order of a ranking."""
     hits = ranked.cumsum(0)
     return (ranked * hits / np.arange(1, len(ranked) + 1)[:, None]).sum(0) / hits[-1]

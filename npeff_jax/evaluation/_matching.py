@@ -8,6 +8,7 @@ import scipy.optimize
 from jaxtyping import Float, Int
 
 from npeff_jax._html import facts_html, histogram_html, table_html
+from npeff_jax.evaluation._ranking import coefficient_array
 from npeff_jax.evaluation._selectivity import Fitted
 
 Run = Fitted | np.ndarray
@@ -135,7 +136,14 @@ def find_splits(smaller: Run, larger: Run) -> Splits:
 
 
 def similarity_to_final(steps: Sequence[Float[np.ndarray, "n r"]]) -> Float[np.ndarray, "steps r"]:
-    """Cosine similarity of each component's coefficients with its last ones, step by step (figure 5)."""
+    """Compute the cosine similarity of each component's coefficients with its last ones, step by step (figure 5).
+
+    Raises:
+        ValueError: no steps, or steps of different shapes.
+    """
+    shapes = {np.shape(step) for step in steps}
+    if len(shapes) != 1:
+        raise ValueError(f"steps have shapes {sorted(shapes)}; expected one or more arrays of one shape (n, r)")
     final = _unit_columns(steps[-1])
     return np.stack([np.sum(_unit_columns(step) * final, axis=0) for step in steps])
 
@@ -174,8 +182,15 @@ def stability(runs: Sequence[Run]) -> Stability:
     """Compare every two of several runs with the same number of components.
 
     Raises:
+        TypeError: no list of runs.
         ValueError: fewer than two runs, or different numbers of components or examples.
+
+    Examples:
+        >>> stability([np.eye(3), np.eye(3)[:, [2, 0, 1]]]).mean_max.tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
     """
+    if hasattr(runs, "coefficients") or hasattr(runs, "shape") or not isinstance(runs, Sequence):
+        raise TypeError(f"runs is a {type(runs).__name__}; expected a list of two or more runs")
     coefficients = [_coefficients(run) for run in runs]
     shapes = {c.shape for c in coefficients}
     if len(runs) < 2 or len(shapes) > 1:
@@ -191,7 +206,13 @@ def stability(runs: Sequence[Run]) -> Stability:
 
 
 def _coefficients(run: Run) -> Float[np.ndarray, "n r"]:
-    return np.asarray(run if isinstance(run, np.ndarray) else run.coefficients, np.float64)
+    found = getattr(run, "coefficients", run)
+    if not hasattr(found, "shape"):
+        raise TypeError(f"a run is a {type(run).__name__}; expected a decomposition, a fit, or coefficients (n, r)")
+    array = coefficient_array(found).astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError("coefficients of a run are not finite; leave examples that failed out of all runs")
+    return array
 
 
 def _unit_columns(coefficients: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "n r"]:

@@ -1,12 +1,17 @@
-"""What a decomposition predicts of a perturbation's effect (eq. 5)."""
+"""What a decomposition predicts of a move's effect (eq. 5), and how well the measured effect agrees."""
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Float
 
 from npeff_jax._types import PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.pefs import FisherKind, Normalization
+from npeff_jax.perturbation import Subject, check_decomposition_of, check_direction
+
+_BLOCK_BYTES = 2**28
+"""Size of a block of pseudo-Fisher vectors in memory."""
 
 
 def predicted_kl(
@@ -17,7 +22,7 @@ def predicted_kl(
     direction: PyTree,
     scale: float = 1.0,
 ) -> Float[np.ndarray, "n"]:
-    """KL ≈ α_i/2 Σ_j W_ij δᵀ H_j δ of every example, in nats (eq. 5), without running the model.
+    """Predict KL ≈ α_i/2 Σ_j W_ij δᵀ H_j δ per example, in nats (eq. 5), without running the model.
 
     Args:
         model: the model that was decomposed.
@@ -26,17 +31,62 @@ def predicted_kl(
         norms: α, the Frobenius norms of their PEFs (`Pefs.norms`).
         direction: a pytree shaped like the parameters.
         scale: δ = scale · direction.
+
+    Raises:
+        TypeError: model or decomposition is something else.
+        ValueError: the decomposition is of another model, or shapes disagree.
     """
-    curvature = component_curvatures(decomposition, np.asarray(model.space.ravel(direction)))
+    check_decomposition_of(model, decomposition)
+    check_direction(model, direction)
+    coefficients, norms = np.asarray(coefficients), np.asarray(norms)
+    if coefficients.shape != (norms.size, decomposition.n_components):
+        raise ValueError(
+            f"coefficients have shape {coefficients.shape}; expected ({norms.size}, {decomposition.n_components}), one "
+            "row per norm and one column per component"
+        )
+    return predict(Subject(model, decomposition), coefficients, norms, direction) * float(scale) ** 2
+
+
+def predict(
+    subject: Subject, coefficients: Float[np.ndarray, "n r"], norms: Float[np.ndarray, "n"], move: PyTree
+) -> Float[np.ndarray, "n"]:
+    """Compute `predicted_kl` of a move of a subject that was checked."""
+    curvature = component_curvatures(subject.decomposition, np.asarray(subject.model.space.ravel(move)))
     # Raw PEFs were never divided by their norm, so their coefficients carry it.
-    raw = decomposition.schema.normalization == Normalization.NONE.value
-    return (1.0 if raw else norms) / 2 * (coefficients @ curvature) * scale**2
+    raw = subject.decomposition.schema.normalization == Normalization.NONE.value
+    return (1.0 if raw else norms) / 2 * (coefficients @ curvature)
 
 
 def component_curvatures(decomposition: Decomposition, direction: Float[np.ndarray, "m"]) -> Float[np.ndarray, "r"]:
-    """δᵀ H_j δ of every component: (g_j·δ)², or h_j·δ² for diagonal ones."""
-    delta = direction[decomposition.parameter_indices].astype(np.float32)
+    """Compute δᵀ H_j δ for every component: (g_j·δ)², or h_j·δ² for diagonal ones."""
+    delta = np.asarray(direction)[decomposition.parameter_indices]
+    size = float(np.abs(delta).max(initial=0.0)) or 1.0  # squares of a small δ would underflow in float32
+    unit = (delta / size).astype(np.float32)
+    low_rank = decomposition.kind is FisherKind.LOW_RANK
+    unit = unit if low_rank else unit**2
     vectors = decomposition.pseudo_fishers
-    delta = delta if decomposition.kind is FisherKind.LOW_RANK else delta**2
-    products = np.array([vectors[j] @ delta for j in range(len(vectors))], np.float64)  # a row at a time: G may be huge
-    return products**2 if decomposition.kind is FisherKind.LOW_RANK else products
+    block = max(1, _BLOCK_BYTES // (4 * max(unit.size, 1)))  # rows at a time: G may be larger than memory
+    parts = [np.asarray(vectors[j : j + block]) @ unit for j in range(0, len(vectors), block)]
+    products = np.concatenate(parts).astype(np.float64)
+    return (products**2 if low_rank else products) * size**2
+
+
+def rank_correlation(first: Float[np.ndarray, "n"], second: Float[np.ndarray, "n"]) -> float:
+    """Compute Spearman's rank correlation, ties ranked by their mean; NaN where one of the two is constant."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(scipy.stats.spearmanr(first, second).statistic)
+
+
+def rank_agreement(predicted: Float[np.ndarray, "n"], measured: Float[np.ndarray, "n"]) -> float:
+    """Compute how well a prediction ranks the examples: Spearman's correlation, averaged over all orders of ties.
+
+    A coefficient of exactly zero predicts no effect and puts the examples that have it in no order. `rank_correlation`
+    divides by the smaller spread of tied ranks, which counts what is not predicted as if it were predicted rightly;
+    here what is tied earns nothing.
+
+    Returns:
+        The correlation; NaN where one of the two is constant.
+    """
+    ties = [scipy.stats.tiecorrect(scipy.stats.rankdata(values)) for values in (predicted, measured)]
+    return rank_correlation(predicted, measured) * float(np.sqrt(np.prod(ties)))

@@ -1,14 +1,15 @@
 """Which examples a component stands for."""
 
-import numpy as np
-import scipy.stats
-from jaxtyping import Float, Int
+from typing import Any
 
-from npeff_jax._checks import check_in_range
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from npeff_jax._checks import check_integer
 
 
 def top_examples(coefficients: Float[np.ndarray, "n r"], component: int, k: int) -> Int[np.ndarray, "k"]:
-    """Indices of the k examples with a component's highest coefficients, the highest first (section 2.2).
+    """Return the indices of the k examples with a component's highest coefficients, the highest first (section 2.2).
 
     Equal coefficients keep the order of the examples.
 
@@ -18,17 +19,60 @@ def top_examples(coefficients: Float[np.ndarray, "n r"], component: int, k: int)
         k: how many.
 
     Raises:
-        ValueError: k or the component is out of range.
+        TypeError: ``coefficients`` is not an array, but for example the fit that holds it.
+        ValueError: k or the component is out of range, or a coefficient is not a number.
+
+    Examples:
+        >>> top_examples(np.array([[0.1, 2.0], [0.7, 0.0], [0.4, 1.0]]), component=0, k=2).tolist()
+        [1, 2]
     """
+    coefficients = coefficient_array(coefficients)
     n, r = coefficients.shape
-    check_in_range("component", component, 0, r - 1)
-    check_in_range("k", k, 1, n)
-    return np.argsort(-coefficients[:, component], kind="stable")[:k]
+    component, k = check_integer("component", component, 0, r - 1), check_integer("k", k, 1, n)
+    column = coefficients[:, component]
+    if np.isnan(column).any():
+        raise ValueError(
+            f"coefficient {int(np.flatnonzero(np.isnan(column))[0])} of component {component} is NaN; leave examples "
+            "that failed out"
+        )
+    return np.argsort(-column, kind="stable")[:k]
 
 
-def rank_correlation(first: Float[np.ndarray, "n"], second: Float[np.ndarray, "n"]) -> float:
-    """Spearman's correlation, ties ranked by their mean; NaN where one of the two is constant."""
-    ranks = np.stack([scipy.stats.rankdata(first), scipy.stats.rankdata(second)])
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    scale = np.sqrt(np.prod(np.sum(ranks**2, axis=1)))
-    return float(ranks[0] @ ranks[1] / scale) if scale > 0 else float("nan")
+def top_share(
+    coefficients: Float[np.ndarray, "n r"], has: Bool[np.ndarray, "n"], *, n_top: int = 16
+) -> Float[np.ndarray, "r"]:
+    """Compute the fraction of each component's top examples that has something, such as being predicted wrongly.
+
+    Args:
+        coefficients: W.
+        has: whether each example has it.
+        n_top: top examples of each component, 16 in section 3.5.
+
+    Raises:
+        ValueError: ``has`` is given for another number of examples.
+
+    Examples:
+        >>> wrong = pefs.logits.argmax(-1) != labels
+        >>> flawed = np.flatnonzero(top_share(fit.coefficients, wrong, n_top=4) >= 0.5)
+    """
+    coefficients, has = coefficient_array(coefficients), np.asarray(has)
+    if has.shape != (len(coefficients),):
+        raise ValueError(f"has has shape {has.shape}; expected ({len(coefficients)},), one truth value per example")
+    return np.array([has[top_examples(coefficients, j, n_top)].mean() for j in range(coefficients.shape[1])])
+
+
+def coefficient_array(coefficients: Any) -> Float[np.ndarray, "n r"]:
+    """Return coefficients as an array (n, r).
+
+    Raises:
+        TypeError: they are not an array.
+        ValueError: they do not have two axes.
+    """
+    if hasattr(coefficients, "coefficients"):
+        raise TypeError(f"coefficients is a {type(coefficients).__name__}; pass its array, .coefficients")
+    array = np.asarray(coefficients)
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise TypeError(f"coefficients is a {type(coefficients).__name__}; expected an array (n, r)")
+    if array.ndim != 2:
+        raise ValueError(f"coefficients have shape {array.shape}; expected (n, r), a column per component")
+    return array

@@ -11,31 +11,11 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float, Int
 
-from npeff_jax._checks import check_labels
-from npeff_jax._examples import count_examples
+from npeff_jax._examples import count_examples, take_examples
 from npeff_jax._html import facts_html, table_html
 from npeff_jax._types import Examples, PyTree
-from npeff_jax.evaluation._edits import SIGNS, nothing
-from npeff_jax.evaluation._ranking import top_examples
-from npeff_jax.models import Model
-from npeff_jax.perturbation import perturbed_predictions
-
-
-def top_share(
-    coefficients: Float[np.ndarray, "n r"], has: Bool[np.ndarray, "n"], *, k: int = 16
-) -> Float[np.ndarray, "r"]:
-    """The fraction of each component's k top examples that has something, such as being predicted wrongly.
-
-    Args:
-        coefficients: W.
-        has: whether each example has it.
-        k: top examples, 16 in section 3.5.
-
-    Examples:
-        >>> wrong = pefs.logits.argmax(-1) != pefs.labels  # doctest: +SKIP
-        >>> flawed = np.flatnonzero(top_share(fit.coefficients, wrong) >= 0.5)  # doctest: +SKIP
-    """
-    return np.array([has[top_examples(coefficients, j, k)].mean() for j in range(coefficients.shape[1])])
+from npeff_jax.models import Model, check_model
+from npeff_jax.perturbation import check_positive, class_labels, no_move, perturbed_predictions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,20 +124,32 @@ def find_repairs(
         batch_size: examples of one forward pass.
 
     Raises:
-        ValueError: labels of another number of examples, all or no examples choose, or there is no direction.
+        TypeError: the model's outputs have no classes, or ``choosing`` is no Boolean mask.
+        ValueError: labels of another number of examples or outside the classes, all or no examples choose, or there is
+            no direction.
 
     Examples:
-        >>> directions = component_directions(model, expanded, flawed, reject_below=0.35)  # doctest: +SKIP
-        >>> found = find_repairs(model, directions, examples, labels, choosing=np.arange(n) < n // 2)  # doctest: +SKIP
+        >>> directions = component_directions(model, decomposition, [0, 2], reject_below=0.35)
+        >>> found = find_repairs(model, directions, examples, labels, choosing=np.arange(12) < 6)
+        >>> found.change.shape
+        (2,)
     """
+    check_model(model)
+    examples = take_examples(examples)
     n = count_examples(examples)
-    truth = check_labels(labels, n)
+    truth, choosing = class_labels(model, examples, labels), np.asarray(choosing)
+    norm = check_positive("norm", norm)
+    if truth is None:
+        raise ValueError("labels is None; a repair is counted against the class of each example")
+    if choosing.dtype != bool:
+        raise TypeError(f"choosing has dtype {choosing.dtype}; expected a Boolean mask of the examples that choose")
     if choosing.shape != (n,) or choosing.all() or not choosing.any():
         raise ValueError(
             f"choosing has shape {choosing.shape} and {choosing.sum()} examples; expected ({n},), true for some and "
             "false for others: a repair is reported on examples that did not choose it"
         )
-    before = perturbed_predictions(model, examples, [nothing(model)], batch_size=batch_size)[0, 0] == truth
-    scales = [sign * norm for sign in SIGNS]
-    after = perturbed_predictions(model, examples, directions, scales, batch_size=batch_size) == truth
+    before = perturbed_predictions(model, examples, [no_move(model)], [0.0], batch_size=batch_size)[0, 0] == truth
+    after = perturbed_predictions(model, examples, directions, [norm, -norm], batch_size=batch_size) == truth
+    if not len(after):
+        raise ValueError("directions is empty; pass at least one direction")
     return Repairs(before, after, choosing, norm)

@@ -1,33 +1,55 @@
-"""Do components' perturbations move the predictions of their own examples, and only these? (section 3.1.2)"""
+"""Do components' moves change the predictions of their own examples, and only these? (section 3.1.2)"""
 
+import dataclasses
+import logging
+import warnings
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from npeff_jax._checks import check_in_range
-from npeff_jax._examples import choose_examples, count_examples, slice_examples
+from npeff_jax._checks import as_instance, check_integer, normalise
+from npeff_jax._examples import choose_examples, take_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import Components, Examples, PyTree
-from npeff_jax.evaluation._edits import TopExamples, diagonal_edits, low_rank_edits, random_edits
-from npeff_jax.evaluation._prediction import predicted_kl
-from npeff_jax.evaluation._ranking import rank_correlation, top_examples
+from npeff_jax.evaluation._belonging import check_belong_together
+from npeff_jax.evaluation._prediction import predict, rank_agreement
+from npeff_jax.evaluation._ranking import top_examples
 from npeff_jax.evaluation._selectivity_table import Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Categorical, Model
 from npeff_jax.pefs import FisherKind, Pefs
 from npeff_jax.perturbation import (
-    PAPER_THRESHOLD,
-    DiagonalPerturbation,
-    check_component,
-    check_decomposition_of,
-    dataset_fisher,
+    DiagonalEdit,
+    DirectionEdit,
+    Edit,
+    NoEditError,
+    Passes,
+    Subject,
+    check_direction,
+    choose_components,
     iterate_perturbed_kl,
     loss_sign,
+    no_move,
 )
+
+_LOG = logging.getLogger(__name__)
+
+SIGNS = (1, -1)
+
+N_TOP = 128
+"""Top examples of a component in the paper."""
+
+FAR_ABOVE = 10.0
+"""A measured KL of so many times the predicted one is no second-order effect. On digits at norm 0.1 the median of the
+components lies between 0.5 and 2; coefficients that explain little of an example leave a factor of a few."""
+
+
+class NotLocalWarning(UserWarning):
+    """Moves are so long that equations 2 and 5 do not describe them."""
 
 
 @runtime_checkable
@@ -38,6 +60,26 @@ class Fitted(Protocol):
     def coefficients(self) -> np.ndarray: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Nulls:
+    """What components are held against.
+
+    Attributes:
+        n_random_examples: random examples to compare a component's top ones with, or all there are if fewer.
+        n_random_directions: random directions of equal norm (the median one where norms differ), the second null.
+    """
+
+    n_random_examples: int = 10_000
+    n_random_directions: int = 8
+
+    def __post_init__(self) -> None:
+        normalise(
+            self,
+            n_random_examples=check_integer("n_random_examples", self.n_random_examples),
+            n_random_directions=check_integer("n_random_directions", self.n_random_directions, 0),
+        )
+
+
 def selectivity(
     model: Model,
     decomposition: Decomposition,
@@ -45,24 +87,21 @@ def selectivity(
     examples: Examples,
     *,
     fit: Fitted,
-    n_top: int = 128,
-    n_random: int = 10_000,
-    norm: float = 0.1,
-    reject_below: float | None = PAPER_THRESHOLD,
-    components: Components | None = None,
-    n_directions: int = 8,
-    diagonal: DiagonalPerturbation = DiagonalPerturbation(),  # noqa: B008 (frozen)
-    fisher: PyTree | None = None,
+    edits: Edit | None = None,
+    n_top: int | None = None,
+    components: Components | Bool[np.ndarray, "r"] | None = None,
+    nulls: Nulls = Nulls(),
     seed: int = 0,
-    batch_size: int = 256,
-    mesh: Mesh | None = None,
-    precision: str = "highest",
+    passes: Passes = Passes(),  # noqa: B008 (frozen)
     progress: Progress = True,
+    **edit: Any,
 ) -> Selectivity:
-    """Perturb every component with both signs and compare its top examples with random other ones.
+    """Move the model along every component with both signs and compare its top examples with random other ones.
 
     Everything comes from one array of divergences (components, signs, evaluated examples). Its cost is
-    ``2 (c + n_directions)`` passes over at most ``n_random + c · n_top`` examples; ``components`` makes it smaller.
+    ``2 (c + n_random_directions)`` passes over at most ``n_random_examples + c · n_top`` examples; ``components`` makes
+    it smaller. Examples that failed (skipped PEFs, logits that are not finite) are left out; `Selectivity.left_out`
+    lists them.
 
     Args:
         model: the model that was decomposed. It is not changed.
@@ -70,116 +109,211 @@ def selectivity(
         pefs: of the examples below; their norms are the confounder that is printed beside the ratios.
         examples: n examples, best ones that the decomposition was not found in.
         fit: their coefficients.
-        n_top: examples that stand for a component, 128 in the paper.
-        n_random: random examples to compare them with, or all there are if fewer.
-        norm: L2 norm of a low-rank component's perturbations. Diagonal ones are searched to a mean KL instead.
-        reject_below: threshold of the orthogonal rejection (`component_direction`); None for plain directions. Low-rank
-            components only.
-        components: which components; all by default. The null is taken among them.
-        n_directions: random directions of equal norm (diagonal components: of their median norm), the second null.
-        diagonal: how diagonal components perturb.
-        fisher: the data set's diagonal Fisher that they are weighed against (`dataset_fisher`); of the random examples
-            if None.
+        edits: how a component moves the parameters; by default `DirectionEdit` for low-rank components, a step of norm
+            0.1 along the direction after rejection, and `DiagonalEdit` for diagonal ones, a search for a mean KL.
+        n_top: examples that stand for a component; 128 as in the paper, or a quarter of the examples if there are not
+            that many.
+        components: which components, by number or as a Boolean mask; all by default. The null is taken among them.
+        nulls: how many random examples and directions.
         seed: of the random examples and directions.
-        batch_size: examples of one forward pass.
-        mesh: devices to share the examples; JAX's default device if None.
-        precision: of the model's matrix products.
+        passes: batch size, devices and precision of the forward passes.
         progress: a bar, nothing, or JSON lines into a stream.
+        **edit: settings of the default edit, in place of ``edits``: ``norm=0.3``, ``norm=KLBudget(0.05)``,
+            ``reject_below=None``.
 
     Raises:
+        TypeError: an argument of another kind, or a setting that the edit does not have.
         ValueError: model, decomposition, PEFs, examples and fit do not belong together; no random example is left
-            beside the top ones; a direction vanishes.
+            beside the top ones; no component can be moved.
+
+    Warns:
+        NotLocalWarning: the measured KL is far above what eq. 5 predicts for more than half of the components.
 
     Examples:
-        >>> table = selectivity(model, decomposition, heldout, examples, fit=fit)  # doctest: +SKIP
-        >>> print(table)  # doctest: +SKIP
+        >>> table = selectivity(model, decomposition, pefs, examples, fit=fit, n_top=3, progress=False)
+        >>> table.kl_ratio.shape, table.null_kl_ratio.shape
+        ((3,), (3,))
     """
-    _check_belong_together(model, decomposition, pefs, examples, fit)
-    n = pefs.n_examples
-    check_in_range("n_top", n_top, 1, n - 1)
-    check_in_range("n_random", n_random, 1, np.inf)
-    chosen = np.arange(decomposition.n_components) if components is None else np.asarray(components, np.int64)
-    for component in chosen:
-        check_component(decomposition, int(component))
+    examples = take_examples(examples)
+    check_belong_together(model, decomposition, pefs, examples, fit)
+    chosen = choose_components(components, decomposition.n_components)
+    edits = _edit_of(decomposition, edits, edit)
+    nulls, passes = as_instance("nulls", nulls, Nulls), as_instance("passes", passes, Passes)
+    known = _usable(pefs, fit)
+    n_top = _number_of_top_examples(n_top, known.size)
 
-    rng = np.random.default_rng(seed)
-    top = np.stack([top_examples(fit.coefficients, int(j), n_top) for j in chosen])
-    drawn = np.sort(rng.choice(n, min(n_random, n), replace=False))
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    coefficients = np.asarray(fit.coefficients)[known]
+    top = np.stack([known[top_examples(coefficients, int(j), n_top)] for j in chosen])
+    drawn = np.sort(rng.choice(known, min(nulls.n_random_examples, known.size), replace=False))
     evaluated = np.union1d(top, drawn)
     is_top = np.stack([np.isin(evaluated, row) for row in top])
     is_random = np.isin(evaluated, drawn)
     if not (is_random & ~is_top).any(axis=1).all():
-        raise ValueError(f"all {len(drawn)} random examples are top ones of some component; raise n_random")
+        raise ValueError(f"all {len(drawn)} random examples are top ones of some component; raise n_random_examples")
 
-    if decomposition.kind is FisherKind.LOW_RANK:
-        edits = low_rank_edits(model, decomposition, chosen, norm, reject_below)
-    else:
-        f = dataset_fisher(model, choose_examples(examples, drawn), mesh=mesh) if fisher is None else fisher
-        edits = diagonal_edits(model, decomposition, _top_of(chosen, top, examples, pefs), f, diagonal)
-    coefficients, alpha = fit.coefficients[evaluated], np.asarray(pefs.norms)[evaluated]
-    predicted, norms, loss_signs = [], [], []
-
-    def recorded(edits: Iterator[PyTree]) -> Iterator[PyTree]:
-        for position, edit in enumerate(edits):
-            if position % 2 == 0:  # the component's sign +
-                loss_signs.append(_loss_sign(model, edit, examples, top[position // 2], pefs.labels))
-            predicted.append(predicted_kl(model, decomposition, coefficients, alpha, edit))
-            norms.append(float(jnp.linalg.norm(model.space.ravel(edit))))
-            yield edit
-
+    tops = dict(zip(chosen.tolist(), top, strict=True))
+    subject = Subject(model, decomposition, examples, pefs.labels, tops, drawn, passes)
+    edits.check(subject)
+    moves = _Moves(subject, edits, chosen, np.asarray(fit.coefficients)[evaluated], np.asarray(pefs.norms)[evaluated])
     subset = choose_examples(examples, evaluated)
-    with progress_bar(progress, "perturb", 2 * (len(chosen) + n_directions), "edits") as advance:
+    with progress_bar(progress, "perturb", 2 * (len(chosen) + nulls.n_random_directions), "moves") as advance:
 
-        def divergences(edits: Iterator[PyTree]) -> Float[np.ndarray, "d 2 e"]:
+        def divergences(moved: Iterator[PyTree]) -> Float[np.ndarray, "d 2 e"]:
             found = []
-            for kl in iterate_perturbed_kl(model, subset, edits, [1.0], batch_size, mesh, precision):
+            for kl in iterate_perturbed_kl(model, subset, moved, [1.0], passes, finite=False):
                 found.append(kl[0])
                 advance(1)
             return np.reshape(found, (-1, 2, len(evaluated)))
 
-        kl = divergences(recorded(edits))
-        typical = float(np.median([size for size in norms if size > 0] or [norm]))
-        along_random = divergences(random_edits(model, n_directions, typical, seed))
+        kl = moves.without_failures(divergences(iter(moves)))
+        along_random = divergences(_random_moves(model, nulls.n_random_directions, moves.typical_norm, seed))
+    moves.say_failures()
 
     ratios = _ratios(kl, is_top, is_random)
     random_ratios = _ratios(along_random, is_top, is_random)
     own = np.einsum("jsj->js", ratios)
     best = (np.arange(len(chosen)), np.argmax(np.nan_to_num(own), axis=1))
-    prediction = np.reshape(predicted, kl.shape)
-    return Selectivity(
+    prediction = np.reshape(moves.predicted, kl.shape)
+    table = Selectivity(
         components=chosen,
         top=top,
         evaluated=evaluated,
-        random=is_random,
+        is_random=is_random,
         kl=kl,
         predicted_kl=prediction,
-        norms=np.reshape(norms, (-1, 2)),
+        norms=np.reshape(moves.norms, (-1, 2)),
         kl_ratios=own,
-        loss_sign=np.array(loss_signs),
-        pef_norm_ratio=_ratios(alpha[None, None], is_top, is_random)[0, 0],
+        loss_sign=np.array(moves.loss_signs),
+        pef_norm_ratio=_ratios(moves.alpha[None, None], is_top, is_random)[0, 0],
         null_kl_ratios=np.fmax(ratios[:, 0], ratios[:, 1]).T,
         random_kl_ratios=np.fmax(random_ratios[:, 0], random_ratios[:, 1]).T,
-        prediction_correlation=_rank_correlations(prediction[best], kl[best]),
-        coefficient_correlation=_rank_correlations(coefficients[:, chosen].T, kl[best]),
-        ceiling=n / n_top,
+        prediction_correlation=_rank_agreements(prediction[best], kl[best]),
+        coefficient_correlation=_rank_agreements(moves.coefficients[:, chosen].T, kl[best]),
+        ceiling=known.size / n_top,
+        left_out=np.setdiff1d(np.arange(pefs.n_examples), known),
+        failures=np.array(moves.failures).reshape(-1, 2),
     )
+    _warn_unless_local(table)
+    return table
 
 
-def _top_of(chosen: Int[np.ndarray, "c"], top: Int[np.ndarray, "c k"], examples: Examples, pefs: Pefs) -> TopExamples:
-    labels = None if pefs.labels is None else tuple(pefs.labels[row] for row in top)
-    return TopExamples(chosen, tuple(slice_examples(examples, row) for row in top), labels)
+class _Moves:
+    """The moves of c components, both signs of each, with what is noted about every one as it is made."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        edits: Edit,
+        chosen: Int[np.ndarray, "c"],
+        coefficients: Float[np.ndarray, "e r"],
+        alpha: Float[np.ndarray, "e"],
+    ) -> None:
+        self.subject, self.edits, self.chosen = subject, edits, chosen
+        self.coefficients, self.alpha = coefficients, alpha
+        self.predicted: list[np.ndarray] = []
+        self.norms: list[float] = []
+        self.loss_signs: list[int] = []
+        self.failures: list[str] = []
+
+    def __iter__(self) -> Iterator[PyTree]:
+        model = self.subject.model
+        for component in self.chosen.tolist():
+            for sign in SIGNS:
+                try:
+                    move, failure = self.edits.move(self.subject, component, sign), ""
+                    check_direction(model, move, f"the move of component {component}")
+                except NoEditError as error:
+                    move, failure = no_move(model), str(error)
+                self.failures.append(failure)
+                self.norms.append(float(jnp.linalg.norm(model.space.ravel(move))))
+                self.predicted.append(predict(self.subject, self.coefficients, self.alpha, move))
+                if sign > 0:
+                    self.loss_signs.append(0 if failure else self._loss_sign(component, move))
+                yield move
+
+    def without_failures(self, kl: Float[np.ndarray, "c 2 e"]) -> Float[np.ndarray, "c 2 e"]:
+        """Divergences, zero for moves after which some prediction is not finite: these count as failed."""
+        for i, row in enumerate(kl.reshape(-1, kl.shape[-1])):
+            if not np.isfinite(row).all():
+                row[:] = 0.0
+                self.failures[i] = (
+                    f"component {self.chosen[i // 2]}: predictions are not finite after a move of norm "
+                    f"{self.norms[i]:.2g}; use a smaller norm, or KLBudget"
+                )
+        return kl
+
+    def say_failures(self) -> None:
+        failed = [failure for failure in self.failures if failure]
+        if failed and len(failed) == len(self.failures):
+            raise ValueError(f"no component can be moved; {failed[0]}")
+        for failure in dict.fromkeys(failed):
+            _LOG.warning("left out: %s", failure)
+
+    @property
+    def typical_norm(self) -> float:
+        known = [norm for norm in self.norms if norm > 0]
+        return float(np.median(known)) if known else 1.0
+
+    def _loss_sign(self, component: int, move: PyTree) -> int:
+        if not isinstance(self.subject.model.output, Categorical):
+            return 0
+        return int(loss_sign(self.subject.model, move, *self.subject.top_examples(component)))
 
 
-def _loss_sign(
-    model: Model,
-    edit: PyTree,
-    examples: Examples,
-    top: Int[np.ndarray, "k"],
-    labels: Int[np.ndarray, "n"] | None,
-) -> int:
-    if not isinstance(model.output, Categorical):
-        return 0
-    return int(loss_sign(model, edit, slice_examples(examples, top), None if labels is None else labels[top]))
+def _edit_of(decomposition: Decomposition, edits: Edit | None, settings: dict[str, Any]) -> Edit:
+    """The edit to use: the given one, or the default of the decomposition's kind with some settings."""
+    if edits is not None:
+        edits = as_instance("edits", edits, Edit)  # type: ignore[type-abstract]
+        if settings:
+            raise TypeError(
+                f"{', '.join(settings)} given beside edits; put it into the edit: {type(edits).__name__}(…)"
+            )
+        return edits
+    default = DirectionEdit if decomposition.kind is FisherKind.LOW_RANK else DiagonalEdit
+    if default is DiagonalEdit and settings.get("reject_below", 0) is None:  # no rejection: as diagonal edits are
+        settings = {name: value for name, value in settings.items() if name != "reject_below"}
+    fields = [field.name for field in dataclasses.fields(default)]
+    unknown = [name for name in settings if name not in fields]
+    if unknown:
+        raise TypeError(
+            f"selectivity has no setting {unknown[0]!r} for {decomposition.kind.value.replace('_', '-')} components; "
+            f"beside its own arguments it takes those of {default.__name__}: {', '.join(fields)}"
+        )
+    return default(**settings)
+
+
+def _usable(pefs: Pefs, fit: Fitted) -> Int[np.ndarray, "k"]:
+    """Examples whose PEF, logits and coefficients are all finite."""
+    finite = np.isfinite(pefs.norms)
+    for array in (pefs.logits, fit.coefficients):
+        finite = finite & np.isfinite(np.asarray(array, np.float32)).all(axis=1)
+    missing = int((~finite).sum())
+    if missing == finite.size:
+        raise ValueError(f"all {missing} examples failed: their norms, logits or coefficients are not finite")
+    if missing:
+        _LOG.warning("left out %d examples of %d: PEFs, logits or coefficients are not finite", missing, len(finite))
+    return np.flatnonzero(finite)
+
+
+def _number_of_top_examples(n_top: int | None, n: int) -> int:
+    if n_top is not None:
+        return check_integer("n_top", n_top, 1, n - 1)
+    if n < 2:
+        raise ValueError(f"{n} example is left; expected two or more, to compare top examples with others")
+    if n > N_TOP:
+        return N_TOP
+    _LOG.warning("n_top=%d: a quarter of the %d examples, as there are no more than %d", max(1, n // 4), n, N_TOP)
+    return max(1, n // 4)
+
+
+def _random_moves(model: Model, count: int, norm: float, seed: int) -> Iterator[PyTree]:
+    """±norm times unit vectors that are uniform on the sphere of the explained parameters."""
+    for i in range(count):
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)  # the same under any default
+        vector = jax.random.normal(key, (model.space.size,), jnp.float32)
+        for sign in SIGNS:
+            yield model.space.unravel(sign * norm * vector / jnp.linalg.norm(vector))
 
 
 def _ratios(
@@ -192,26 +326,18 @@ def _ratios(
         return (values @ is_top.T / is_top.sum(axis=1)) / (values @ others.T / others.sum(axis=1))
 
 
-def _rank_correlations(first: Float[np.ndarray, "c e"], second: Float[np.ndarray, "c e"]) -> Float[np.ndarray, "c"]:
-    return np.array([rank_correlation(a, b) for a, b in zip(first, second, strict=True)])
+def _rank_agreements(first: Float[np.ndarray, "c e"], second: Float[np.ndarray, "c e"]) -> Float[np.ndarray, "c"]:
+    return np.array([rank_agreement(a, b) for a, b in zip(first, second, strict=True)])
 
 
-def _check_belong_together(
-    model: Model, decomposition: Decomposition, pefs: Pefs, examples: Examples, fit: Fitted
-) -> None:
-    check_decomposition_of(model, decomposition)
-    if pefs.schema.model != model.fingerprint:
-        raise ValueError(
-            f"the PEFs are of a model with fingerprint {pefs.schema.model}, this one has {model.fingerprint}; compute "
-            "them for this model"
-        )
-    n, n_pefs, n_fit = count_examples(examples), pefs.n_examples, len(fit.coefficients)
-    if not n == n_pefs == n_fit:
-        raise ValueError(
-            f"{n} examples, PEFs of {n_pefs} and coefficients of {n_fit}; pass the same examples in all three"
-        )
-    if fit.coefficients.shape[1] != decomposition.n_components:
-        raise ValueError(
-            f"the coefficients have {fit.coefficients.shape[1]} components, the decomposition "
-            f"{decomposition.n_components}; fit them to this decomposition"
+def _warn_unless_local(table: Selectivity) -> None:
+    excess = table.kl_excess[np.isfinite(table.kl_excess)]
+    far = int((excess > FAR_ABOVE).sum())
+    if far > len(excess) / 2:
+        warnings.warn(
+            f"the moves are not local: for {far} of {len(excess)} components the KL measured on the top examples is "
+            f"more than {FAR_ABOVE:g} times what eq. 5 predicts (median {np.median(excess):.2g} times, at norms around "
+            f"{np.median(table.norms):.2g}); use a smaller norm, or norm=KLBudget(0.05)",
+            NotLocalWarning,
+            stacklevel=3,
         )

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from npeff_jax._html import facts_html, table_html
 
@@ -20,7 +20,7 @@ class Selectivity:
         components: (c,), which components.
         top: (c, n_top), each component's examples, the highest coefficient first.
         evaluated: (e,), ascending: the top examples of all components and the random ones.
-        random: (e,), which of the evaluated examples are random ones. A component's baseline is these without its own
+        is_random: (e,), whether each evaluated example is a random one. A component's baseline is these without its own
             top examples.
         kl: (c, 2, e), KL(p_θ ‖ p_{θ±δ}) in nats; sign + first (for diagonal components
             the one that lowers their examples' loss).
@@ -28,20 +28,24 @@ class Selectivity:
         norms: (c, 2), ‖δ‖.
         kl_ratios: (c, 2), of a component's perturbation on its own top examples, sign by sign.
         loss_sign: (c,), the sign that lowers the loss of the top examples, by its gradient there: +1 or −1, 0 where the
-            model's outputs have no loss. Unlike `sign` it is chosen without looking at divergences.
+            model's outputs have no loss or the component was not moved. Unlike `sign` it is chosen without looking at
+            divergences.
         pef_norm_ratio: (c,), the same ratio of the PEFs' norms: what sensitivity to any perturbation would give.
         null_kl_ratios: (c, c), entry [j, k] the ratio on the top examples of j under the perturbation of k.
         random_kl_ratios: (c, d), the ratio under random directions of equal norm.
-        prediction_correlation: (c,), rank correlation of predicted with measured KL over the evaluated examples.
-        coefficient_correlation: (c,), rank correlation of the component's coefficients with measured KL.
+        prediction_correlation: (c,), rank correlation of predicted with measured KL over the evaluated examples, where
+            ties of the prediction earn nothing (`rank_agreement`).
+        coefficient_correlation: (c,), the same of the component's coefficients with measured KL.
         ceiling: n / n_top, the most that a ratio could be if the top examples were left among all n, as in the paper.
             Here they are left out, so larger ratios are possible.
+        left_out: examples that failed: their PEFs, logits or coefficients are not finite. n does not count them.
+        failures: (c, 2), why a component could not be moved with a sign; empty where it could. Its ratio is then NaN.
     """
 
     components: Int[np.ndarray, "c"]
     top: Int[np.ndarray, "c n_top"]
     evaluated: Int[np.ndarray, "e"]
-    random: np.ndarray
+    is_random: Bool[np.ndarray, "e"]
     kl: Float[np.ndarray, "c 2 e"]
     predicted_kl: Float[np.ndarray, "c 2 e"]
     norms: Float[np.ndarray, "c 2"]
@@ -53,6 +57,8 @@ class Selectivity:
     prediction_correlation: Float[np.ndarray, "c"]
     coefficient_correlation: Float[np.ndarray, "c"]
     ceiling: float
+    left_out: Int[np.ndarray, "l"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    failures: np.ndarray = dataclasses.field(default_factory=lambda: np.full((0, 2), ""))
 
     @property
     def kl_ratio(self) -> Float[np.ndarray, "c"]:
@@ -78,6 +84,21 @@ class Selectivity:
         others = len(self.components) - 1
         exceeds = (self.null_kl_ratios >= self.kl_ratio[:, None]) & ~np.eye(others + 1, dtype=bool)
         return exceeds.sum(axis=1) / others if others else np.full(1, np.nan)
+
+    @property
+    def kl_excess(self) -> Float[np.ndarray, "c"]:
+        """The mean measured KL over the top examples as a multiple of what eq. 5 predicts, with the sign of the ratio.
+
+        Far above 1, the move is too long for a second-order effect, or the coefficients explain little.
+        """
+        where = (np.arange(len(self.components)), np.where(self.sign > 0, 0, 1))
+        tops = [np.isin(self.evaluated, row) for row in self.top]
+        measured, predicted = (
+            np.array([row[own].mean(dtype=np.float64) for row, own in zip(values[where], tops, strict=True)])
+            for values in (self.kl, self.predicted_kl)
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return measured / predicted
 
     @property
     def random_kl_ratio(self) -> Float[np.ndarray, "c"]:
@@ -112,7 +133,13 @@ class Selectivity:
             f"KL ratio {_overall(self.kl_ratio):.3g}, of PEF norms {_overall(self.pef_norm_ratio):.3g}, under "
             f"other components {_overall(self.null_kl_ratio):.3g}, under random directions "
             f"{_overall(self.random_kl_ratio):.3g}; ceiling with the top examples left in {self.ceiling:.3g}"
+            + (f"; {len(self.left_out)} examples that failed left out" if len(self.left_out) else "")
+            + (f"; {self._n_failed} components not moved" if self._n_failed else "")
         )
+
+    @property
+    def _n_failed(self) -> int:
+        return int((self.failures != "").all(axis=1).sum())
 
     def _repr_html_(self) -> str:
         facts = [

@@ -63,7 +63,7 @@ def tcav(
     concepts: Sequence[Int[np.ndarray, "_"]],
     *,
     n_counterparts: int = 5,
-    n_random: int = 199,
+    n_random_concepts: int = 199,
     seed: int = 0,
 ) -> Tcav:
     """Test whether concepts, given by their examples, are related to the classes a model predicts.
@@ -74,7 +74,8 @@ def tcav(
         predictions: the class of each. A class without examples has a score of 0.5 and no effect.
         concepts: for each, the indices of its examples, such as a component's top examples.
         n_counterparts: sets of random examples that each concept is told from.
-        n_random: random concepts of every size among the concepts: the smallest p is 1 / (n_random + 1).
+        n_random_concepts: random concepts of every size among the concepts: the smallest p is
+            1 / (n_random_concepts + 1).
         seed: of what is drawn.
 
     Raises:
@@ -86,7 +87,7 @@ def tcav(
     for concept in concepts:
         check_in_range("the number of examples of a concept", len(concept), 2, n // 2)
     check_in_range("n_counterparts", n_counterparts, 1, np.inf)
-    check_in_range("n_random", n_random, 19, np.inf)
+    check_in_range("n_random_concepts", n_random_concepts, 19, np.inf)
     rng = np.random.default_rng(seed)
     scale = activations.std(axis=0)
     scaled = (activations - activations.mean(axis=0)) / np.maximum(scale, 1e-12)
@@ -110,12 +111,12 @@ def tcav(
     p_values = np.empty_like(effects)
     sizes = np.array([len(concept) for concept in concepts])
     for size in np.unique(sizes):
-        random = steps_of([rng.choice(n, size, replace=False) for _ in range(n_random)])
+        random = steps_of([rng.choice(n, size, replace=False) for _ in range(n_random_concepts)])
         null = random.mean(axis=1) @ mean_gradients.T
         unit = np.where(null.std(axis=0) > 0, null.std(axis=0), np.inf)
         largest = np.abs(null / unit).max(axis=1)
         own = np.abs(effects[sizes == size] / unit)
-        p_values[sizes == size] = (1 + (largest >= own[:, :, None]).sum(axis=-1)) / (n_random + 1)
+        p_values[sizes == size] = (1 + (largest >= own[:, :, None]).sum(axis=-1)) / (n_random_concepts + 1)
     return Tcav(_scores(gradients, predictions, steps), effects, p_values)
 
 

@@ -50,8 +50,9 @@ class Tracer:
     """Traces perturbations of one model; compiled once for all directions and for all examples of one shape.
 
     Examples:
-        >>> trace = Tracer(model)(component_direction(model, decomposition, 3), tokens[0])
-        >>> trace.logits.sum(0)  # what the whole perturbation does to the logits, per unit of length
+        >>> trace = Tracer(model)(component_direction(model, decomposition, 0), example)
+        >>> trace.logits.sum(axis=0).shape  # what the whole perturbation does to the logits, per unit of length
+        (3,)
     """
 
     def __init__(self, model: Model, groups: Mapping[str, Sequence[str]] | None = None) -> None:

@@ -103,11 +103,13 @@ def fit_coefficients(
 
 
 def fit_alone(decomposition: Decomposition, pefs: Pefs) -> Float[np.ndarray, "n r"]:
-    """Each component's coefficients as if it were the only one: ⟨F_i, H_j⟩ / ‖H_j‖², not a share with the others.
+    """Compute each component's coefficients as if it were the only one: ⟨F_i, H_j⟩ / ‖H_j‖², not a share with others.
 
-    For unit vectors g_jᵀ F_i g_j: by eq. 2 what a move along g_j does to example i, relative to the norm of its PEF.
-    W, the fit of all components together, is sparse. Where few examples have a component, the order of the others is
-    one of ties at zero; here every example has its place.
+    For unit vectors this is g_jᵀ F_i g_j, where logits are smooth in the parameters twice the second-order KL of a unit
+    move along g_j, relative to the norm of the PEF (eq. 2). At a kink it is not: a compiled program's weights sit on
+    ReLU kinks, where the effects of a move along +g_j and −g_j differ by a factor of about two and g_jᵀ F_i g_j is the
+    smaller one. W, the fit of all components together, is sparse: where few examples have a component, the order of the
+    others is one of ties at zero; here every example has its place.
 
     Args:
         decomposition: the components. One that is zero gets coefficients of zero.

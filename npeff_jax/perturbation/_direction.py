@@ -1,27 +1,39 @@
-"""A component of LRM-NPEFF as a direction in parameter space (section 2.3)."""
+"""A component of LRM-NPEFF as a direction in parameter space, plain or after orthogonal rejection (section 2.3).
+
+Every direction is a combination M_j G of the pseudo-Fisher vectors, so all that rejection decides is M (r, r). It needs
+the Gram matrix Γ = G Gᵀ in float64: m' appears in one pass over G for Γ, and in one for M G.
+"""
 
 import dataclasses
 from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from npeff_jax._checks import check_in_range
-from npeff_jax._types import Components, PyTree
+from npeff_jax._checks import check_real, normalise
+from npeff_jax._types import Components, PyTree, RowArray
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.pefs import FisherKind
-from npeff_jax.perturbation._divergence import move
-from npeff_jax.perturbation._rejection import combine, direction_weights, pseudo_fisher_gram
+from npeff_jax.perturbation._arguments import check_component, check_decomposition_of, check_positive, choose_components
+from npeff_jax.perturbation._edit import Edit, KLBudget, NoEditError, Subject, scaled
 
 PAPER_THRESHOLD = 0.35
 """The threshold on |cos| that section 2.3 found to work well."""
+
+MINIMUM_REMAINDER = 1e-3
+"""Least norm of what rejection leaves, as a fraction of ‖g_j‖: below it, the rounding of vectors stored in float32
+would be more than a ten-thousandth of the remainder."""
+
+_BLOCK_BYTES = 2**28
+"""Float64 scratch for one block of rows; large enough for BLAS, small beside the vectors themselves."""
 
 
 def component_direction(
     model: Model, decomposition: Decomposition, component: int, reject_below: float | None = None
 ) -> PyTree:
-    """The direction δ of a low-rank component: a pytree shaped like the parameters, of unit L2 norm.
+    """Compute the direction δ of a low-rank component: a pytree shaped like the parameters, of unit L2 norm.
 
     Moving the parameters by ``±norm * direction`` should change the predictions of the examples that the component
     stands for, and few others. The sign means nothing: g_j and −g_j have the same pseudo-Fisher matrix.
@@ -38,78 +50,173 @@ def component_direction(
         IndexError: there is no such component.
 
     Examples:
-        >>> direction = component_direction(model, decomposition, 0, reject_below=0.35)  # doctest: +SKIP
-        >>> moved = perturb(model, direction, 0.1)  # doctest: +SKIP
+        >>> direction = component_direction(model, decomposition, 0, reject_below=0.35)
+        >>> moved = perturb(model, direction, 0.1)
+        >>> print(f"{np.linalg.norm(model.space.ravel(direction)):.3f}")
+        1.000
     """
-    check_component(decomposition, component)
+    check_decomposition_of(model, decomposition)
+    component = check_component(decomposition, component)
     return next(component_directions(model, decomposition, [component], reject_below))
 
 
 def component_directions(
     model: Model, decomposition: Decomposition, components: Components, reject_below: float | None = None
 ) -> Iterator[PyTree]:
-    """`component_direction` of several components, one at a time. Everything is checked before the first."""
+    """Yield `component_direction` of several components, one at a time. Everything is checked before the first.
+
+    Args:
+        model: the model that was decomposed.
+        decomposition: of low-rank PEFs.
+        components: numbers or a Boolean mask; none gives none.
+        reject_below: as for `component_direction`.
+    """
     check_decomposition_of(model, decomposition)
-    if decomposition.kind is not FisherKind.LOW_RANK:
-        raise ValueError(
-            "a component of diagonal PEFs is no direction but a weight for every parameter; use diagonal_edit"
-        )
-    weights = all_direction_weights(decomposition, components, reject_below)
+    _check_low_rank(decomposition)
+    chosen = choose_components(components, decomposition.n_components) if np.size(components) else np.zeros(0, int)
+    reject_below = _threshold(reject_below)
+    gram = _gram(decomposition, chosen, reject_below)
+    weights = [direction_weights(gram, int(j), reject_below) for j in chosen]
     return (_unravel(model, decomposition, row) for row in weights)
 
 
-def all_direction_weights(
-    decomposition: Decomposition, components: Components, reject_below: float | None
-) -> np.ndarray:
-    """M, (len(components), r): each direction as a combination of the pseudo-Fisher vectors."""
-    if reject_below is None:  # a plain direction needs no other component
-        norms = [np.linalg.norm(np.asarray(decomposition.pseudo_fishers[j], np.float64)) for j in components]
-        gram = np.zeros((decomposition.n_components,) * 2)
-        gram[components, components] = np.square(norms)
-    else:
-        check_in_range("reject_below", reject_below, 0.0, 1.0)
-        gram = pseudo_fisher_gram(decomposition.pseudo_fishers)
-    weights = [direction_weights(gram, int(j), reject_below) for j in components]
-    return np.reshape(weights, (len(components), decomposition.n_components))
+@dataclasses.dataclass(frozen=True)
+class DirectionEdit(Edit):
+    """A step of ±norm along a low-rank component's direction (section 2.3).
 
-
-def perturb(model: Model, direction: PyTree, scale: float = 1.0) -> Model:
-    """A model whose explained parameters are θ + scale · direction. The given model stays as it is.
-
-    Args:
-        model: the model.
-        direction: a pytree shaped like its parameters.
-        scale: how far to go, with its sign.
+    Attributes:
+        norm: L2 norm of the move, 0.1 in the paper, or a `KLBudget` that chooses it for every component and sign.
+        reject_below: threshold of the orthogonal rejection (`component_direction`); None for the plain direction.
     """
-    space = model.space
-    moved = move(space.select(model.params), space.select(direction), scale)
-    return dataclasses.replace(model, params=space.join(model.params, moved))
+
+    norm: float | KLBudget = 0.1
+    reject_below: float | None = PAPER_THRESHOLD
+
+    def __post_init__(self) -> None:
+        normalise(self, reject_below=_threshold(self.reject_below))
+        if not isinstance(self.norm, KLBudget):
+            normalise(self, norm=check_positive("norm", self.norm))
+
+    def check(self, subject: Subject) -> None:
+        _check_low_rank(subject.decomposition)
+
+    def move(self, subject: Subject, component: int, sign: int) -> PyTree:
+        direction = scaled(sign, _unit_direction(subject, component, self.reject_below))
+        norm = self.norm
+        return scaled(norm.norm_of(subject, component, direction) if isinstance(norm, KLBudget) else norm, direction)
 
 
-def check_decomposition_of(model: Model, decomposition: Decomposition) -> None:
-    """Raise unless the decomposition is of this model and of the parameters its mask explains."""
-    schema = decomposition.schema
-    if schema.model != model.fingerprint:
+def _unit_direction(subject: Subject, component: int, reject_below: float | None) -> PyTree:
+    """`component_direction`, with the Gram matrix and the last direction kept: both signs need the same."""
+    kept = subject.memo
+    if ("direction", component, reject_below) not in kept:
+        if ("gram", reject_below) not in kept:
+            every = np.arange(subject.decomposition.n_components)
+            kept["gram", reject_below] = _gram(subject.decomposition, every, reject_below)
+        weights = direction_weights(kept["gram", reject_below], component, reject_below)
+        for key in [key for key in kept if key[0] == "direction"]:
+            del kept[key]
+        kept["direction", component, reject_below] = _unravel(subject.model, subject.decomposition, weights)
+    return kept["direction", component, reject_below]
+
+
+def _threshold(reject_below: float | None) -> float | None:
+    return None if reject_below is None else check_real("reject_below", reject_below, 0.0, 1.0)
+
+
+def _check_low_rank(decomposition: Decomposition) -> None:
+    if decomposition.kind is not FisherKind.LOW_RANK:
         raise ValueError(
-            f"the decomposition is of a model with fingerprint {schema.model}, this one has {model.fingerprint}; "
-            "pass the model whose PEFs were decomposed"
-        )
-    if schema.layout != model.space.layout:
-        raise ValueError(
-            f"the decomposition explains {schema.layout.size} parameters, this model's mask {model.space.size} or "
-            "other ones; build the model with the mask its PEFs were computed with"
+            "a component of diagonal PEFs is no direction but a weight for every parameter; use DiagonalEdit or "
+            "diagonal_move"
         )
 
 
-def check_component(decomposition: Decomposition, component: int) -> None:
-    """Raise unless the decomposition has this component; negative numbers do not count from the end."""
-    if not 0 <= component < decomposition.n_components:
-        raise IndexError(
-            f"component={component} is out of range; this decomposition has {decomposition.n_components} components"
-        )
+def _gram(decomposition: Decomposition, components: Components, reject_below: float | None) -> np.ndarray:
+    """Γ; for plain directions its diagonal at ``components``, since they need no other component."""
+    if reject_below is not None:
+        return pseudo_fisher_gram(decomposition.pseudo_fishers)
+    gram = np.zeros((decomposition.n_components,) * 2)
+    for j in components:
+        gram[j, j] = np.sum(np.square(np.asarray(decomposition.pseudo_fishers[j], np.float64)))
+    return gram
 
 
 def _unravel(model: Model, decomposition: Decomposition, weights: np.ndarray) -> PyTree:
     vector = np.zeros(decomposition.schema.layout.size, np.float32)
     vector[decomposition.parameter_indices] = combine(weights[None], decomposition.pseudo_fishers)[0]
     return model.space.unravel(jnp.asarray(vector))
+
+
+def pseudo_fisher_gram(vectors: RowArray) -> Float[np.ndarray, "r r"]:
+    """Compute Γ = G Gᵀ, accumulated in float64, a pair of row blocks at a time."""
+    r, width = vectors.shape
+    block = _rows_in_a_block(width)
+    gram = np.zeros((r, r))
+    for i in range(0, r, block):
+        left = np.asarray(vectors[i : i + block], np.float64)
+        gram[i : i + block, i : i + block] = left @ left.T
+        for j in range(i + block, r, block):
+            gram[i : i + block, j : j + block] = left @ np.asarray(vectors[j : j + block], np.float64).T
+            gram[j : j + block, i : i + block] = gram[i : i + block, j : j + block].T
+    return gram
+
+
+def direction_weights(
+    gram: Float[np.ndarray, "r r"], component: int, reject_below: float | None
+) -> Float[np.ndarray, "r"]:
+    """Compute M_j: the unit direction of a component as a combination of pseudo-Fisher vectors.
+
+    Plain, it is g_j / ‖g_j‖. With a threshold, it is what remains of g_j outside the span of every g_k with
+    |cos(g_j, g_k)| below it. The span's basis is the singular vectors above rounding, because the vectors are neither
+    orthogonal (subtracting them one after the other rejects nothing exactly) nor independent (duplicates make QR reject
+    noise).
+
+    Args:
+        gram: Γ.
+        component: j.
+        reject_below: the threshold, or None for the plain direction.
+
+    Raises:
+        NoEditError: g_j is zero, or nothing of it remains.
+    """
+    norm = np.sqrt(gram[component, component])
+    if not norm > 0:
+        raise NoEditError(f"component {component} has a zero pseudo-Fisher vector, so it has no direction")
+    weights = np.zeros(len(gram))
+    weights[component] = 1 / norm
+    if reject_below is None:
+        return weights
+    norms = np.sqrt(np.diag(gram))
+    alive = norms > 0
+    scaled = gram / np.where(alive, norms, 1.0) / np.where(alive, norms, 1.0)[:, None]  # cosines
+    others = np.flatnonzero(alive & (np.abs(scaled[component]) < reject_below) & (np.arange(len(gram)) != component))
+    if others.size == 0:
+        return weights
+    eigenvalues, basis = np.linalg.eigh(scaled[np.ix_(others, others)])
+    # Eigenvalues are squared singular values: float32 vectors cannot tell directions apart below eps of the largest.
+    kept = eigenvalues > (others.size * np.finfo(np.float32).eps) ** 2 * eigenvalues[-1]
+    projection = basis[:, kept] @ ((basis[:, kept].T @ scaled[others, component]) / eigenvalues[kept])
+    weights[others] = -projection / norms[others]
+    remainder = np.sqrt(max(weights @ gram @ weights, 0.0))
+    if remainder < MINIMUM_REMAINDER:
+        raise NoEditError(
+            f"nothing of component {component} remains outside the span of the {others.size} components it was "
+            f"rejected from (norm {remainder:.1e} of 1); use a smaller reject_below than {reject_below}, or None"
+        )
+    return weights / remainder
+
+
+def combine(weights: Float[np.ndarray, "d r"], vectors: RowArray) -> Float[np.ndarray, "d m_kept"]:
+    """Compute M G by blocks of rows, in float64: rejection cancels digits that float32 does not have."""
+    used = np.flatnonzero(np.any(weights != 0, axis=0))
+    total = np.zeros((len(weights), vectors.shape[1]))
+    block = _rows_in_a_block(vectors.shape[1])
+    for i in range(0, used.size, block):
+        rows = used[i : i + block]
+        total += weights[:, rows] @ np.asarray(vectors[rows], np.float64)
+    return total
+
+
+def _rows_in_a_block(width: int) -> int:
+    return max(1, _BLOCK_BYTES // (8 * max(width, 1)))

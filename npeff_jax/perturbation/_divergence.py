@@ -1,6 +1,8 @@
-"""What predictions become when the parameters move: KL(p_θ ‖ p_{θ+δ}), example by example (eq. 2), and classes."""
+"""Predictions under moved parameters: KL(p_θ ‖ p_{θ+δ}) per example (eq. 2), and predicted classes."""
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,73 +12,124 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int
 
-from npeff_jax._examples import count_examples, slice_examples
+from npeff_jax._checks import check_integer, normalise
+from npeff_jax._examples import count_examples, first_example, slice_examples, take_examples
 from npeff_jax._parameters import ParameterSpace
 from npeff_jax._sharding import EXAMPLES, default_mesh, pad_rows, round_up, sharded
 from npeff_jax._types import Examples, LogitsFn, PyTree
-from npeff_jax.models import Model, Output
+from npeff_jax.models import Model, Output, check_model
+from npeff_jax.perturbation._arguments import check_direction, check_directions
 
 Measure = Callable[[Output, jax.Array, jax.Array], jax.Array]
 """``(output, logits before, logits after)`` to a number; NaN if they do not allow one."""
+
+_CALL_BYTES = 2**28
+"""Directions and logits that one call may hold on the device."""
+
+_MOST_DIRECTIONS = 16
+"""Directions of one call. They are taken one after the other in the compiled program: mapped over together, a
+convolution took four times and an attention layer 2.5 times as long on two cores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """How forward passes are run.
+
+    Attributes:
+        batch_size: examples of one forward pass.
+        mesh: devices to share the examples; JAX's default device if None.
+        precision: of the model's matrix products.
+    """
+
+    batch_size: int = 256
+    mesh: Mesh | None = None
+    precision: str = "highest"
+
+    def __post_init__(self) -> None:
+        normalise(self, batch_size=check_integer("batch_size", self.batch_size))
 
 
 def perturbed_kl(
     model: Model,
     examples: Examples,
     directions: Iterable[PyTree],
-    scales: Sequence[float] = (1.0,),
+    scales: Sequence[float] | np.ndarray = (1.0,),
     *,
     batch_size: int = 256,
     mesh: Mesh | None = None,
     precision: str = "highest",
 ) -> Float[np.ndarray, "directions scales n"]:
-    """KL(p_θ ‖ p_{θ + scale · direction}) in nats, for every direction, scale and example.
+    """Compute KL(p_θ ‖ p_{θ + scale · direction}) in nats, for every direction, scale and example.
+
+    Both predictions come from one compiled program in at least float32, whatever the parameters are stored in, so that
+    a scale of zero gives exactly zero.
 
     Args:
         model: the model. Its parameters are never changed, and nothing is drawn.
         examples: n of them, a pytree or a source.
-        directions: pytrees shaped like the parameters, taken one at a time: a generator may make them as they are used.
+        directions: pytrees shaped like the parameters; a generator may make them as they are used.
         scales: how far to go along each, with signs.
         batch_size: examples of one forward pass.
         mesh: devices to share the examples; JAX's default device if None.
         precision: of the model's matrix products.
 
     Raises:
-        ValueError: a divergence is not finite.
+        TypeError: ``directions`` is a single direction.
+        ValueError: a direction is not shaped like the parameters, or a divergence is not finite.
+
+    Examples:
+        >>> direction = component_direction(model, decomposition, 0)
+        >>> perturbed_kl(model, examples, [direction], [-0.1, 0.0, 0.1]).shape
+        (1, 3, 12)
     """
-    return np.stack(list(iterate_perturbed_kl(model, examples, directions, scales, batch_size, mesh, precision)))
+    steps = _steps(scales)
+    found = iterate_perturbed_kl(model, examples, directions, steps, Passes(batch_size, mesh, precision))
+    return _stacked(found, steps.size, examples)
 
 
 def perturbed_predictions(
     model: Model,
     examples: Examples,
     directions: Iterable[PyTree],
-    scales: Sequence[float] = (1.0,),
+    scales: Sequence[float] | np.ndarray = (1.0,),
     *,
     batch_size: int = 256,
     mesh: Mesh | None = None,
     precision: str = "highest",
 ) -> Int[np.ndarray, "directions scales n"]:
-    """The class with the largest logit at θ + scale · direction. Arguments as for `perturbed_kl`.
+    """Compute the class with the largest logit at θ + scale · direction. Arguments as for `perturbed_kl`.
 
     Raises:
-        ValueError: a logit is not finite.
+        TypeError: ``directions`` is a single direction.
+        ValueError: a direction is not shaped like the parameters, or a logit is not finite.
     """
-    found = _iterate(model, examples, directions, scales, _largest, batch_size, mesh, precision)
-    return np.stack(list(found)).astype(np.int64)
+    steps = _steps(scales)
+    found = _iterate(model, examples, directions, steps, _largest, Passes(batch_size, mesh, precision))
+    return _stacked(map(_finite(steps), itertools.count(), found), steps.size, examples).astype(np.int64)
 
 
 def iterate_perturbed_kl(
     model: Model,
     examples: Examples,
     directions: Iterable[PyTree],
-    scales: Sequence[float],
-    batch_size: int = 256,
-    mesh: Mesh | None = None,
-    precision: str = "highest",
+    scales: Sequence[float] | np.ndarray = (1.0,),
+    passes: Passes = Passes(),
+    *,
+    finite: bool = True,
 ) -> Iterator[Float[np.ndarray, "scales n"]]:
-    """`perturbed_kl` a direction at a time."""
-    return _iterate(model, examples, directions, scales, _divergence, batch_size, mesh, precision)
+    """Yield `perturbed_kl` of one direction after the other.
+
+    Args:
+        model: the model.
+        examples: n of them.
+        directions: pytrees shaped like the parameters.
+        scales: how far to go along each.
+        passes: batch size, devices and precision.
+        finite: raise where a divergence is not finite; else it is NaN or infinite.
+    """
+    steps = _steps(scales)
+    found = _iterate(model, examples, directions, steps, _divergence, passes)
+    return map(_finite(steps), itertools.count(), found) if finite else (kl for kl, _ in found)
 
 
 def _divergence(output: Output, before: jax.Array, after: jax.Array) -> jax.Array:
@@ -87,44 +140,94 @@ def _largest(output: Output, before: jax.Array, after: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(after).all(), jnp.argmax(after), jnp.nan)
 
 
+def _steps(scales: Any) -> Float[np.ndarray, "scales"]:
+    steps = np.atleast_1d(np.asarray(scales, np.float64))
+    if steps.ndim != 1 or not steps.size or not np.isfinite(steps).all():
+        raise ValueError(f"scales has shape {np.shape(scales)}; expected a list of finite numbers, such as [-0.1, 0.1]")
+    return steps
+
+
 def _iterate(
     model: Model,
     examples: Examples,
     directions: Iterable[PyTree],
-    scales: Sequence[float],
+    scales: Float[np.ndarray, "scales"],
     measure: Measure,
-    batch_size: int,
-    mesh: Mesh | None,
-    precision: str,
-) -> Iterator[Float[np.ndarray, "scales n"]]:
-    mesh = default_mesh(mesh)
-    n = count_examples(examples)
-    size = round_up(min(batch_size, n), mesh.shape[EXAMPLES])
-    with jax.default_matmul_precision(precision):
-        params = place(model.params, mesh)
-        reference = [_logits(params, batch, logits_fn=model.logits_fn, mesh=mesh) for batch in batches(examples, size)]
-    steps = jnp.asarray(scales, jnp.float32)
-    for position, direction in enumerate(directions):
-        with jax.default_matmul_precision(precision):  # inside the loop: a generator must not hold a context open
-            selected = place(model.space.select(direction), mesh)
-            parts = [
-                _measure(
-                    params, selected, steps, batch, logits, model.logits_fn, model.output, model.space, mesh, measure
+    passes: Passes,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Check the arguments at once, then yield per direction the measures (scales, n), and which examples have finite
+    logits before any move.
+    """
+    check_model(model)
+    check_directions(model, directions)
+    examples = take_examples(examples)
+    count_examples(examples)
+    return _run(model, examples, directions, scales, measure, passes)
+
+
+def _run(
+    model: Model,
+    examples: Examples,
+    directions: Iterable[PyTree],
+    scales: Float[np.ndarray, "scales"],
+    measure: Measure,
+    passes: Passes,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    mesh = default_mesh(passes.mesh)
+    n, m, S = count_examples(examples), model.space.size, len(scales)
+    size = round_up(min(passes.batch_size, n), mesh.shape[EXAMPLES])
+    params = place(model.params, mesh)
+    C = jax.eval_shape(model.logits_fn, model.params, first_example(examples)).shape[0]
+    width = max(1, min(_MOST_DIRECTIONS, _CALL_BYTES // (4 * (m + S * size * C))))
+    references: list[jax.Array] = []
+    waiting, position = iter(directions), 0
+    while group := list(itertools.islice(waiting, width)):
+        for offset, direction in enumerate(group):
+            check_direction(model, direction, f"directions[{position + offset}]")
+        width = width if references else len(group)  # all calls have the shape of the first
+        chosen = [model.space.select(direction) for direction in group]
+        chosen += [chosen[-1]] * (width - len(group))
+        stacked = place(tuple(jnp.stack(leaves) for leaves in zip(*chosen, strict=True)), mesh)
+        steps = jnp.asarray(np.concatenate([[0.0], np.tile(scales, width)]))
+        first, last = 1 if references else 0, 1 + len(group) * S  # the first slot is no move at all
+        parts = []
+        for i, batch in enumerate(batches(examples, size)):
+            with jax.default_matmul_precision(passes.precision):  # never while a generator waits
+                logits = _moved_logits(
+                    params, stacked, steps, first, last, batch, model.logits_fn, model.space, mesh, S
                 )
-                for batch, logits in zip(batches(examples, size), reference, strict=True)
-            ]
-        found = np.concatenate([np.asarray(part) for part in parts], axis=1)[:, :n]
-        if not np.isfinite(found).all():
-            step, example = np.argwhere(~np.isfinite(found))[0]
-            raise ValueError(
-                f"example {example} has no finite prediction under perturbation {position} at scale {scales[step]}; "
-                "use a smaller norm, or look at the model's logits on that example"
-            )
-        yield found
+            if first == 0:
+                references.append(logits[0])
+            parts.append(_measured(references[i], logits, model.output, measure))
+        values = np.concatenate([np.asarray(part[1:]) for part in parts], axis=1)[:, :n].reshape(width, S, n)
+        before = np.concatenate([np.isfinite(np.asarray(logits)).all(axis=1) for logits in references])[:n]
+        position += len(group)
+        yield from ((row, before) for row in values[: len(group)])
+
+
+def _finite(scales: Float[np.ndarray, "scales"]) -> Callable[[int, tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    """A check of what `_iterate` yields, by position."""
+
+    def check(position: int, found: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        values, before = found
+        if np.isfinite(values).all():
+            return values
+        step, example = np.argwhere(~np.isfinite(values))[0]
+        where = f"example {example} has no finite prediction under perturbation {position} at scale {scales[step]}"
+        if not before[example]:
+            raise ValueError(f"{where}, nor without one; leave it out, or look at the model's logits on it")
+        raise ValueError(f"{where}; use a smaller norm")
+
+    return check
+
+
+def _stacked(found: Iterable[np.ndarray], n_scales: int, examples: Examples) -> np.ndarray:
+    rows = list(found)
+    return np.stack(rows) if rows else np.zeros((0, n_scales, count_examples(examples)))
 
 
 def batches(examples: Examples, size: int) -> Iterator[Examples]:
-    """Batches of exactly ``size`` examples; the last one is filled up with copies of the last example."""
+    """Yield batches of exactly ``size`` examples; the last one is filled up with copies of the last example."""
     n = count_examples(examples)
     for start in range(0, n, size):
         batch = slice_examples(examples, slice(start, min(start + size, n)))
@@ -132,12 +235,17 @@ def batches(examples: Examples, size: int) -> Iterator[Examples]:
 
 
 def move(selected: Sequence[jax.Array], direction: Sequence[jax.Array], scale: Any) -> list[jax.Array]:
-    """θ + scale · δ, leaf by leaf. Types promote: in bfloat16 a small perturbation would be rounded away."""
-    return [leaf + scale * step for leaf, step in zip(selected, direction, strict=True)]
+    """Return θ + scale · δ, leaf by leaf, in at least float32: bfloat16 would round a small perturbation away."""
+
+    def moved(leaf: jax.Array, step: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(jnp.promote_types(leaf.dtype, jnp.result_type(step)), jnp.float32)
+        return jnp.asarray(leaf, dtype) + jnp.asarray(scale, dtype) * jnp.asarray(step, dtype)
+
+    return [moved(jnp.asarray(leaf), jnp.asarray(step)) for leaf, step in zip(selected, direction, strict=True)]
 
 
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """``tree`` on every device of ``mesh``; leaves that are sharded over it already stay so."""
+    """Place ``tree`` on every device of ``mesh``; leaves that are sharded over it already stay so."""
 
     def put(leaf: Any) -> Any:
         there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
@@ -146,39 +254,53 @@ def place(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(put, tree)
 
 
-@functools.partial(jax.jit, static_argnames=("logits_fn", "mesh"))
-def _logits(params: PyTree, batch: Examples, *, logits_fn: LogitsFn, mesh: Mesh) -> jax.Array:
-    return over_examples(jax.vmap(logits_fn, (None, 0)), mesh, (False, True))(params, batch)
-
-
-@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
-def _measure(
+@functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
+def _moved_logits(
     params: PyTree,
-    direction: tuple[jax.Array, ...],
+    directions: tuple[jax.Array, ...],
     scales: jax.Array,
+    first: jax.Array,
+    last: jax.Array,
     batch: Examples,
-    reference: jax.Array,
     logits_fn: LogitsFn,
-    output: Output,
     space: ParameterSpace,
     mesh: Mesh,
-    measure: Measure,
+    n_scales: int,
 ) -> jax.Array:
-    """(scales, batch): the measure of one batch along one direction."""
+    """Logits (slots, batch, C) of one batch: slot 0 without a move, then every direction at every scale.
 
-    def at(params: PyTree, batch: Examples, reference: jax.Array) -> jax.Array:
-        return jax.vmap(lambda x, logits: measure(output, logits, logits_fn(params, x)))(batch, reference)
+    Only slots ``first`` to ``last`` are computed. Each runs the same loop body, so that equal parameters give equal
+    bits.
+    """
 
-    shared = over_examples(at, mesh, (False, True, True))
+    def share(batch: Examples, params: PyTree, directions: Any, scales: jax.Array, first: Any, last: Any) -> jax.Array:
+        selected = space.select(params)
 
-    def along(scale: jax.Array) -> jax.Array:
-        return shared(space.join(params, move(space.select(params), direction, scale)), batch, reference)
+        def at(slot: jax.Array) -> jax.Array:
+            which = jnp.maximum(slot - 1, 0) // n_scales
+            moved = move(selected, [leaf[which] for leaf in directions], scales[slot])
+            return jax.vmap(logits_fn, (None, 0))(space.join(params, moved), batch)
 
-    return jax.lax.map(along, scales)
+        shape = jax.eval_shape(at, jnp.int32(0))
+        blank = jnp.full((scales.size, *shape.shape), jnp.nan, shape.dtype)
+        done = jax.lax.fori_loop(first, last, lambda slot, found: found.at[slot].set(at(slot)), blank)
+        return done.swapaxes(0, 1)  # examples first, where the mesh splits them
+
+    split = (True, False, False, False, False, False)
+    found = over_examples(share, mesh, split)(batch, params, directions, scales, first, last)
+    return found.swapaxes(0, 1)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _measured(before: jax.Array, after: jax.Array, output: Output, measure: Measure) -> jax.Array:
+    """Measures (slots, batch) of logits (slots, batch, C)."""
+    return jax.vmap(jax.vmap(functools.partial(measure, output)), (None, 0))(before, after)
 
 
 def over_examples(fn: Any, mesh: Mesh, split: tuple[bool, ...]) -> Any:
-    """``fn`` with the flagged arguments, and its result, split over the examples axis of ``mesh``."""
+    """Return ``fn`` with the flagged arguments, and its result, split over the examples axis of ``mesh``."""
+    if mesh.size == 1:  # nothing to split; and without jit, shard_map knows no mesh whose axes are partly automatic
+        return fn
     specs = tuple(PartitionSpec(EXAMPLES) if flag else PartitionSpec() for flag in split)
     return jax.shard_map(
         fn, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(EXAMPLES), axis_names={EXAMPLES}, check_vma=False

@@ -42,7 +42,7 @@ def planted(
 
     Examples:
         >>> task = planted()
-        >>> decomposition = npeff_jax.decompose(task.pefs, 5)  # doctest: +SKIP
+        >>> decomposition = npeff_jax.decompose(task.pefs, 5, progress=False)
     """
     rng = np.random.default_rng(seed)
     common = rng.normal(size=m)

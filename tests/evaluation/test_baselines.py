@@ -142,6 +142,21 @@ def test_a_class_without_examples_has_no_effect():
     assert (found.scores[0, 3], found.effects[0, 3], found.p_values[0, 3]) == (0.5, 0.0, 1.0)
 
 
+def test_tcav_scores_and_p_values_by_the_definition():
+    """Scores over a class's own examples; where no logit reacts to anything, every random concept does as well."""
+    rng = np.random.default_rng(1)
+    values, gradients = rng.normal(size=(60, 3)), np.zeros((60, 2, 3))
+    predictions = np.arange(60) % 2
+    gradients[predictions == 0, 0, 1] = 1.0  # only examples of class 0 react, and only to feature 1
+    gradients[predictions == 1, 0, 1] = -1.0
+    concept = np.argsort(-values[:, 1])[:10]
+    found = tcav(values, gradients, predictions, [concept], n_random_concepts=19)
+    assert found.scores[0, 0] == 1.0
+    assert found.scores[0, 1] == 0.0  # the second logit of class 1's examples never rises
+    still = tcav(values, 0 * gradients, predictions, [concept], n_random_concepts=19)
+    np.testing.assert_array_equal(still.p_values, 1.0)
+
+
 def test_tcav_refuses_what_it_cannot_test():
     values, gradients, predictions = np.zeros((10, 2)), np.zeros((10, 2, 2)), np.zeros(10, int)
     with pytest.raises(ValueError, match="concepts is empty"):

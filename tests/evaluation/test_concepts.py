@@ -84,6 +84,20 @@ def test_what_the_label_implies_does_not_count():
     assert search_concepts(W, variables, n_top=3).shared_names(1) == ("is label 0",)
 
 
+def test_what_one_of_two_labels_implies_still_counts():
+    """All examples of label 0 have it, of label 1 only some: that a component's top examples of both have it says a
+    lot. What both labels imply says nothing.
+    """
+    predictions = np.repeat([0, 1, 2], 20)
+    has = (predictions == 0) | ((predictions == 1) & (np.arange(60) % 4 == 0))
+    W = np.where(np.arange(60) < 3, 60.0, 0) + np.where(has & (predictions == 1), 50.0, 0) - np.arange(60) / 100
+    found = search_concepts(W[:, None], {"mixed": has}, predictions=predictions, n_top=6)
+    assert found.eligible.tolist() == [[True]]
+    assert found.shared_names(0) == ("mixed",)
+    first = search_concepts(W[:, None], {"mixed": has}, predictions=predictions, n_top=3)
+    assert first.eligible.tolist() == [[False]]
+
+
 def test_same_examples_are_one_concept_and_negations_are_asked_for():
     a, b = np.arange(10) < 3, np.arange(10) < 5
     found = search_concepts(np.arange(10.0)[:, None], {"a": a, "b": b}, max_terms=2, n_top=2)

@@ -71,5 +71,5 @@ def test_what_cannot_be_reported_is_refused(flawed):
 
 def test_share_of_wrong_examples_among_the_top():
     W = np.array([[5.0, 0.0], [4.0, 1.0], [3.0, 2.0], [0.0, 3.0]])
-    np.testing.assert_allclose(top_share(W, np.array([True, False, False, True]), k=2), [0.5, 0.5])
-    np.testing.assert_allclose(top_share(W, np.array([True, True, False, False]), k=3), [2 / 3, 1 / 3])
+    np.testing.assert_allclose(top_share(W, np.array([True, False, False, True]), n_top=2), [0.5, 0.5])
+    np.testing.assert_allclose(top_share(W, np.array([True, True, False, False]), n_top=3), [2 / 3, 1 / 3])

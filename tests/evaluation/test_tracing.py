@@ -81,3 +81,6 @@ def test_bad_input_is_said(params):
         Tracer(Model(logits, params))
     with pytest.raises(ValueError, match=r"no partition of the model's 7 explained parameters \(look at embed, head"):
         Tracer(Model(logits, params, intermediates_fn=stages), {"a": ("query", "key", "value", "up", "down")})
+    twice = GROUPS | {"again": ("up",)}
+    with pytest.raises(ValueError, match=r"no partition of the model's 7 explained parameters \(look at up\)"):
+        Tracer(Model(logits, params, intermediates_fn=stages), twice)

@@ -1,12 +1,14 @@
 """The loss gradient and the data set's Fisher against float64 NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import npeff_jax as npeff
-from npeff_jax.perturbation import Expectation, Sampling, dataset_fisher, loss_gradient, loss_sign
+from npeff_jax.perturbation import Estimate, Expectation, Sampling, dataset_fisher, loss_gradient, loss_sign
 from tests.planted_model import BLOCKS, CLASSES, make_examples, make_model, oracle_fisher
 
 pytestmark = pytest.mark.fast
@@ -78,3 +80,47 @@ def test_sampled_fisher_is_unbiased_and_ignores_batches(setting):
     assert not np.allclose(model.space.ravel(one[0]), model.space.ravel(other))
     with pytest.raises(ValueError, match="n_samples=0"):
         Sampling(0)
+
+
+def test_labels_are_classes_of_the_model(setting):
+    model, examples, labels = setting
+    for bad in (-100, -1, CLASSES):
+        wrong = labels.copy()
+        wrong[5] = bad
+        with pytest.raises(ValueError, match=rf"labels has {bad} at example 5 \(1 such\), but the model has"):
+            loss_gradient(model, examples, wrong)
+        with pytest.raises(ValueError, match="labels has"):
+            loss_sign(model, model.params, examples, wrong)
+    with pytest.raises(ValueError, match="direction is a flat vector"):
+        loss_sign(model, np.zeros(36, np.float32), examples, labels)
+
+
+@pytest.mark.parametrize("margin", [0.0, 40.0, 80.0])
+def test_confident_predictions_have_a_fisher(margin):
+    """Float64 of a linear model: p(1 − p) of the likelier of two classes, times the squared input."""
+    x = np.array([[1.0, 2.0], [3.0, -1.0]], np.float32)
+    model = npeff.Model(
+        lambda p, e: jnp.stack([p["w"] @ e + p["b"], 0.0]), {"w": jnp.zeros(2), "b": jnp.float32(margin)}
+    )
+    found = dataset_fisher(model, x)
+    weight = np.exp(-margin) / (1 + np.exp(-margin)) ** 2
+    np.testing.assert_allclose(found["w"], weight * np.square(x, dtype=np.float64).mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(found["b"], weight, rtol=1e-4)
+
+
+def test_an_estimate_of_ones_own(setting):
+    """Class rows in place of the factor: another root of the same Fisher, so the same diagonal."""
+    model, examples, _ = setting
+
+    @dataclasses.dataclass(frozen=True)
+    class ClassRows(Estimate):
+        def cotangents(self, output, logits, position):
+            return output.class_rows(logits)
+
+    exact = model.space.ravel(dataset_fisher(model, examples))
+    np.testing.assert_allclose(model.space.ravel(dataset_fisher(model, examples, ClassRows())), exact, rtol=1e-4)
+    broken = npeff.Model(lambda p, x: jnp.where(x["x"][0] > 1e3, jnp.nan, 1.0) * model.logits_fn(p, x), model.params)
+    examples = jax.tree.map(np.copy, examples)
+    examples["x"][17, 0] = 1e4
+    with pytest.raises(ValueError, match="a gradient is not finite"):
+        dataset_fisher(broken, examples)

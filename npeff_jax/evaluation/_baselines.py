@@ -1,14 +1,17 @@
-"""What baselines look at in place of Fishers: activations of one layer, and loss gradients."""
+"""Baselines in place of Fishers: activations of one layer or loss gradients, and clusters of them (section 3.4)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from npeff_jax._examples import count_examples
+from npeff_jax._checks import check_integer
+from npeff_jax._examples import count_examples, first_example, take_examples
+from npeff_jax._html import facts_html, table_html
 from npeff_jax._parameters import ParameterSpace
 from npeff_jax._types import Examples, LogitsFn, PyTree
 from npeff_jax.models import IntermediatesFn, Model
@@ -35,12 +38,13 @@ def activations(model: Model, examples: Examples, name: str, *, batch_size: int 
             "this model exposes no intermediates; give Model(..., intermediates_fn=f) a function (params, example) -> "
             "{name: array}"
         )
-    n = count_examples(examples)
+    examples = take_examples(examples)
+    n, size = count_examples(examples), check_integer("batch_size", batch_size)
+    known = jax.eval_shape(model.intermediates_fn, model.params, first_example(examples))
+    if name not in known:
+        raise ValueError(f"no intermediate is named {name!r}; this model has {sorted(known)}")
     found = []
-    for batch in batches(examples, min(batch_size, n)):
-        known = jax.eval_shape(model.intermediates_fn, model.params, jax.tree.map(lambda leaf: leaf[0], batch))
-        if name not in known:
-            raise ValueError(f"no intermediate is named {name!r}; this model has {sorted(known)}")
+    for batch in batches(examples, min(size, n)):
         found.append(np.asarray(_activations(model.params, batch, model.intermediates_fn, name)))
     return np.concatenate(found)[:n]
 
@@ -76,7 +80,8 @@ def gradient_features(
         seed: of the projection.
         batch_size: examples whose gradients are held at once.
     """
-    n = count_examples(examples)
+    examples = take_examples(examples)
+    n, n_features = count_examples(examples), check_integer("n_features", n_features)
     rng = np.random.default_rng(seed)
     bucket = jnp.asarray(rng.integers(0, n_features, model.space.size), jnp.int32)
     sign = jnp.asarray(rng.choice([-1.0, 1.0], model.space.size), jnp.float32)
@@ -85,6 +90,68 @@ def gradient_features(
         for batch in batches(examples, min(batch_size, n))
     ]
     return np.concatenate(found)[:n]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clusters:
+    """k clusters of n examples.
+
+    Attributes:
+        assignment: (n,), the cluster of each example.
+        distances: (n,), to its centroid.
+        centroids: (k, d).
+    """
+
+    assignment: Int[np.ndarray, "n"]
+    distances: Float[np.ndarray, "n"]
+    centroids: Float[np.ndarray, "k d"]
+
+    @property
+    def membership(self) -> Float[np.ndarray, "n k"]:
+        """Zeros and ones: what the paper compares with components' coefficients (`compare_runs`)."""
+        return np.eye(len(self.centroids))[self.assignment]
+
+    @property
+    def coefficients(self) -> Float[np.ndarray, "n k"]:
+        """1 / (1 + distance) inside the cluster and 0 outside: ranks members by distance to the centroid
+        (`top_examples`).
+        """
+        return self.membership / (1 + self.distances[:, None])
+
+    def _repr_html_(self) -> str:
+        sizes = np.bincount(self.assignment, minlength=len(self.centroids))
+        facts = [("clusters", len(self.centroids)), ("examples", len(self.assignment))]
+        rows = [
+            (int(k), int(sizes[k]), float(self.distances[self.assignment == k].mean()))
+            for k in np.argsort(-sizes, kind="stable")
+            if sizes[k]
+        ]
+        heads = ("cluster", "examples", "mean distance to its centroid")
+        return facts_html("Clusters of examples", facts, table_html(heads, rows))
+
+
+def cluster(features: Float[np.ndarray, "n d"], n_clusters: int = 128, *, seed: int = 0) -> Clusters:
+    """k-means, by scikit-learn.
+
+    Args:
+        features: activations, or gradient features.
+        n_clusters: k, 128 in the paper.
+        seed: of the starting centroids.
+
+    Raises:
+        ValueError: more clusters than examples.
+
+    Examples:
+        >>> clusters = cluster(activations(model, examples, "hidden"), 3)
+        >>> compare_runs(clusters.membership, decomposition).similarities.shape
+        (3, 3)
+    """
+    from sklearn.cluster import KMeans
+
+    n_clusters = check_integer("n_clusters", n_clusters, 1, len(features))
+    found = KMeans(n_clusters, n_init=4, random_state=seed).fit(features)
+    distances = np.linalg.norm(features - found.cluster_centers_[found.labels_], axis=1)
+    return Clusters(found.labels_.astype(np.int64), distances, found.cluster_centers_)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -1,0 +1,239 @@
+"""`Edit`: how a component moves the parameters, as an object that carries its move; and moves of a stated KL."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from npeff_jax._checks import check_integer, normalise
+from npeff_jax._examples import choose_examples, slice_examples
+from npeff_jax._types import Examples, PyTree
+from npeff_jax.factorization import Decomposition
+from npeff_jax.models import Model
+from npeff_jax.perturbation._arguments import check_component, check_decomposition_of, check_positive
+from npeff_jax.perturbation._divergence import Passes, iterate_perturbed_kl, move
+from npeff_jax.perturbation._gradients import dataset_fisher
+
+_HALVINGS = 24
+"""Scales of the first look: from the largest down to a sixteen-millionth of it, in one call. Weights that sit on kinks
+leave the quadratic regime at a hundred-thousandth of the norm that suits a trained network."""
+
+_INSIDE = 7
+"""Scales tried between two others in one call: each narrows the bracket eight times."""
+
+_ROUNDS = 10
+"""Such calls: to a billionth, past which the KL jumps over the range."""
+
+
+class NoEditError(ValueError):
+    """A component has no edit of the asked kind or size. `selectivity` leaves such a component out and says why."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """What an edit gets to see: a model, its components, and the examples that each component stands for.
+
+    Attributes:
+        model: the model that was decomposed.
+        decomposition: its components.
+        examples: n examples; None for edits that look at none.
+        labels: of the examples; None for the model's predictions.
+        top: for each component the indices of its top examples.
+        others: indices of examples that stand for all of them; all if None.
+        passes: how forward passes are run.
+        memo: what an edit keeps between its moves, under keys of its own.
+    """
+
+    model: Model
+    decomposition: Decomposition
+    examples: Examples | None = None
+    labels: Int[np.ndarray, "n"] | None = None
+    top: Mapping[int, Int[np.ndarray, "k"]] = dataclasses.field(default_factory=dict)
+    others: Int[np.ndarray, "o"] | None = None
+    passes: Passes = dataclasses.field(default_factory=Passes)
+    memo: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        check_decomposition_of(self.model, self.decomposition)
+
+    def top_examples(self, component: int) -> tuple[Examples, Int[np.ndarray, "k"] | None]:
+        """Return a component's top examples and their labels.
+
+        Raises:
+            ValueError: the subject has no examples, or no top examples of this component.
+        """
+        if self.examples is None or component not in self.top:
+            raise ValueError(
+                f"this edit looks at the top examples of component {component}; pass Subject(..., examples=x, "
+                f"top={{{component}: indices}})"
+            )
+        rows = np.asarray(self.top[component])
+        return slice_examples(self.examples, rows), None if self.labels is None else self.labels[rows]
+
+    @functools.cached_property
+    def fisher(self) -> PyTree:
+        """The diagonal Fisher of the other examples (`dataset_fisher`)."""
+        if self.examples is None:
+            raise ValueError("this edit needs the data set's Fisher; pass Subject(..., examples=x), or the Fisher")
+        chosen = self.examples if self.others is None else choose_examples(self.examples, self.others)
+        return dataset_fisher(self.model, chosen, mesh=self.passes.mesh)
+
+    def mean_kl(self, component: int, direction: PyTree, scales: np.ndarray) -> np.ndarray:
+        """Compute the mean KL over the top examples at each scale, in nats; infinite where it overflows."""
+        examples, _ = self.top_examples(component)
+        (kl,) = iterate_perturbed_kl(self.model, examples, [direction], scales, self.passes, finite=False)
+        mean = np.asarray(kl, np.float64).mean(axis=1)
+        return np.where(np.isfinite(mean), mean, np.inf)
+
+
+class Edit(abc.ABC):
+    """How a component moves the parameters. A subclass is a frozen dataclass whose fields are its settings.
+
+    `selectivity` asks for the moves of both signs, and does the rest: KL, nulls of the same norm, predictions, tables.
+
+    Examples:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Decay(Edit):
+        ...     '''Shrink the parameters that a component uses.'''
+        ...     share: float = 0.1
+        ...     def move(self, subject, component, sign):
+        ...         direction = component_direction(subject.model, subject.decomposition, component)
+        ...         return jax.tree.map(lambda p, d: -sign * self.share * p * (d != 0), subject.model.params, direction)
+        >>> selectivity(model, decomposition, pefs, examples, fit=fit, edits=Decay(), n_top=3, progress=False).kl.shape
+        (3, 2, 12)
+    """
+
+    @abc.abstractmethod
+    def move(self, subject: Subject, component: int, sign: int) -> PyTree:
+        """Compute the move δ = θ' − θ.
+
+        Args:
+            subject: model, components and examples.
+            component: which.
+            sign: +1 or −1; what it means is the edit's own business.
+
+        Returns:
+            A pytree shaped like the parameters. What lies outside the model's mask is not moved.
+
+        Raises:
+            NoEditError: this component has no such move; others may.
+        """
+
+    def check(self, subject: Subject) -> None:  # noqa: B027 (nothing to refuse by default)
+        """Raise where this edit suits no component of the subject, before any long work."""
+
+    def apply(self, subject: Subject, component: int, sign: int = 1) -> Model:
+        """Return the model with its parameters moved. The given model stays as it is."""
+        if check_integer("sign", sign, -1, 1) == 0:
+            raise ValueError(f"sign={sign}; expected +1 or -1")
+        self.check(subject)
+        component = check_component(subject.decomposition, component)
+        return perturb(subject.model, self.move(subject, component, sign))
+
+
+@dataclasses.dataclass(frozen=True)
+class KLBudget:
+    """The size of a move, chosen by what it does: the largest norm that keeps the mean KL on the component's top
+    examples within a budget.
+
+    Models differ by orders of magnitude in how far they can be moved before equation 2 stops to hold. Moves of the same
+    KL can be compared where moves of the same norm cannot.
+
+    Attributes:
+        nats: the budget. The norm found uses at least nine tenths of it, unless the largest norm stays below or the KL
+            jumps over that range.
+        max_norm: the largest L2 norm.
+    """
+
+    nats: float = 0.05
+    max_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        normalise(self, nats=check_positive("nats", self.nats), max_norm=check_positive("max_norm", self.max_norm))
+
+    def norm_of(self, subject: Subject, component: int, direction: PyTree) -> float:
+        """Find the norm along a unit direction.
+
+        Raises:
+            NoEditError: no norm keeps to the budget.
+        """
+        kl_of = functools.partial(subject.mean_kl, component, direction)
+        found = find_scale(kl_of, 0.9 * self.nats, self.nats, self.max_norm)
+        if found.scale is not None:
+            return found.scale
+        if found.below > 0:  # the largest norm, or the last one before a jump over the range
+            return found.below
+        raise NoEditError(
+            f"component {component}: no norm up to {self.max_norm:g} keeps the mean KL on its top examples within "
+            f"{self.nats:.2g} nats (the smallest one tried gave {found.kl:.2g})"
+        )
+
+
+class FoundScale(NamedTuple):
+    """What `find_scale` came to.
+
+    Attributes:
+        scale: one whose KL is in the range, or None.
+        kl: at that scale, or the last that was tried.
+        below: the largest scale tried whose KL, and that of all smaller ones, is below the range; 0 if none is.
+    """
+
+    scale: float | None
+    kl: float
+    below: float
+
+
+def find_scale(kl_of: Callable[[np.ndarray], np.ndarray], low: float, high: float, largest: float) -> FoundScale:
+    """Find the smallest scale at which a KL enters [low, high], coming from zero.
+
+    Args:
+        kl_of: the KL at each of several scales.
+        low: the least KL.
+        high: the greatest.
+        largest: the largest scale; it is halved until the KL is below ``low``.
+    """
+    scales = largest * 2.0 ** -np.arange(_HALVINGS, -1, -1)
+    below = 0.0
+    for _ in range(_ROUNDS):
+        kl = kl_of(scales)
+        reached = np.flatnonzero(kl >= low)
+        if not reached.size:
+            return FoundScale(None, float(kl[-1]), float(scales[-1]))
+        first = int(reached[0])
+        below = float(scales[first - 1]) if first else below
+        if kl[first] <= high:
+            return FoundScale(float(scales[first]), float(kl[first]), below)
+        above = float(scales[first])
+        inside = np.arange(1, _INSIDE + 1) / (_INSIDE + 1)
+        between = below * (above / below) ** inside if below else above * inside
+        scales = np.append(between, above)
+    return FoundScale(None, float(kl[first]), below)
+
+
+def scaled(scale: float | int, direction: PyTree) -> PyTree:
+    """Return scale · direction, leaf by leaf."""
+    return jax.tree.map(lambda leaf: scale * leaf, direction)
+
+
+def perturb(model: Model, direction: PyTree, scale: float | int = 1.0) -> Model:
+    """Return a model whose explained parameters are θ + scale · direction. The given model stays as it is.
+
+    Args:
+        model: the model.
+        direction: a pytree shaped like its parameters.
+        scale: how far to go, with its sign.
+    """
+    space = model.space
+    moved = move(space.select(model.params), space.select(direction), scale)
+    return dataclasses.replace(model, params=space.join(model.params, moved))
+
+
+def no_move(model: Model) -> PyTree:
+    """Return the move that changes nothing."""
+    return model.space.unravel(jnp.zeros(model.space.size))

@@ -1,0 +1,90 @@
+"""What people pass by mistake: one sentence each, raised in this package; without the tests' own checks of types."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+CASES = {
+    "swapped model and decomposition": ("component_direction(d, model, 0)", "model is of type Decomposition"),
+    "swapped PEFs and decomposition": ("selectivity(model, pefs, d, x, fit=d)", "decomposition is a Pefs; expected"),
+    "swapped examples and PEFs": (
+        "selectivity(model, d, x, pefs, fit=d)",
+        "examples is of type Pefs",
+    ),
+    "no fit": ("selectivity(model, d, pefs, x, fit=None)", "fit is a NoneType; expected"),
+    "coefficients as fit": ("selectivity(model, d, pefs, x, fit=d.coefficients)", "fit is a ndarray; expected"),
+    "a string as edit": ("selectivity(model, d, pefs, x, fit=d, edits='direction')", "expected a Edit: D"),
+    "a number of top examples": ("selectivity(model, d, pefs, x, fit=d, n_top=2.5)", "n_top=2.5 is no whole number"),
+    "a fit for coefficients": (
+        "top_examples(d, 0, 3)",
+        "coefficients is a Decomposition; pass its array",
+    ),
+    "one run": ("stability(d)", "runs is a Decomposition; expected a list of two or more runs"),
+    "one run in a list": ("stability([d])", "expected two or more runs of one shape"),
+    "no runs": ("stability([])", "expected two or more runs of one shape (n, r), got 0"),
+    "numbers as runs": ("stability([1, 2])", "a run is a int; expected a decomposition, a fit, or coefficients"),
+    "lists as runs": ("compare_runs([[1.0]], [[1.0]])", "a run is a list"),
+    "a flat direction": ("perturbed_kl(model, x, [np.ones(12)])", "is a flat vector of shape (12,)"),
+    "a matrix of directions": ("perturbed_kl(model, x, np.ones((2, 12)))", "directions is an array of shape (2, 12)"),
+    "a single direction": ("perturbed_kl(model, x, model.params)", "put it in a list"),
+    "swapped model and examples": ("perturbed_kl(x, model, [model.params])", "model is of type ndarray"),
+    "a floor by a wrong name": ("DiagonalEdit(floor='raise')", "floor='raise' is none of Floor.RAISED, Floor.CAPPED"),
+    "an estimate by name": ("dataset_fisher(model, x, 'sampling')", "expected a Estimate: Expectation(...), Sampling"),
+    "labels that are none": ("find_repairs(model, [model.params], x, y - 100, choosing=half)", "labels has -100"),
+    "indices that choose": (
+        "find_repairs(model, [model.params], x, y, choosing=np.arange(6))",
+        "expected a Boolean mask",
+    ),
+    "no directions": ("find_repairs(model, [], x, y, choosing=half)", "directions is empty"),
+    "swapped coefficients": (
+        "predicted_kl(model, d, pefs.norms, d.coefficients, model.params)",
+        "coefficients have shape",
+    ),
+    "variables as a list": ("search_concepts(d.coefficients, [half])", "variables is a list; expected {name: truth"),
+    "steps of other shapes": ("similarity_to_final([np.ones((3, 2)), np.ones((3, 3))])", "expected one or more arrays"),
+}
+
+HEAD = """
+import json, traceback
+import jax.numpy as jnp, numpy as np, npeff_jax
+from npeff_jax.evaluation import *
+from npeff_jax.perturbation import *
+rng = np.random.default_rng(0)
+x = rng.normal(size=(12, 3)).astype(np.float32)
+model = npeff_jax.Model(lambda p, e: e @ p["w"], {"w": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)})
+pefs = npeff_jax.compute_pefs(model, x, progress=False)
+d = npeff_jax.decompose(pefs, 2, progress=False)
+half, y = np.arange(12) < 6, np.zeros(12, np.int64)
+number = np.int64
+selectivity(model, d, pefs, x, fit=d, n_top=number(3), seed=number(1), norm=np.float32(0.1), progress=False,
+            nulls=Nulls(number(9), number(1)), passes=Passes(number(4)), components=np.array([1], np.int32))
+dataset_fisher(model, x, Sampling(number(2), number(0)), batch_size=number(5))
+DiagonalEdit(kl_range=np.array([0.1, 0.2]), max_delta=np.float32(1), floor="capped")
+for name, call in json.loads(CASES).items():
+    try:
+        eval(call)
+        said = "accepted without a word"
+    except Exception as error:
+        inside = "npeff_jax" in traceback.extract_tb(error.__traceback__)[-1].filename
+        said = f"{type(error).__name__}: {error}" if inside else f"raised outside: {error!r}"
+    print(json.dumps([name, said]))
+"""
+
+
+@pytest.fixture(scope="module")
+def said():
+
+    code = f"CASES = {json.dumps({name: call for name, (call, _) in CASES.items()})!r}\n" + HEAD
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_is_one_sentence(name, said):
+    assert CASES[name][1] in said[name]
+    assert said[name].startswith(("ValueError", "TypeError", "ExampleError"))
+    assert "\n" not in said[name]
+    assert len(said[name]) < 320
