@@ -88,17 +88,18 @@ def read_table(
     skip = {cell_text(label) for label in columns.skip}
     chosen: list[Row] = []
     other_labels: set[Any] = set()
-    by_name = columns.label is not None and columns.label_names is None
+    label = columns.label
     passed = itertools.count()
     for place, row in read_rows(file, [columns.text, columns.pair, columns.label], encoding):
-        if columns.label is not None and skip and cell_text(row[columns.label]) in skip:
+        if label is not None and skip and cell_text(row[label]) in skip:
             continue
         number = next(passed)
         if number >= start and (limit is None or number < start + limit):
             chosen.append((place, row))
-        elif by_name and isinstance(row[columns.label], str):  # sorted names must not depend on which rows are read
-            other_labels.add(row[columns.label])
-        elif not by_name and number >= start:
+        elif label is not None and columns.label_names is None:
+            if isinstance(row[label], str):  # sorted names must not depend on which rows are read
+                other_labels.add(row[label])
+        elif number >= start:
             break
     if not chosen:
         raise ValueError(f"{file} has no examples" + (f" from number {start} on" if start else ""))
@@ -107,8 +108,8 @@ def read_table(
         for name in (columns.text, columns.pair)
     )
     labels, names = None, columns.label_names
-    if columns.label is not None:
-        cells = [(place, row[columns.label]) for place, row in chosen]
+    if label is not None:
+        cells = [(place, row[label]) for place, row in chosen]
         labels, names = number_labels(cells, names, getattr(processor, "label_names", None), file, other_labels)
     display = texts if pairs is None else list(zip(texts or (), pairs))
     return Dataset(processor(texts or (), pairs), labels, display, names)
@@ -201,8 +202,13 @@ def _delimited_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.
     """
     first = stream.readline()
     delimiter = _delimiter(first, wanted, "," if ending == ".csv" else "\t")
-    quoting = csv.QUOTE_NONE if delimiter == "\t" and ending != ".csv" else csv.QUOTE_MINIMAL
-    reader = csv.reader(itertools.chain([first], stream), delimiter=delimiter, quoting=quoting, strict=True)
+    unquoted = delimiter == "\t" and ending != ".csv"
+    reader = csv.reader(
+        itertools.chain([first], stream),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
     header = [name.strip() for name in next(reader, [])]
     _check_columns(header, wanted, file)
     place = {name: header.index(name) for name in wanted}
@@ -210,7 +216,7 @@ def _delimited_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.
     for number, cells in enumerate(rows, start=1):
         where = f"row {number}, line {reader.line_num}"
         if len(cells) <= max(place.values()) or any(cell.strip() for cell in cells[len(header) :]):
-            remedy = "take tabs out of texts" if quoting == csv.QUOTE_NONE else "put texts in quotation marks"
+            remedy = "take tabs out of texts" if unquoted else "put texts in quotation marks"
             raise ValueError(f"{file}, {where}: {len(cells)} cells, the header has {len(header)}; {remedy}")
         yield where, {name: cells[i] for name, i in place.items()}
 
