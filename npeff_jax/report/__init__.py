@@ -19,7 +19,6 @@ from npeff_jax.report._figures import prediction_figure as prediction_figure
 from npeff_jax.report._figures import selectivity_figure as selectivity_figure
 from npeff_jax.report._figures import similarity_figure as similarity_figure
 from npeff_jax.report._figures import split_figure as split_figure
-from npeff_jax.report._picture import write_picture as write_picture
 from npeff_jax.report._tables import latex_table as latex_table
 from npeff_jax.report._tables import top_table as top_table
 from npeff_jax.report._tables import write_coefficients as write_coefficients
