@@ -10,7 +10,18 @@ import pytest
 import npeff_jax
 
 ROOT = pathlib.Path(npeff_jax.__file__).parent
-ORDER = ["_types", "_checks", "_html", "_progress", "_sharding", "_parameters", "models", "pefs", "factorization"]
+ORDER = [
+    "_types",
+    "_extras",
+    "_checks",
+    "_html",
+    "_progress",
+    "_sharding",
+    "_parameters",
+    "models",
+    "pefs",
+    "factorization",
+]
 ORDER += ["perturbation", "evaluation", "report", "cli"]
 # tasks stands beside factorization, on models and pefs: nothing of the line may import it but the command line.
 MAY_IMPORT = {room: set(ORDER[:place]) for place, room in enumerate(ORDER)}

@@ -1,4 +1,4 @@
-"""The demos: from nothing to a report, with the figures that say how far to trust it."""
+"""``npeff demo``: from nothing to a report, with the figures that say how far to trust it."""
 
 from pathlib import Path
 
@@ -7,29 +7,34 @@ import numpy as np
 
 import npeff_jax as npeff
 import npeff_jax.report
+from npeff_jax._extras import needs
 from npeff_jax._progress import Progress
+from npeff_jax.cli._options import Show, progress_of
+
+_LOCAL = 1e-5
+"""L2 norm of a move that a compiled program stands. Its weights of 100 saturate attention: at 0.1, which is small for a
+trained network, nothing is left of what it computes (divergences of 1e7 nats), and ratios of them mean nothing."""
 
 
-def digits_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
-    """Explain a small convolutional network on handwritten digits, by both flavours.
+def digits(out: Path = Path("npeff-digits"), seed: int = 0, progress: Show = Show.BAR) -> None:
+    """Explain a small convolutional network on scikit-learn's handwritten digits, by both flavours, in minutes.
 
     Args:
-        out: directory for PEFs, decompositions and the two reports. PEFs that are there already are used again.
-        seed: of training and decompositions.
-        progress: a bar, a stream for JSON lines, or False.
-
-    Returns:
-        The report to look at.
+        out: directory for PEFs and the two reports; report.html is what to look at. PEFs that are there are used again.
+        seed: of the training and the decompositions.
+        progress: a bar, JSON lines, or none.
     """
+    with needs("npeff demo digits"):
+        import jinja2  # noqa: F401  what the report at the end is made with
     out.mkdir(parents=True, exist_ok=True)
-    digits = npeff.tasks.digits(seed=seed, progress=progress)
-    print(f"network: {digits.train_accuracy:.1%} of training images right, {digits.heldout_accuracy:.1%} of held-out")
+    shown = progress_of(progress)
+    trained = npeff.tasks.digits(seed=seed, progress=shown)
+    print(f"network: {trained.train_accuracy:.1%} of training images right, {trained.heldout_accuracy:.1%} of held-out")
     written = [
-        _explain_digits(digits, npeff.LowRank(), 2048, "LRM-NPEFF", out / "report.html", seed, progress),
-        _explain_digits(digits, npeff.Diagonal(), 1024, "D-NPEFF", out / "report_diagonal.html", seed, progress),
+        _explain_digits(trained, npeff.LowRank(), 2048, "LRM-NPEFF", out / "report.html", seed, shown),
+        _explain_digits(trained, npeff.Diagonal(), 1024, "D-NPEFF", out / "report_diagonal.html", seed, shown),
     ]
     print(f"look at {written[0].resolve()} (and {written[1].name} beside it)")
-    return written[0]
 
 
 def _explain_digits(
@@ -84,17 +89,17 @@ def _explain_digits(
     )
 
 
-def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
-    """Explain a transformer compiled from a program, where the truth is known.
+def tracr(out: Path = Path("npeff-tracr"), seed: int = 0, progress: Show = Show.BAR) -> None:
+    """Explain a transformer compiled from a program, where what it computes is known.
 
     Args:
-        out: directory for PEFs and the report.
-        seed: of examples and decomposition.
-        progress: a bar, a stream for JSON lines, or False.
-
-    Returns:
-        The report to look at.
+        out: directory for PEFs and the report; report.html is what to look at. PEFs that are there are used again.
+        seed: of the examples and the decomposition.
+        progress: a bar, JSON lines, or none.
     """
+    with needs("npeff demo tracr"):
+        import jinja2  # noqa: F401  what the report at the end is made with
+    shown = progress_of(progress)
     out.mkdir(parents=True, exist_ok=True)
     task = npeff.tasks.inference(n_examples=1000, seed=seed)
     model = task.model
@@ -108,9 +113,9 @@ def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
         keep=8192,
         path=out / "pefs",
         on_existing="resume",
-        progress=progress,
+        progress=shown,
     )
-    decomposition = npeff.decompose(pefs, 32, seed=seed, progress=progress)
+    decomposition = npeff.decompose(pefs, 32, seed=seed, progress=shown)
     print(
         f"{np.median(pefs.kept_energy):.1%} of the PEFs' trace kept (median); loss "
         f"{decomposition.history.loss[-1]:.4f} of their squared norm"
@@ -118,11 +123,19 @@ def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
     found = npeff.evaluation.search_concepts(decomposition.coefficients, task.concepts, n_top=16, seed=seed)
     print(found)
     table = npeff.selectivity(
-        model, decomposition, pefs, task.examples, fit=decomposition, n_top=16, seed=seed, progress=progress
+        model,
+        decomposition,
+        pefs,
+        task.examples,
+        fit=decomposition,
+        n_top=16,
+        norm=_LOCAL,
+        seed=seed,
+        progress=shown,
     )
     print(repr(table))
     traces = npeff.report.trace_components(
-        model, decomposition, decomposition.coefficients, task.examples, positions=task.tokens, progress=progress
+        model, decomposition, decomposition.coefficients, task.examples, positions=task.tokens, progress=shown
     )
     report = npeff.write_report(
         out / "report.html",
@@ -136,4 +149,3 @@ def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
         title="A compiled program for natural-language inference",
     )
     print(f"look at {report.resolve()}")
-    return report

@@ -9,12 +9,15 @@ import inspect
 import json
 import os
 import platform
+import re
 import shutil
 import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from npeff_jax.cli._options import Flag, MaybePath
 
 VERSION = 1
 STAGES: dict[str, Callable[..., None]] = {}
@@ -33,7 +36,10 @@ def stage(command: Callable[..., None]) -> Callable[..., None]:
         bound = inspect.signature(command).bind(*positional, **named)
         bound.apply_defaults()
         arguments = bound.arguments
-        out = Path(arguments["out"])
+        if re.match(r"[A-Za-z][\w+.-]+:/", str(arguments["out"])):
+            raise ValueError(f"--out {arguments['out']} is an address; expected a place on this machine")
+        out: Path = Path(arguments["out"]).expanduser()
+        arguments["out"] = out
         record = _record(command.__name__, arguments)
         if out.exists() and record_path(out).exists():
             before = json.loads(record_path(out).read_text())
@@ -42,9 +48,8 @@ def stage(command: Callable[..., None]) -> Callable[..., None]:
                 print(f"{out} is there already, made by this very command")
                 return
             if not arguments.get("overwrite"):
-                raise FileExistsError(
-                    f"{out} was made with another {', '.join(differ)}; choose another --out, or --overwrite it"
-                )
+                told = ", ".join(name if " " in name else f"--{name.replace('_', '-')}" for name in differ)
+                raise FileExistsError(f"{out} was made with another {told}; choose another --out, or --overwrite it")
             _remove(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         command(**arguments)
@@ -61,7 +66,7 @@ def record_path(out: Path) -> Path:
     return out.with_name(out.name + ".record.json")
 
 
-def rerun(record: Path, out: Path | None = None, overwrite: bool = False) -> None:
+def rerun(record: Path, out: MaybePath = None, overwrite: Flag = False) -> None:
     """Run a recorded command again, where and as it was run.
 
     Args:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from npeff_jax._extras import needs
 from npeff_jax._parameters import Mask
 from npeff_jax._types import Example, PyTree
 from npeff_jax.models._checkpoint import read_checkpoint
@@ -95,7 +96,8 @@ def locate(directory_or_id: str | pathlib.Path, revision: str | None = None) -> 
     directory = pathlib.Path(directory_or_id)
     if directory.is_dir():
         return directory
-    import huggingface_hub
+    with needs("a model on the hub"):
+        import huggingface_hub
 
     fetch = partial(huggingface_hub.snapshot_download, str(directory_or_id), revision=revision)
     try:
@@ -119,7 +121,8 @@ def read_config(directory: pathlib.Path) -> Any:
     """
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory} has no config.json; pass a directory that save_pretrained wrote")
-    import transformers
+    with needs("a Hugging Face checkpoint"):
+        import transformers
 
     try:
         return transformers.AutoConfig.from_pretrained(directory)
@@ -128,7 +131,8 @@ def read_config(directory: pathlib.Path) -> Any:
 
 
 def _builders() -> dict[str, Callable[..., Architecture]]:
-    from npeff_jax.models import _bert, _gpt2, _resnet, _vit
+    with needs("a Hugging Face checkpoint"):
+        from npeff_jax.models import _bert, _gpt2, _resnet, _vit
 
     return {
         "BertForSequenceClassification": _bert.bert,

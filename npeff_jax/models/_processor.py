@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from npeff_jax._extras import needs
 from npeff_jax.models._huggingface import locate, read_config, read_label_names
 
 
@@ -92,7 +93,8 @@ def huggingface_processor(
         FileNotFoundError: the directory has no tokenizer and no image settings.
         ValueError: the tokenizer belongs to another model: it knows more words, or pads with another one.
     """
-    import transformers
+    with needs("a Hugging Face processor"):
+        import transformers
 
     directory = locate(directory_or_id, revision)
     config = read_config(directory)

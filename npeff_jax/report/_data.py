@@ -9,6 +9,7 @@ language of JSON Schema.
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ def output_file(path: str | os.PathLike[str]) -> Path:
     Raises:
         OSError: it is a folder, stands below a file, or is an address.
     """
-    if "://" in str(path):
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # a Path has made one slash of the two
         raise OSError(f"{path} is an address; expected a file on this machine, copy it there afterwards")
     path = Path(path).expanduser()
     if path.is_dir() or not path.name:

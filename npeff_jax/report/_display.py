@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from npeff_jax._extras import needs
 from npeff_jax.report._data import Sheet
 
 _SIDE = 96
@@ -116,7 +117,8 @@ def sheets_of(images: Images, rows: Sequence[int], max_bytes: int = _TOTAL_BYTES
 
 
 def _sheet(images: Images, rows: Sequence[int], side: int) -> tuple[Sheet, bytes]:
-    from PIL import Image
+    with needs("a report with images"):
+        from PIL import Image
 
     pixels = images.to_bytes(rows)
     count, height, width = pixels.shape[:3]

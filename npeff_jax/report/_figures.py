@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from npeff_jax._extras import needs
 from npeff_jax._types import Components
 from npeff_jax.evaluation import Selectivity, top_examples
 from npeff_jax.factorization import Decomposition, History
@@ -46,7 +47,8 @@ def _figure_class() -> Any:
     """Figures outside pyplot, so that nothing is registered and nothing has to be closed; notebooks show them all the
     same.
     """
-    from matplotlib.figure import Figure as PlainFigure
+    with needs("a figure"):
+        from matplotlib.figure import Figure as PlainFigure
 
     class ShownFigure(PlainFigure):
         def _repr_png_(self) -> bytes:

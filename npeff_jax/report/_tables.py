@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from npeff_jax._extras import needs
 from npeff_jax.report._component import Component
 from npeff_jax.report._data import ReportData, output_file
 
@@ -106,10 +107,9 @@ def _latex(text: str) -> str:
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        try:
+        with needs("a Parquet file"):
             import pandas
-        except ModuleNotFoundError as error:
-            raise RuntimeError(f"{path} needs pandas; install it with: pip install 'npeff_jax[tables]'") from error
+            import pyarrow  # noqa: F401  what pandas writes it with
 
         pandas.DataFrame(rows).to_parquet(path, index=False)
         return path

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from npeff_jax._extras import needs
 from npeff_jax.evaluation import Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
@@ -185,10 +186,8 @@ def render(report: ReportData) -> str:
     A content security policy names the one script and the one style by their digests, so that nothing else could run
     and nothing can be fetched.
     """
-    try:
+    with needs("a report"):
         import jinja2
-    except ModuleNotFoundError as error:
-        raise RuntimeError("a report needs jinja2; install it with: pip install 'npeff_jax[report]'") from error
 
     assets = importlib.resources.files("npeff_jax.report") / "assets"
     scripts = sorted((file for file in assets.iterdir() if file.name.endswith(".js")), key=lambda file: file.name)

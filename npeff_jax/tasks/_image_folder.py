@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from npeff_jax._checks import listing
+from npeff_jax._extras import needs
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax.tasks._dataset import Dataset
 from npeff_jax.tasks._labels import Processor, match_labels
@@ -166,7 +167,8 @@ def _thumbnail(file: pathlib.Path, side: int) -> UInt8[np.ndarray, "side side 3"
 
 
 def _open(file: pathlib.Path) -> Any:
-    import PIL.Image
+    with needs("an image folder"):
+        import PIL.Image
 
     try:
         with PIL.Image.open(file) as image:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from npeff_jax._checks import listing
+from npeff_jax._extras import needs
 from npeff_jax.tasks._dataset import Dataset
 from npeff_jax.tasks._labels import Processor, cell_text, number_labels
 
@@ -178,6 +179,25 @@ def read_rows(file: pathlib.Path, columns: Sequence[str | None], encoding: str |
         raise ValueError(f"{file} is not a {file.suffix} file, or is damaged ({error})") from error
 
 
+def column_names(file: str | pathlib.Path, encoding: str | None = None) -> list[str]:
+    """The columns of a table, as `read_table` finds them.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_table`.
+    """
+    file = pathlib.Path(file).expanduser()
+    if _format(file)[0] == ".parquet":
+        with needs("a Parquet file"):
+            import pyarrow.parquet
+        try:
+            return list(pyarrow.parquet.read_schema(file).names)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{file} is not a Parquet file, or is damaged ({error})") from error
+    for _, row in read_rows(file, [], encoding):
+        return list(row)
+    raise ValueError(f"{file} has no examples")
+
+
 def _format(file: pathlib.Path) -> tuple[str, Callable[..., Any]]:
     endings = [suffix.lower() for suffix in file.suffixes[-2:]]
     opener = _COMPRESSED.get(endings[-1] if endings else "", open)
@@ -211,7 +231,7 @@ def _delimited_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.
     )
     header = [name.strip() for name in next(reader, [])]
     _check_columns(header, wanted, file)
-    place = {name: header.index(name) for name in wanted}
+    place = {name: header.index(name) for name in wanted or header}
     rows = (cells for cells in reader if cells)
     for number, cells in enumerate(rows, start=1):
         where = f"row {number}, line {reader.line_num}"
@@ -222,12 +242,15 @@ def _delimited_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.
 
 
 def _delimiter(header: str, wanted: Sequence[str], usual: str) -> str:
-    """The one that finds the columns, the usual one first."""
+    """The one that finds the columns (the most, if it does not matter which), the usual one first."""
+    best, most = usual, 1
     for delimiter in (usual, ",", ";", "\t", "|"):
         names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
-        if set(wanted) <= set(names):
-            return delimiter
-    return usual
+        if set(wanted) <= set(names) and len(names) > (0 if wanted else most):
+            best, most = delimiter, len(names)
+            if wanted:
+                break
+    return best
 
 
 def _json_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.Path, ending: str) -> Iterator[Row]:
@@ -244,10 +267,8 @@ def _json_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.Path,
 
 
 def _parquet_rows(file: pathlib.Path, wanted: Sequence[str]) -> Iterator[Row]:
-    try:
+    with needs("a Parquet file"):
         import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise RuntimeError(f"{file} needs pyarrow; install it with: pip install 'npeff_jax[tables]'") from error
     try:
         table = pyarrow.parquet.ParquetFile(file)
         _check_columns(table.schema_arrow.names, wanted, file)
