@@ -10,7 +10,7 @@ from npeff_jax.cli._record import load_arrays, stage
 from npeff_jax.cli._source import Reading, load_examples, load_model
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
-from npeff_jax.report._data import output_file
+from npeff_jax.report import output_file
 
 
 @stage

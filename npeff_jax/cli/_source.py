@@ -9,15 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from npeff_jax._checks import count_examples, listing, slice_examples
+from npeff_jax._checks import count_examples, listing
 from npeff_jax._progress import Progress
 from npeff_jax.models import Model, from_huggingface, huggingface_processor
-from npeff_jax.tasks import Columns, Dataset, read_image_folder, read_table
-from npeff_jax.tasks._labels import check_class_numbers, generic, number_labels
-from npeff_jax.tasks._tables import TABLE_ENDINGS, column_names
+from npeff_jax.tasks import Columns, Dataset, column_names, match_labels, read_image_folder, read_table
 
 _TEXTS = ("text", "sentence", "sentence1", "premise", "question1", "question", "content", "review", "comment", "body")
 _PAIRS = {"sentence1": "sentence2", "premise": "hypothesis", "question1": "question2", "text": "text_pair"}
@@ -103,12 +100,12 @@ def load_examples(
     elif path.is_dir():
         processor = _processor(name, model)
         found = read_image_folder(path, processor, label_names=names, progress=progress)
-    elif any(ending in path.suffixes[-2:] for ending in TABLE_ENDINGS):
+    elif path.is_file():
         found = read_table(path, _processor(name, model), _columns(path, reading))
     else:
         raise ValueError(
-            f"--examples {name} is no file or folder that is known; expected a table ({', '.join(TABLE_ENDINGS)}), a "
-            "folder of image folders, an .npz, or package.module:factory (a function that returns the examples)"
+            f"--examples {name} is neither a file, nor a folder, nor package.module:factory; expected a table, a "
+            "folder of image folders, an .npz, or a function that returns the examples"
         )
     return found if part is None else _part(found, part)
 
@@ -119,27 +116,16 @@ def check_labels(name: str, found: Dataset, model: Model) -> Dataset:
     Raises:
         ValueError: a label that is no class of the model, or names that cannot be matched.
     """
-    if found.labels is None:
-        return found
-    if found.label_names is not None and not generic(model.label_names):
-        try:
-            return found.match(model.label_names or ())
-        except ValueError as error:
-            raise ValueError(f"--examples {name}: {error}".replace("pass label_names", "pass --label-names")) from None
-    n_classes = model.n_classes(jax.tree.map(lambda leaf: leaf[0], slice_examples(found.examples, slice(0, 1))))
     try:
-        check_class_numbers(found.labels, len(found), n_classes)
+        return match_labels(found, model)
     except ValueError as error:
-        raise ValueError(f"--examples {name}: {error}") from None
-    return found
+        told = str(error).replace("pass label_names", "pass --label-names")
+        raise ValueError(f"--examples {name}: {told}") from None
 
 
 def _dataset(
     name: str, names: tuple[str, ...] | None, examples: Any, labels: Any = None, display: Any = None
 ) -> Dataset:
-    if labels is not None and np.asarray(labels).dtype.kind in "UO":
-        cells = [(f"example {i}", label) for i, label in enumerate(np.asarray(labels).tolist())]
-        labels, names = number_labels(cells, names, None, f"--examples {name}")
     try:
         return Dataset(examples, labels, display, names)
     except ValueError as error:

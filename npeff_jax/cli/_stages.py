@@ -21,7 +21,7 @@ from npeff_jax.cli._options import (
 )
 from npeff_jax.cli._record import load_arrays, save_arrays, stage
 from npeff_jax.pefs import DType, Normalization, OnFailure
-from npeff_jax.report._data import output_file
+from npeff_jax.report import output_file
 
 
 def plan(

@@ -5,6 +5,7 @@ from npeff_jax.report._component import Component as Component
 from npeff_jax.report._component import Trace as Trace
 from npeff_jax.report._data import ReportData as ReportData
 from npeff_jax.report._data import json_schema as json_schema
+from npeff_jax.report._data import output_file as output_file
 from npeff_jax.report._data import read_report_data as read_report_data
 from npeff_jax.report._display import Images as Images
 from npeff_jax.report._display import Texts as Texts

@@ -1,7 +1,7 @@
 """`Dataset`: examples as a model takes them, their labels, and what a person looks at; how labels fit a model."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Int
 from npeff_jax._checks import choose_examples, count_examples, slice_examples
 from npeff_jax._types import Examples
 from npeff_jax.models import Model
-from npeff_jax.tasks._labels import check_class_numbers, match_labels
+from npeff_jax.tasks._labels import check_class_numbers, generic, match_names, number_labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,7 +21,8 @@ class Dataset:
 
     Attributes:
         examples: a pytree of arrays that share a leading axis n, or a sized source that can be sliced.
-        labels: (n,) integers, the number of the class of each, or None.
+        labels: (n,) integers, the number of the class of each; or None. Names are numbered as in ``label_names``, in
+            sorted order without them.
         display: n texts, pairs of texts, or images, as they were before encoding; what a report shows. Or None.
         label_names: of the classes, in the order of the numbers; None if they have no names.
 
@@ -38,6 +39,11 @@ class Dataset:
         n = count_examples(self.examples)
         if self.label_names is not None:
             object.__setattr__(self, "label_names", tuple(map(str, self.label_names)) or None)
+        if self.labels is not None and np.asarray(self.labels).dtype.kind in "UO":
+            cells = [(f"labels[{i}]", label) for i, label in enumerate(np.asarray(self.labels).tolist())]
+            labels, names = number_labels(cells, self.label_names, None, "the data set")
+            object.__setattr__(self, "labels", labels)
+            object.__setattr__(self, "label_names", names)
         if self.labels is not None:
             n_classes = None if self.label_names is None else len(self.label_names)
             object.__setattr__(self, "labels", check_class_numbers(self.labels, n, n_classes))
@@ -82,23 +88,6 @@ class Dataset:
         return dataclasses.replace(
             self, labels=check_class_numbers(labels, len(self), n_classes), label_names=label_names
         )
-
-    def match(self, model_names: Sequence[str]) -> "Dataset":
-        """The same examples with labels numbered as a model numbers its classes, matched by name.
-
-        Args:
-            model_names: the names of the model's classes, `Model.label_names`.
-
-        Raises:
-            ValueError: names that cannot be matched (lists both), or a label that is no class of the model.
-        """
-        if self.labels is None:
-            return self
-        if self.label_names is None:
-            check_class_numbers(self.labels, len(self), len(model_names))
-            return dataclasses.replace(self, label_names=tuple(map(str, model_names)))
-        labels, names = match_labels(self.labels, self.label_names, model_names, "the data set", given=False)
-        return dataclasses.replace(self, labels=labels, label_names=names)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,6 +139,33 @@ class LabelCheck:
         return "\n".join(lines)
 
 
+def match_labels(dataset: Dataset, model: Model) -> Dataset:
+    """Number the labels of a data set as a model numbers its classes: by name, where both have names.
+
+    Args:
+        dataset: with or without labels.
+        model: a classifier.
+
+    Returns:
+        The same examples; the labels are classes of the model, named as the model names them.
+
+    Raises:
+        ValueError: names that cannot be matched (lists both), or a label that is no class of the model.
+    """
+    if dataset.labels is None or len(dataset) == 0:
+        return dataset
+    names = model.label_names
+    if dataset.label_names is not None and names is not None and not generic(names):
+        labels, found = match_names(dataset.labels, dataset.label_names, names, "the data set", given=False)
+        return dataclasses.replace(dataset, labels=labels, label_names=found)
+    labels = check_class_numbers(dataset.labels, len(dataset), _n_classes(dataset, model))
+    return dataclasses.replace(dataset, labels=labels, label_names=dataset.label_names or names)
+
+
+def _n_classes(dataset: Dataset, model: Model) -> int:
+    return model.n_classes(jax.tree.map(lambda leaf: leaf[0], slice_examples(dataset.examples, slice(0, 1))))
+
+
 def check_labels(model: Model, dataset: Dataset, *, limit: int = 500, batch_size: int = 50) -> LabelCheck:
     """Compare a model's predictions with a data set's labels, as numbered and under the best one-to-one map of classes.
 
@@ -172,7 +188,7 @@ def check_labels(model: Model, dataset: Dataset, *, limit: int = 500, batch_size
     n = min(limit, len(dataset))
     if n == 0:
         raise ValueError("the data set has no examples to check")
-    n_model = model.n_classes(jax.tree.map(lambda leaf: leaf[0], slice_examples(dataset.examples, slice(0, 1))))
+    n_model = _n_classes(dataset, model)
     n_data = len(dataset.label_names) if dataset.label_names is not None else n_model
     labels = check_class_numbers(dataset.labels, len(dataset), n_data)[:n]
     predict = jax.jit(jax.vmap(lambda params, x: model.logits_fn(params, x).argmax(-1), (None, 0)))

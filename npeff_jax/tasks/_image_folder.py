@@ -11,7 +11,7 @@ from npeff_jax._checks import listing
 from npeff_jax._extras import needs
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax.tasks._dataset import Dataset
-from npeff_jax.tasks._labels import Processor, match_labels
+from npeff_jax.tasks._labels import Processor, match_names
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff")
 
@@ -112,7 +112,7 @@ def read_image_folder(
     if numbered and model_names is not None:
         names = tuple(map(str, model_names))  # as many, see _class_folders
     else:
-        labels, names = match_labels(labels, names, model_names, str(folder), given=given)
+        labels, names = match_names(labels, names, model_names, str(folder), given=given)
     order = np.arange(len(found))
     if limit is not None and limit < len(found):
         order = order[:limit] if seed is None else np.random.default_rng(seed).permutation(len(found))[:limit]

@@ -102,10 +102,10 @@ def number_labels(
             numbers[i] = value
     if numbered and not given:
         return numbers.astype(np.int32), None if generic(model_names) else tuple(model_names or ())
-    return match_labels(numbers.astype(np.int32), names or (), model_names, str(source), given=given)
+    return match_names(numbers.astype(np.int32), names or (), model_names, str(source), given=given)
 
 
-def match_labels(
+def match_names(
     labels: Int[np.ndarray, "n"], names: Sequence[str], model_names: Sequence[str] | None, source: str, *, given: bool
 ) -> tuple[Int[np.ndarray, "n"], tuple[str, ...]]:
     """Replace numbers of a data set's classes by those of the model's classes of the same names.

@@ -1,6 +1,7 @@
 """Labels are checked where they enter, and mean the model's classes: tables, image folders, data sets."""
 
 import bz2
+import dataclasses
 import gzip
 import json
 import math
@@ -248,7 +249,9 @@ def test_images_are_decoded_once_while_they_fit(images, monkeypatch):
         ([0, 1, 2], ("a", "b"), r"labels\[2\]: label 2; expected 0 to 1"),
         ([0, 1, 2**40], None, r"labels\[2\]: label 1099511627776; expected the number of a class"),
         ([0, 1, math.nan], None, r"labels\[2\] is nan; expected the number of a class"),
-        (["a", "b", "c"], None, "labels has dtype <U1; expected integers"),
+        (["a", "b", None], None, r"labels\[2\] has no label"),
+        (["a", "b", "c"], ("a", "b"), r"labels\[2\] has the label 'c'; expected one of a, b"),
+        ([0j, 1j, 2j], None, "labels has dtype complex128; expected integers"),
         ([0, 1], None, r"labels has shape \(2,\); expected \(3,\)"),
         (np.ma.array([0, 1, 2], mask=[0, 0, 1]), None, "masked array"),
     ],
@@ -259,14 +262,18 @@ def test_labels_of_a_data_set(labels, names, message):
 
 
 def test_a_data_set_by_the_models_names():
-    data = tasks.Dataset(np.arange(3), [0, 1, 0], None, ("neutral", "positive"))
-    matched = data.match(SENTIMENT)
-    np.testing.assert_array_equal(matched.labels, [2, 0, 2])
-    assert matched.label_names == SENTIMENT
+    model = npeff.Model(lambda p, x: p["w"][x], {"w": jnp.eye(3)}, label_names=SENTIMENT)
+    for labels in ([0, 1, 0], ["neutral", "positive", "neutral"]):
+        data = tasks.Dataset(np.arange(3), labels, None, ("neutral", "positive"))
+        matched = tasks.match_labels(data, model)
+        np.testing.assert_array_equal(matched.labels, [2, 0, 2])
+        assert matched.label_names == SENTIMENT
+    unnamed = dataclasses.replace(model, label_names=("LABEL_0", "LABEL_1", "LABEL_2"))
+    np.testing.assert_array_equal(tasks.match_labels(data, unnamed).labels, [0, 1, 0])
     with pytest.raises(ValueError, match="cannot be matched to the model's"):
-        data.match(("a", "b"))
+        tasks.match_labels(data, dataclasses.replace(model, label_names=("a", "b", "c")))
     with pytest.raises(ValueError, match=r"labels\[1\]: label 5; expected 0 to 2"):
-        tasks.Dataset(np.arange(2), [0, 5]).match(SENTIMENT)
+        tasks.match_labels(tasks.Dataset(np.arange(2), [0, 5]), model)
     with pytest.raises(ValueError, match=r"labels\[0\]: label 1099511627776; expected 0 to 2"):
         matched.relabel({0: 2**40, 2: 2**40}, SENTIMENT)
     with pytest.raises(ValueError, match="display has 2 entries; expected one for each of the 3"):
