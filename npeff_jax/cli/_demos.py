@@ -76,8 +76,7 @@ def _explain_digits(
         model, decomposition, heldout, digits.heldout_images, fit=fit, n_top=16, norm=0.1, seed=seed, progress=progress
     )
     print(repr(table))
-    return npeff.write_report(
-        report,
+    found = npeff.report.report_data(
         decomposition,
         heldout=heldout,
         fit=fit,
@@ -87,6 +86,24 @@ def _explain_digits(
         stability=stability,
         title=f"Digits: a small convolutional network, {name}",
     )
+    if isinstance(representation, npeff.LowRank):
+        _draw(report.with_name("picture.svg"), found, digits.heldout_images, fit.coefficients)
+    return npeff.report.write_html(report, found)
+
+
+def _draw(path: Path, found: npeff.report.ReportData, images: np.ndarray, coefficients: np.ndarray) -> None:
+    """Draw the largest components as the README shows them: top images, what they are, how selective they are."""
+    with needs("the picture of a demo"):
+        import matplotlib as mpl
+    listed = sorted(found.components, key=lambda component: -component.share)[:8]
+    texts = []
+    for component in listed:
+        ratio = None if component.causal is None else component.causal.kl_ratio
+        texts.append(component.headline + ("" if ratio is None else f"\nKL ratio {ratio:.1f}"))
+    # Text as text, and nothing that differs from run to run: a small file that says what changed.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "npeff", "font.family": "sans-serif"}):
+        figure = npeff.report.collage_figure(images, coefficients, [c.index for c in listed], texts=texts)
+        figure.savefig(path, metadata={"Date": None})
 
 
 def tracr(out: Path = Path("npeff-tracr"), seed: int = 0, progress: Show = Show.BAR) -> None:

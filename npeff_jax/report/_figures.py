@@ -178,7 +178,8 @@ def collage_figure(
         texts: what to write beside each row, such as the component's `Component.headline`.
     """
     images = images if isinstance(images, Images) else Images(np.asarray(images))
-    beside = 0.09 * max(map(len, texts), default=0) if texts is not None else 0.0  # inches, at 9 points
+    lines = [line for text in texts or () for line in text.splitlines()]
+    beside = 0.08 * max(map(len, lines), default=0)  # inches, at 9 points
     figure, axes = _axes(0.85 * k + 0.5 + beside, 1.05 * len(components), len(components), k)
     for place, component in enumerate(components):
         row = axes[place * k : (place + 1) * k]
