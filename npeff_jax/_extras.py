@@ -22,11 +22,12 @@ EXTRAS = {
 
 
 @contextmanager
-def needs(what: str) -> Iterator[None]:
+def needs(what: str, extra: str | None = None) -> Iterator[None]:
     """Turn the failed import of a package of an extra into a sentence.
 
     Args:
         what: what needs the package, for the sentence.
+        extra: the extra with all that ``what`` needs; by default the one that the package is of.
 
     Raises:
         ImportError: a package is missing; says how to install it.
@@ -34,19 +35,19 @@ def needs(what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        told = missing(what, error)
+        told = missing(what, error, extra)
         if told is None:
             raise
         raise ImportError(told, name=error.name) from error
 
 
-def missing(what: str, error: ModuleNotFoundError) -> str | None:
+def missing(what: str, error: ModuleNotFoundError, extra: str | None = None) -> str | None:
     """The sentence for a missing package, or None where it is of no extra."""
     name = (error.name or "").partition(".")[0]
     if name not in EXTRAS:
         return None
-    package, extra = EXTRAS[name]
+    package, own = EXTRAS[name]
     return (
         f"{what} needs {package}, which is not installed; install it with: pip install {package} (or, in a clone, with "
-        f"all of its kind: pip install -e '.[{extra}]')"
+        f"all that goes with it: pip install -e '.[{extra or own}]')"
     )

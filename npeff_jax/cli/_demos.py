@@ -24,7 +24,7 @@ def digits(out: Path = Path("npeff-digits"), seed: int = 0, progress: Show = Sho
         seed: of the training and the decompositions.
         progress: a bar, JSON lines, or none.
     """
-    with needs("npeff demo digits"):
+    with needs("npeff demo digits", "demo"):
         import jinja2  # noqa: F401  what the report at the end is made with
     out.mkdir(parents=True, exist_ok=True)
     shown = progress_of(progress)
@@ -103,7 +103,7 @@ def _draw(path: Path, found: npeff.report.ReportData, images: np.ndarray, coeffi
     # Text as text, and nothing that differs from run to run: a small file that says what changed.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "npeff", "font.family": "sans-serif"}):
         figure = npeff.report.collage_figure(images, coefficients, [c.index for c in listed], texts=texts)
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None}, dpi=48)
 
 
 def tracr(out: Path = Path("npeff-tracr"), seed: int = 0, progress: Show = Show.BAR) -> None:
@@ -114,7 +114,7 @@ def tracr(out: Path = Path("npeff-tracr"), seed: int = 0, progress: Show = Show.
         seed: of the examples and the decomposition.
         progress: a bar, JSON lines, or none.
     """
-    with needs("npeff demo tracr"):
+    with needs("npeff demo tracr", "demo"):
         import jinja2  # noqa: F401  what the report at the end is made with
     shown = progress_of(progress)
     out.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ def digits(*, n_train: int = 1200, steps: int = 300, seed: int = 0, progress: Pr
     Raises:
         ValueError: ``n_train`` leaves no image for one of the two sets.
     """
-    with needs("the digits task"):
+    with needs("the digits task", "demo"):
         import flax  # noqa: F401
         import optax  # noqa: F401
         from sklearn.datasets import load_digits
