@@ -12,6 +12,7 @@ from pathlib import Path
 from npeff_jax._extras import missing
 
 COMMANDS = {
+    "explain": "all of it: from a model and a data set to a report",
     "demo": "from nothing to a report, on data that needs no download",
     "plan": "what PEFs will cost in time and memory, and what --keep loses",
     "pefs": "compute per-example Fishers: how predictions react to parameters",
@@ -124,11 +125,12 @@ def _fitting_help(arguments: Sequence[str]) -> Iterator[None]:
 def _run(arguments: list[str]) -> None:
     import tyro
 
-    from npeff_jax.cli import _demos, _look, _record, _stages
+    from npeff_jax.cli import _demos, _explain, _look, _record, _stages
 
     app, demos = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
     demos.command(_demos.digits)
     demos.command(_demos.tracr)
+    app.command(_explain.explain)
     for command in (_stages.plan, _stages.pefs, _stages.decompose, _stages.fit, _stages.expand, _stages.perturb):
         app.command(command)
     for command in (_look.report, _look.export, _record.rerun):

@@ -121,8 +121,14 @@ class LabelCheck:
 
     @property
     def chance(self) -> float:
-        """The accuracy of always predicting the class that most examples are labelled with."""
-        return float(self.confusion.sum(1).max() / self.confusion.sum())
+        """The accuracy of predictions that are independent of the labels and as frequent as these are."""
+        n, k = self.confusion.sum(), min(self.confusion.shape)
+        return float(self.confusion.sum(1)[:k] @ self.confusion.sum(0)[:k] / n**2)
+
+    @property
+    def map_text(self) -> str:
+        """`best_map` in the names of the classes."""
+        return ", ".join(f"{self.data_names[i]} → {self.model_names[j]}" for i, j in self.best_map.items())
 
     def __str__(self) -> str:
         width = max(len(name) for name in (*self.data_names, *self.model_names, "data set / model")) + 2
@@ -131,9 +137,8 @@ class LabelCheck:
             lines.append(name.ljust(width) + "".join(f"{count:{width}d}" for count in counts))
         lines.append(f"accuracy with labels as they are: {self.accuracy:.1%}")
         if not self.agrees:
-            told = ", ".join(f"{self.data_names[i]} → {self.model_names[j]}" for i, j in self.best_map.items())
             lines.append(
-                f"accuracy with {told}: {self.best_accuracy:.1%}. The labels seem to be numbered differently; "
+                f"accuracy with {self.map_text}: {self.best_accuracy:.1%}. The labels seem to be numbered differently; "
                 "if so, continue with dataset.relabel(check.best_map, check.model_names)"
             )
         return "\n".join(lines)

@@ -91,7 +91,7 @@ def test_a_changed_input_is_noticed(npeff, made):
     npeff(f"decompose --pefs run/pefs --n-components 2 --out run/components --overwrite {QUIET}")
     code, _, err = npeff("fit --decomposition run/components --pefs run/heldout --out run/fit.npz")
     assert code == 2
-    assert "another content of decomposition" in err
+    assert "another content of --decomposition" in err
 
 
 def test_records_run_again(npeff, made):
