@@ -13,6 +13,7 @@ from tokenizers_for_tests import word_tokenizer
 
 import npeff_jax as npeff
 from npeff_jax.models._checkpoint import read_checkpoint, read_weights
+from npeff_jax.models._processor import _check_texts
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -257,7 +258,9 @@ def test_a_tokenizer_that_does_not_belong(bert):
         ("a", "list"),
     ):
         with pytest.raises(ValueError, match=message):
-            processor(texts)
+            _check_texts("texts", texts)  # itself: where these tests run, annotations are checked before it is reached
+    with pytest.raises(ValueError, match="half of a surrogate"):
+        processor(["\ud800"])
     with pytest.raises(ValueError, match="2 texts and 1 pairs"):
         processor(["a", "b"], ["c"])
     word_tokenizer(n_words=50).save_pretrained(directory)

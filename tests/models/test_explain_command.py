@@ -39,28 +39,11 @@ def folder(tmp_path_factory):
 
 
 def explain(folder, *more):
-    command = [
-        "explain",
-        "--model",
-        "model",
-        "--examples",
-        "data.csv",
-        "--progress",
-        "none",
-        "--n-components",
-        "3",
-        *more,
-    ]
+    command = ["explain", "--model", "model", "--examples", "data.csv", "--progress", "none", "--n-components", "3"]
     code = "import sys; from npeff_jax.cli import main; sys.exit(main())"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run(
-        [sys.executable, "-c", code, *command, *more],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    run = [sys.executable, "-c", code, *command, *more]
+    return subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_one_command(folder):
