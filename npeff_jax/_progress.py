@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,10 @@ def progress_bar(progress: Progress, description: str, total: int, unit: str, do
         A function to call with the number of units just finished.
     """
     if isinstance(progress, bool):
-        # disable=None: no bar where the output is not a terminal, so that logs stay readable.
-        bar = tqdm(total=total, desc=description, unit=unit, initial=done, disable=None if progress else True)
+        # disable=None: no bar where the output is not a terminal, so that logs stay readable. A program without a
+        # console (pythonw, some services) has no stderr at all.
+        hidden = True if not progress or sys.stderr is None else None
+        bar = tqdm(total=total, desc=description, unit=unit, initial=done, disable=hidden)
 
         def advance(amount: int, /, **shown: Any) -> None:
             if shown:

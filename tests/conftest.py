@@ -1,5 +1,17 @@
 """Eight CPU devices for every test, and every annotated shape and type checked while the tests run."""
 
+import atexit
+import os
+import shutil
+import tempfile
+
+# Most of the suite's time is compilation, often of the same program in another test, worker or child process: they
+# share what is compiled, in a folder of this run alone. Set before JAX is imported; workers and children inherit it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="npeff-tests-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
 import jax
 import jaxtyping
 

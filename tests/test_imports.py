@@ -10,19 +10,8 @@ import pytest
 import npeff_jax
 
 ROOT = pathlib.Path(npeff_jax.__file__).parent
-ORDER = ["_types", "_machine", "_version", "_checks", "_html", "_progress", "_sharding", "_parameters", "_convert"]
-ORDER += [
-    "_examples",
-    "_identity",
-    "store",
-    "models",
-    "pefs",
-    "factorization",
-    "perturbation",
-    "evaluation",
-    "report",
-    "cli",
-]
+BASE = "_types _extras _machine _version _checks _html _progress _sharding _parameters _convert _examples _identity"
+ORDER = [*BASE.split(), "store", "models", "pefs", "factorization", "perturbation", "evaluation", "report", "cli"]
 # tasks stands beside factorization, on models and pefs: nothing of the line may import it but the command line.
 MAY_IMPORT = {room: set(ORDER[:place]) for place, room in enumerate(ORDER)}
 MAY_IMPORT["tasks"] = set(ORDER[: ORDER.index("factorization")])

@@ -1,4 +1,4 @@
-"""The demos: from nothing to a report, with the figures that say how far to trust it."""
+"""``npeff demo``: from nothing to a report, with the figures that say how far to trust it."""
 
 from pathlib import Path
 
@@ -7,29 +7,30 @@ import numpy as np
 
 import npeff_jax as npeff
 import npeff_jax.report
+from npeff_jax._extras import needs
 from npeff_jax._progress import Progress
+from npeff_jax.cli._options import Show, progress_of
 
 
-def digits_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
-    """Explain a small convolutional network on handwritten digits, by both flavours.
+def digits(out: Path = Path("npeff-digits"), seed: int = 0, progress: Show = Show.BAR) -> None:
+    """Explain a small convolutional network on scikit-learn's handwritten digits, by both flavours, in minutes.
 
     Args:
-        out: directory for PEFs, decompositions and the two reports. PEFs that are there already are used again.
-        seed: of training and decompositions.
-        progress: a bar, a stream for JSON lines, or False.
-
-    Returns:
-        The report to look at.
+        out: directory for PEFs and the two reports; report.html is what to look at. PEFs that are there are used again.
+        seed: of the training and the decompositions.
+        progress: a bar, JSON lines, or none.
     """
+    with needs("npeff demo digits", "demo"):
+        import jinja2  # noqa: F401  what the report at the end is made with
     out.mkdir(parents=True, exist_ok=True)
-    digits = npeff.tasks.digits(seed=seed, progress=progress)
-    print(f"network: {digits.train_accuracy:.1%} of training images right, {digits.heldout_accuracy:.1%} of held-out")
+    shown = progress_of(progress)
+    trained = npeff.tasks.digits(seed=seed, progress=shown)
+    print(f"network: {trained.train_accuracy:.1%} of training images right, {trained.heldout_accuracy:.1%} of held-out")
     written = [
-        _explain_digits(digits, npeff.LowRank(), 2048, "LRM-NPEFF", out / "report.html", seed, progress),
-        _explain_digits(digits, npeff.Diagonal(), 1024, "D-NPEFF", out / "report_diagonal.html", seed, progress),
+        _explain_digits(trained, npeff.LowRank(), 2048, "LRM-NPEFF", out / "report.html", seed, shown),
+        _explain_digits(trained, npeff.Diagonal(), 1024, "D-NPEFF", out / "report_diagonal.html", seed, shown),
     ]
     print(f"look at {written[0].resolve()} (and {written[1].name} beside it)")
-    return written[0]
 
 
 def _explain_digits(
@@ -71,8 +72,7 @@ def _explain_digits(
         model, decomposition, heldout, digits.heldout_images, fit=fit, n_top=16, norm=0.1, seed=seed, progress=progress
     )
     print(repr(table))
-    return npeff.write_report(
-        report,
+    found = npeff.report.report_data(
         decomposition,
         heldout=heldout,
         fit=fit,
@@ -82,19 +82,37 @@ def _explain_digits(
         stability=stability,
         title=f"Digits: a small convolutional network, {name}",
     )
+    if isinstance(representation, npeff.LowRank):
+        _draw(report.with_name("picture.svg"), found, digits.heldout_images, fit.coefficients)
+    return npeff.report.write_html(report, found)
 
 
-def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
-    """Explain a transformer compiled from a program, where the truth is known.
+def _draw(path: Path, found: npeff.report.ReportData, images: np.ndarray, coefficients: np.ndarray) -> None:
+    """Draw the largest components as the README shows them: top images, what they are, how selective they are."""
+    with needs("the picture of a demo"):
+        import matplotlib as mpl
+    listed = sorted(found.components, key=lambda component: -component.share)[:8]
+    texts = []
+    for component in listed:
+        ratio = None if component.causal is None else component.causal.kl_ratio
+        texts.append(component.headline + ("" if ratio is None else f"\nKL ratio {ratio:.1f}"))
+    # Text as text, and nothing that differs from run to run: a small file that says what changed.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "npeff", "font.family": "sans-serif"}):
+        figure = npeff.report.collage_figure(images, coefficients, [c.index for c in listed], texts=texts)
+        figure.savefig(path, metadata={"Date": None}, dpi=48)
+
+
+def tracr(out: Path = Path("npeff-tracr"), seed: int = 0, progress: Show = Show.BAR) -> None:
+    """Explain a transformer compiled from a program, where what it computes is known.
 
     Args:
-        out: directory for PEFs and the report.
-        seed: of examples and decomposition.
-        progress: a bar, a stream for JSON lines, or False.
-
-    Returns:
-        The report to look at.
+        out: directory for PEFs and the report; report.html is what to look at. PEFs that are there are used again.
+        seed: of the examples and the decomposition.
+        progress: a bar, JSON lines, or none.
     """
+    with needs("npeff demo tracr", "demo"):
+        import jinja2  # noqa: F401  what the report at the end is made with
+    shown = progress_of(progress)
     out.mkdir(parents=True, exist_ok=True)
     task = npeff.tasks.inference(n_examples=1000, seed=seed)
     model = task.model
@@ -108,9 +126,9 @@ def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
         keep=8192,
         path=out / "pefs",
         on_existing="resume",
-        progress=progress,
+        progress=shown,
     )
-    decomposition = npeff.decompose(pefs, 32, seed=seed, progress=progress)
+    decomposition = npeff.decompose(pefs, 32, seed=seed, progress=shown)
     print(
         f"{np.median(pefs.kept_energy):.1%} of the PEFs' trace kept (median); loss "
         f"{decomposition.history.loss[-1]:.4f} of their squared norm"
@@ -126,11 +144,11 @@ def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
         n_top=16,
         norm=npeff.KLBudget(),  # a program's weights sit on kinks: a norm of 0.1 destroys it
         seed=seed,
-        progress=progress,
+        progress=shown,
     )
     print(repr(table))
     traces = npeff.report.trace_components(
-        model, decomposition, decomposition.coefficients, task.examples, positions=task.tokens, progress=progress
+        model, decomposition, decomposition.coefficients, task.examples, positions=task.tokens, progress=shown
     )
     report = npeff.write_report(
         out / "report.html",
@@ -144,4 +162,3 @@ def tracr_demo(out: Path, *, seed: int = 0, progress: Progress = True) -> Path:
         title="A compiled program for natural-language inference",
     )
     print(f"look at {report.resolve()}")
-    return report

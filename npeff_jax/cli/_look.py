@@ -5,27 +5,31 @@ from pathlib import Path
 
 import numpy as np
 
+from npeff_jax.cli._options import Flag, MaybePath, MaybeText, Paths
 from npeff_jax.cli._record import load_arrays, stage
-from npeff_jax.cli._source import load_examples, load_model
+from npeff_jax.cli._source import Reading, load_examples, load_model
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
+from npeff_jax.report import output_file
 
 
 @stage
 def report(
     decomposition: Path,
     out: Path,
-    pefs: Path | None = None,
-    fit: Path | None = None,
-    selectivity: Path | None = None,
-    examples: str | None = None,
-    model: str | None = None,
-    part: str | None = None,
-    others: tuple[Path, ...] = (),
-    traces: bool = False,
-    title: str | None = None,
-    data: Path | None = None,
-    overwrite: bool = False,
+    pefs: MaybePath = None,
+    fit: MaybePath = None,
+    selectivity: MaybePath = None,
+    examples: MaybeText = None,
+    model: MaybeText = None,
+    part: MaybeText = None,
+    text_column: MaybeText = None,
+    pair_column: MaybeText = None,
+    others: Paths = (),
+    traces: Flag = False,
+    title: MaybeText = None,
+    data: MaybePath = None,
+    overwrite: Flag = False,
 ) -> None:
     """Write one self-contained HTML file to look at and to send to colleagues.
 
@@ -39,6 +43,8 @@ def report(
             themselves, which then are images.
         model: for the names of its classes, as for "npeff pefs".
         part: as for "npeff pefs".
+        text_column: as for "npeff pefs".
+        pair_column: as for "npeff pefs".
         others: decompositions of the same PEFs from other seeds, to say how stable each component is.
         traces: show how a move along each component runs through the model, on its first top example. Wants --model,
             --examples and a model that exposes its intermediate values.
@@ -51,9 +57,11 @@ def report(
 
     if traces and (model is None or examples is None):
         raise ValueError("--traces wants --model and --examples, what it follows through what")
+    output_file(out)  # before any work
     components = npeff_jax.load_decomposition(decomposition)
     fitted = None if fit is None else load_arrays(fit, npeff_jax.CoefficientFit)
-    found = None if examples is None else load_examples(examples, part)
+    reading = Reading(text_column, pair_column)
+    found = None if examples is None else load_examples(examples, part, model=model, reading=reading, progress=True)
     explained = None if model is None else load_model(model)
     runs = [npeff_jax.compare_runs(components, npeff_jax.load_decomposition(other)).forward for other in others]
     coefficients = components.coefficients if fitted is None else fitted.coefficients
@@ -84,7 +92,7 @@ def _as_decomposed(model: Model, components: Decomposition) -> Model:
 
 
 @stage
-def export(data: Path, out: Path, n_top: int = 16, overwrite: bool = False) -> None:
+def export(data: Path, out: Path, n_top: int = 16, overwrite: Flag = False) -> None:
     """Write the components' top examples as a table: .csv, .parquet or .tex by the file's ending.
 
     Args:

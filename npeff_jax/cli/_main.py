@@ -1,15 +1,39 @@
 """``npeff``: reads the command, runs it, turns errors into sentences and exit codes."""
 
+import contextlib
+import io
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-DESCRIPTION = """Explain a trained network's predictions through its parameters (NPEFF).
+from npeff_jax._extras import missing
 
-The path: plan what it costs, compute PEFs, decompose them, fit held-out examples, perturb the model along the
-components, write a report. Each command reads what the one before wrote, and "npeff COMMAND --help" says how.
-Start with "npeff demo digits". Exit codes: 0 done, 1 failed, 2 a wrong command or wrong input. With --debug an error
-shows where it came from.
+COMMANDS = {
+    "explain": "all of it: from a model and a data set to a report",
+    "demo": "from nothing to a report, on data that needs no download",
+    "plan": "what PEFs will cost in time and memory, and what --keep loses",
+    "pefs": "compute per-example Fishers: how predictions react to parameters",
+    "decompose": "decompose them into components that many examples share",
+    "fit": "coefficients of held-out examples",
+    "expand": "new components for other examples, the old ones frozen",
+    "perturb": "move the model along components: does it really use them?",
+    "report": "one HTML file to look at and to send to colleagues",
+    "export": "the top examples of components as a table",
+    "rerun": "run a recorded command again",
+}
+
+HELP = """usage: npeff COMMAND [OPTIONS]
+
+Explain a trained network's predictions through its parameters (NPEFF).
+
+{commands}
+
+"npeff COMMAND --help" says how; each command reads what the one before wrote.
+Exit codes: 0 done, 1 failed, 2 a wrong command or wrong input. With --debug
+an error shows where it came from; --version says what is installed.
 """
 
 
@@ -24,8 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    words = [word for word in arguments if word != "--debug"]
     try:
-        _run([word for word in arguments if word != "--debug"])
+        if words in ([], ["-h"], ["--help"]):
+            print(HELP.format(commands="\n".join(f"  {name:<10} {told}" for name, told in COMMANDS.items())), end="")
+            return 0 if words else 2
+        if words == ["--version"]:
+            print(_version())
+            return 0
+        _run(words)
     except SystemExit as done:  # tyro's, after --help or a wrong command
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
@@ -37,31 +68,74 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        wrong_input = isinstance(error, ValueError | FileNotFoundError | FileExistsError | IndexError)
+        wrong_input = isinstance(error, ValueError | TypeError | IndexError | OSError | ImportError)
         print(f"npeff: {_sentence(error)}", file=sys.stderr)
         return 2 if wrong_input else 1
     return 0
 
 
 def _sentence(error: Exception) -> str:
-    """The error in one line; what a library raises without a message is called by its type."""
+    """The error in one line. What no one foresaw is called by its type, with the way to more."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text or 'no message'}"
+    if isinstance(error, ModuleNotFoundError):
+        text = missing("this command", error) or text
+    if isinstance(error, OSError) and error.strerror:
+        places = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return f"{places}: {error.strerror.lower()}" if places else error.strerror.lower()
+    ours = isinstance(error, ValueError | TypeError | OSError | RuntimeError | ImportError) and _is_ours(error)
+    if text and (ours or isinstance(error, ImportError)):
+        return text
+    return f"unforeseen: {text or 'no message'} ({type(error).__name__}); run again with --debug to see where"
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the error was raised in a file of this package, which raises sentences."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and str(Path(__file__).parents[1]) in frame.tb_frame.f_code.co_filename
+
+
+def _version() -> str:
+    import platform
+
+    import jax
+
+    from npeff_jax import __version__
+
+    return f"npeff {__version__} (jax {jax.__version__}, Python {platform.python_version()})"
+
+
+@contextlib.contextmanager
+def _fitting_help(arguments: Sequence[str]) -> Iterator[None]:
+    """Fold the lines of a command's help that are wider than the terminal."""
+    if not {"-h", "--help"} & set(arguments):
+        yield
+        return
+    written = io.StringIO()
+    width = min(shutil.get_terminal_size().columns, 100)
+    try:
+        with contextlib.redirect_stdout(written):
+            yield
+    finally:
+        for line in written.getvalue().splitlines():
+            print(line.rstrip() if len(line) <= width else textwrap.fill(line, width))
 
 
 def _run(arguments: list[str]) -> None:
     import tyro
 
-    from npeff_jax.cli import _demo, _look, _plan, _record, _stages
+    from npeff_jax.cli import _demos, _explain, _look, _record, _stages
 
     app, demos = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
-    demos.command(_demo.digits)
-    demos.command(_demo.tracr)
-    app.command(_plan.plan)
-    for command in (_stages.pefs, _stages.decompose, _stages.fit, _stages.expand, _stages.perturb):
+    demos.command(_demos.digits)
+    demos.command(_demos.tracr)
+    app.command(_explain.explain)
+    for command in (_stages.plan, _stages.pefs, _stages.decompose, _stages.fit, _stages.expand, _stages.perturb):
         app.command(command)
     for command in (_look.report, _look.export, _record.rerun):
         app.command(command)
     app.command(demos, name="demo", help="From nothing to a report, on data that needs no download.")
     plain = (tyro.conf.EnumChoicesFromValues, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    app.cli(prog="npeff", description=DESCRIPTION, args=arguments, config=plain)
+    with _fitting_help(arguments):
+        app.cli(prog="npeff", args=arguments, config=plain)

@@ -4,14 +4,29 @@ import dataclasses
 import enum
 import io
 import sys
-from typing import Any, cast
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import tyro
 
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import make_mesh
-from npeff_jax.cli._source import ExampleSet, load_examples, load_model
+from npeff_jax.cli._source import Reading, check_labels, load_examples, load_model
 from npeff_jax.factorization import DenseRows, KernelRows, SparseRows
 from npeff_jax.models import Model
 from npeff_jax.pefs import Diagonal, LowRank, RowBasis, Sampled
+from npeff_jax.tasks import Dataset
+
+# Options that may be left out, as the help shows them: by what they hold, without Python's word for nothing.
+MaybeInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+MaybeFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+MaybeText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+MaybePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...", help_behavior_hint="")]
+Ints = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")]
+Paths = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...", help_behavior_hint="")]
+Name = Annotated[str, tyro.conf.arg(metavar="NAME")]
 
 
 class Flavour(enum.Enum):
@@ -46,7 +61,9 @@ def rows_of(form: RowForm) -> Any:
 
 def progress_of(show: Show) -> Progress:
     """The library's form of ``--progress``."""
-    return cast(io.TextIOBase, sys.stderr) if show is Show.JSON else show is Show.BAR
+    if show is not Show.JSON:
+        return show is Show.BAR
+    return False if sys.stderr is None else cast(io.TextIOBase, sys.stderr)  # a program without a console has none
 
 
 def mesh_of(all_devices: bool) -> Any:
@@ -59,24 +76,37 @@ class Explained:
     """What is explained.
 
     Attributes:
-        model: package.module:factory or file.py:factory (a function that returns a Model), or a Hugging Face directory.
-        examples: package.module:factory (returns examples, or examples, labels and what to display), or an .npz.
+        model: a Hugging Face directory, or package.module:factory or file.py:factory (a function that returns a Model).
+        examples: a table (.csv, .tsv, .jsonl, .parquet), a folder of image folders, an .npz of the model's inputs, or
+            package.module:factory (returns a Dataset, examples, or examples, labels and what to display).
         part: start:stop, the part of the examples to use.
         mask: globs over parameter paths to explain, such as "encoder/*"; all parameters by default.
+        text_column: of a table, the text; guessed from the usual names.
+        pair_column: of a table, the second text.
+        label_column: of a table, the label; guessed from the usual names.
+        label_names: names of the labels as the data has them, in the order of the model's classes, where they differ
+            from the model's own names.
     """
 
-    model: str
-    examples: str
-    part: str | None = None
-    mask: tuple[str, ...] = ()
+    model: Name
+    examples: Name
+    part: MaybeText = None
+    mask: Texts = ()
+    text_column: MaybeText = None
+    pair_column: MaybeText = None
+    label_column: MaybeText = None
+    label_names: Texts = ()
 
     def load_model(self) -> Model:
         """The model, with its mask."""
         return load_model(self.model, self.mask)
 
-    def load_examples(self) -> ExampleSet:
-        """The part of the examples."""
-        return load_examples(self.examples, self.part)
+    def load(self, progress: Progress = False) -> tuple[Model, Dataset]:
+        """The model, and the part of the examples with labels that are classes of the model."""
+        model = self.load_model()
+        reading = Reading(self.text_column, self.pair_column, self.label_column, self.label_names)
+        found = load_examples(self.examples, self.part, model=self.model, reading=reading, progress=progress)
+        return model, check_labels(self.examples, found, model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +118,7 @@ class Fishers:
             too many to enumerate.
         rows: which rows stand for a low-rank Fisher.
         min_probability: classes predicted with less are dropped.
-        max_rows: at most so many rows an example.
+        max_rows: at most so many rows per example.
         min_trace: as few rows as hold this fraction of the trace.
         n_samples: labels drawn for each example, of the sampled flavour.
         sample_seed: of these draws.
@@ -98,11 +128,11 @@ class Fishers:
     flavour: Flavour = Flavour.LOW_RANK
     rows: RowBasis = RowBasis.PRINCIPAL
     min_probability: float = 0.0
-    max_rows: int | None = None
-    min_trace: float | None = None
-    n_samples: int | None = None
+    max_rows: MaybeInt = None
+    min_trace: MaybeFloat = None
+    n_samples: MaybeInt = None
     sample_seed: int = 0
-    sketch: int | None = None
+    sketch: MaybeInt = None
 
     def representation(self) -> LowRank | Diagonal | Sampled:
         """The library's form of these options.

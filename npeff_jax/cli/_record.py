@@ -9,12 +9,15 @@ import inspect
 import json
 import os
 import platform
+import re
 import shutil
 import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from npeff_jax.cli._options import Flag, MaybePath
 
 VERSION = 1
 STAGES: dict[str, Callable[..., None]] = {}
@@ -33,18 +36,16 @@ def stage(command: Callable[..., None]) -> Callable[..., None]:
         bound = inspect.signature(command).bind(*positional, **named)
         bound.apply_defaults()
         arguments = bound.arguments
-        out = Path(arguments["out"])
-        record = _record(command.__name__, arguments)
+        out = arguments["out"] = local_place(arguments["out"])
+        record = record_of(command.__name__, arguments)
         if out.exists() and record_path(out).exists():
             before = json.loads(record_path(out).read_text())
-            differ = _differences(before, record)
+            differ = differences(before, record)
             if not differ and not arguments.get("overwrite"):
                 print(f"{out} is there already, made by this very command")
                 return
             if not arguments.get("overwrite"):
-                raise FileExistsError(
-                    f"{out} was made with another {', '.join(differ)}; choose another --out, or --overwrite it"
-                )
+                raise FileExistsError(f"{out} was made with another {differ}; choose another --out, or --overwrite it")
             _remove(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         command(**arguments)
@@ -56,12 +57,23 @@ def stage(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def local_place(out: Path) -> Path:
+    """``out`` with ``~`` expanded.
+
+    Raises:
+        ValueError: it is an address.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(out)):  # a Path has made one slash of the two
+        raise ValueError(f"--out {out} is an address; expected a place on this machine")
+    return Path(out).expanduser()
+
+
 def record_path(out: Path) -> Path:
     """Where the record of the result ``out`` is."""
     return out.with_name(out.name + ".record.json")
 
 
-def rerun(record: Path, out: Path | None = None, overwrite: bool = False) -> None:
+def rerun(record: Path, out: MaybePath = None, overwrite: Flag = False) -> None:
     """Run a recorded command again, where and as it was run.
 
     Args:
@@ -79,7 +91,7 @@ def rerun(record: Path, out: Path | None = None, overwrite: bool = False) -> Non
     command(**decoded)
 
 
-def _record(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def record_of(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     from npeff_jax._version import __version__
@@ -122,13 +134,14 @@ def _arguments(command: Callable[..., Any], flat: dict[str, Any]) -> dict[str, A
     return made
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The arguments and inputs in which two records differ. How progress is shown and where it runs matter not."""
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The options and inputs in which two records differ. How progress is shown and where it runs matter not."""
     silent = {"progress", "all_devices"}
     names = [name for name in now["arguments"] if name not in silent]
     differ = [name for name in names if before["arguments"].get(name) != now["arguments"][name]]
-    differ += [f"content of {key}" for key in now["inputs"] if before["inputs"].get(key) != now["inputs"][key]]
-    return (["command"] if before["command"] != now["command"] else []) + differ
+    told = [f"--{name.replace('_', '-')}" for name in differ]
+    told += [f"content of --{key}" for key in now["inputs"] if before["inputs"].get(key) != now["inputs"][key]]
+    return ", ".join((["command"] if before["command"] != now["command"] else []) + told)
 
 
 def _digest(path: Path) -> str:

@@ -4,29 +4,39 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npeff_jax._examples import count_examples, is_source, slice_examples
-from npeff_jax.models import Model, from_huggingface
+from npeff_jax._checks import listing
+from npeff_jax._examples import count_examples
+from npeff_jax._progress import Progress
+from npeff_jax.models import Model, from_huggingface, huggingface_processor
+from npeff_jax.tasks import Columns, Dataset, column_names, match_labels, read_image_folder, read_table
+
+_TEXTS = ("text", "sentence", "sentence1", "premise", "question1", "question", "content", "review", "comment", "body")
+_PAIRS = {"sentence1": "sentence2", "premise": "hypothesis", "question1": "question2", "text": "text_pair"}
+_LABELS = ("label", "labels", "gold_label", "target", "class", "category", "is_duplicate", "sentiment")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ExampleSet:
-    """What ``--examples`` names.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a data set in a file is read.
 
     Attributes:
-        examples: the pytree or sized source that the model is given.
-        labels: (n,) of the data set, or None.
-        display: what a person looks at, or None.
+        text: the column of the text of a table; guessed by its usual names.
+        pair: the column of the second text.
+        label: the column of the label; guessed by its usual names.
+        label_names: of the labels, as the data has them, in the order of the model's classes.
     """
 
-    examples: Any
-    labels: Any = None
-    display: Any = None
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    label_names: tuple[str, ...] = ()
 
 
 def load_model(name: str, mask: tuple[str, ...] = ()) -> Model:
@@ -54,33 +64,112 @@ def load_model(name: str, mask: tuple[str, ...] = ()) -> Model:
     return dataclasses.replace(model, mask=mask) if mask else model
 
 
-def load_examples(name: str, part: str | None = None) -> ExampleSet:
+def load_examples(
+    name: str,
+    part: str | None = None,
+    *,
+    model: str | None = None,
+    reading: Reading | None = None,
+    progress: Progress = False,
+) -> Dataset:
     """The examples that ``name`` stands for.
 
     Args:
-        name: ``package.module:factory`` or ``path/file.py:factory``, a function without arguments that returns
-            examples, (examples, labels) or (examples, labels, display); or an .npz file whose arrays are the examples,
-            ``labels`` and ``display`` apart.
+        name: ``package.module:factory`` or ``path/file.py:factory``, a function without arguments that returns a
+            `Dataset`, examples, (examples, labels) or (examples, labels, display); an .npz file whose arrays are the
+            examples, ``labels`` and ``display`` apart; a table; or a folder of image folders.
         part: ``start:stop``, the part of them to use.
+        model: what ``--model`` names: for tables and images a Hugging Face directory, whose processor encodes them.
+        reading: columns and names of labels.
+        progress: of decoding images.
 
     Raises:
-        ValueError: it is neither, or the part is empty.
+        FileNotFoundError: there is no such file.
+        ValueError: it is none of these, or the part is empty.
     """
-    if ":" in name and not Path(name).exists():
+    reading, path = reading or Reading(), Path(name).expanduser()
+    names = reading.label_names or None
+    if ":" in name and not path.exists():
         made = _factory("--examples", name)()
-        found = ExampleSet(*made) if isinstance(made, tuple) and 2 <= len(made) <= 3 else ExampleSet(made)
+        if isinstance(made, Dataset):
+            found = made if names is None else dataclasses.replace(made, label_names=names)
+        else:
+            entries = made if isinstance(made, tuple) and 2 <= len(made) <= 3 else (made,)
+            found = _dataset(name, names, *entries)
     elif name.endswith(".npz"):
-        with np.load(name, allow_pickle=False) as arrays:
-            loaded = {key: arrays[key] for key in arrays.files}
-        labels, display = loaded.pop("labels", None), loaded.pop("display", None)
-        if not loaded:
-            raise ValueError(f"--examples {name} has no arrays besides labels and display; expected the model's inputs")
-        found = ExampleSet(next(iter(loaded.values())) if len(loaded) == 1 else loaded, labels, _texts(display))
+        found = _from_npz(name, names)
+    elif path.is_dir():
+        processor = _processor(name, model)
+        found = read_image_folder(path, processor, label_names=names, progress=progress)
+    elif path.is_file():
+        found = read_table(path, _processor(name, model), _columns(path, reading))
     else:
         raise ValueError(
-            f"--examples {name} is neither package.module:factory (a function that returns the examples) nor an .npz"
+            f"--examples {name} is neither a file, nor a folder, nor package.module:factory; expected a table, a "
+            "folder of image folders, an .npz, or a function that returns the examples"
         )
     return found if part is None else _part(found, part)
+
+
+def check_labels(name: str, found: Dataset, model: Model) -> Dataset:
+    """The data set with labels that are classes of the model, matched by name where both have names.
+
+    Raises:
+        ValueError: a label that is no class of the model, or names that cannot be matched.
+    """
+    try:
+        return match_labels(found, model)
+    except ValueError as error:
+        told = str(error).replace("pass label_names", "pass --label-names")
+        raise ValueError(f"--examples {name}: {told}") from None
+
+
+def _dataset(
+    name: str, names: tuple[str, ...] | None, examples: Any, labels: Any = None, display: Any = None
+) -> Dataset:
+    try:
+        return Dataset(examples, labels, display, names)
+    except ValueError as error:
+        raise ValueError(f"--examples {name}: {error}") from None
+
+
+def _from_npz(name: str, names: tuple[str, ...] | None) -> Dataset:
+    try:
+        with np.load(name, allow_pickle=False) as arrays:
+            loaded = {key: arrays[key] for key in arrays.files}
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"--examples {name} cannot be read as arrays without pickles ({error})") from error
+    labels, display = loaded.pop("labels", None), loaded.pop("display", None)
+    if not loaded:
+        raise ValueError(f"--examples {name} has no arrays besides labels and display; expected the model's inputs")
+    inputs = next(iter(loaded.values())) if len(loaded) == 1 else loaded
+    return _dataset(name, names, inputs, labels, _texts(display))
+
+
+def _processor(examples: str, model: str | None) -> Any:
+    if model is None or not (Path(model) / "config.json").exists():
+        raise ValueError(
+            f"--examples {examples} is raw data: it wants --model with a Hugging Face directory, to encode it as that "
+            "model does; for another model pass package.module:factory, a function that returns the examples"
+        )
+    return huggingface_processor(model)
+
+
+def _columns(file: Path, reading: Reading) -> Columns:
+    """The columns to read: those named, else those with the usual names, which are said."""
+    found = column_names(file)
+    text = reading.text or next((name for name in _TEXTS if name in found), None)
+    if text is None:
+        raise ValueError(f"{file} has the columns {listing(found, 20)}; say which is the text: --text-column NAME")
+    pair = reading.pair or (_PAIRS.get(text) if reading.text is None and _PAIRS.get(text) in found else None)
+    label = reading.label or next((name for name in _LABELS if name in found), None)
+    said = [
+        f"text from {text!r}",
+        *([f"pairs from {pair!r}"] if pair else []),
+        f"labels from {label!r}" if label else "",
+    ]
+    print(f"{file}: {', '.join(word for word in said if word)}" + ("" if label else "; no labels"))
+    return Columns(text, pair, label, reading.label_names or None, skip=("-",) if label == "gold_label" else ())
 
 
 def _factory(option: str, name: str) -> Callable[[], Any]:
@@ -116,7 +205,7 @@ def _texts(display: Any) -> Any:
     return display.tolist()
 
 
-def _part(found: ExampleSet, part: str) -> ExampleSet:
+def _part(found: Dataset, part: str) -> Dataset:
     start, colon, stop = part.partition(":")
     n = count_examples(found.examples)
     try:
@@ -125,11 +214,4 @@ def _part(found: ExampleSet, part: str) -> ExampleSet:
         colon = ""
     if not colon or rows.start >= rows.stop:
         raise ValueError(f"--part {part} selects none of the {n} examples; expected start:stop, such as 0:{n}")
-    if is_source(found.examples):
-        examples = slice_examples(found.examples, rows)
-    else:
-        import jax
-
-        examples = jax.tree.map(lambda leaf: leaf[rows], found.examples)
-    labels = None if found.labels is None else found.labels[rows]
-    return ExampleSet(examples, labels, None if found.display is None else found.display[rows])
+    return found.subset(rows)

@@ -1,13 +1,71 @@
-"""The stages from a model to components: ``npeff pefs | decompose | fit | expand | perturb``."""
+"""The stages from a model to components: ``npeff plan | pefs | decompose | fit | expand | perturb``."""
 
 import shutil
 from pathlib import Path
 
 import numpy as np
 
-from npeff_jax.cli._options import Explained, Fishers, RowForm, Show, mesh_of, progress_of, rows_of
+from npeff_jax._extras import needs
+from npeff_jax.cli._options import (
+    Explained,
+    Fishers,
+    Flag,
+    Ints,
+    MaybeInt,
+    MaybePath,
+    RowForm,
+    Show,
+    mesh_of,
+    progress_of,
+    rows_of,
+)
 from npeff_jax.cli._record import load_arrays, save_arrays, stage
 from npeff_jax.pefs import DType, Normalization, OnFailure
+from npeff_jax.report import output_file
+
+
+def plan(
+    explained: Explained,
+    fishers: Fishers,
+    keep: Ints = (),
+    n_sampled: int = 8,
+    max_error: float = 0.25,
+    seed: int = 0,
+    all_devices: Flag = False,
+    figure: MaybePath = None,
+) -> None:
+    """Measure on a few examples how long PEFs will take, how large they get, and what each choice of --keep loses.
+
+    Writes nothing but the figure. Next: npeff pefs, with the suggested --keep.
+
+    Args:
+        explained: what is explained.
+        fishers: how a Fisher is represented.
+        keep: choices to compare; a series by default.
+        n_sampled: examples to measure.
+        max_error: the median error of a sparsified Fisher that the suggested --keep may have.
+        seed: of their choice.
+        all_devices: use every device rather than the first.
+        figure: also draw what is kept and lost against --keep, into this file.
+    """
+    import npeff_jax
+
+    model, data = explained.load(progress=True)
+    found = npeff_jax.plan(
+        model,
+        data.examples,
+        fishers.representation(),
+        keep=keep or None,
+        n_sampled=n_sampled,
+        max_error=max_error,
+        seed=seed,
+        mesh=mesh_of(all_devices),
+    )
+    print(found)
+    if figure is not None:
+        with needs("--figure"):
+            drawn = found.figure()
+        drawn.savefig(output_file(figure))
 
 
 @stage
@@ -15,14 +73,14 @@ def pefs(
     explained: Explained,
     fishers: Fishers,
     out: Path,
-    keep: int | None = None,
+    keep: MaybeInt = None,
     normalization: Normalization = Normalization.BEFORE,
     dtype: DType = "float32",
-    batch_size: int | None = None,
+    batch_size: MaybeInt = None,
     on_failure: OnFailure = "stop",
-    all_devices: bool = False,
+    all_devices: Flag = False,
     progress: Show = Show.BAR,
-    overwrite: bool = False,
+    overwrite: Flag = False,
 ) -> None:
     """Compute per-example Fishers (PEFs): how each prediction reacts to the model's parameters.
 
@@ -43,9 +101,9 @@ def pefs(
     """
     import npeff_jax
 
-    found = explained.load_examples()
+    model, found = explained.load(progress_of(progress))
     computed = npeff_jax.compute_pefs(
-        explained.load_model(),
+        model,
         found.examples,
         fishers.representation(),
         labels=found.labels,
@@ -72,9 +130,9 @@ def decompose(
     tolerance: float = 1e-5,
     min_count: int = 1,
     rows: RowForm = RowForm.AUTO,
-    all_devices: bool = False,
+    all_devices: Flag = False,
     progress: Show = Show.BAR,
-    overwrite: bool = False,
+    overwrite: Flag = False,
 ) -> None:
     """Decompose PEFs into components that many examples share. Next: npeff fit, npeff report.
 
@@ -113,7 +171,7 @@ def decompose(
 
 
 @stage
-def fit(decomposition: Path, pefs: Path, out: Path, tolerance: float = 1e-5, overwrite: bool = False) -> None:
+def fit(decomposition: Path, pefs: Path, out: Path, tolerance: float = 1e-5, overwrite: Flag = False) -> None:
     """Fit coefficients of other examples to the components, to a stated optimality. Next: npeff perturb, npeff report.
 
     Args:
@@ -138,10 +196,10 @@ def expand(
     pefs: Path,
     out: Path,
     n_new: int,
-    only_wrong: bool = False,
+    only_wrong: Flag = False,
     seed: int = 0,
     progress: Show = Show.BAR,
-    overwrite: bool = False,
+    overwrite: Flag = False,
 ) -> None:
     """Learn new components for other examples, the old ones frozen: what does the model do there that is new?
 
@@ -179,9 +237,9 @@ def perturb(
     n_random: int = 10_000,
     norm: float | None = None,
     seed: int = 0,
-    all_devices: bool = False,
+    all_devices: Flag = False,
     progress: Show = Show.BAR,
-    overwrite: bool = False,
+    overwrite: Flag = False,
 ) -> None:
     """Move the model along each component and see whose predictions change: the test of what a component claims.
 
@@ -202,11 +260,12 @@ def perturb(
     """
     import npeff_jax
 
+    model, data = explained.load(progress_of(progress))
     table = npeff_jax.selectivity(
-        explained.load_model(),
+        model,
         npeff_jax.load_decomposition(decomposition),
         npeff_jax.load_pefs(pefs),
-        explained.load_examples().examples,
+        data.examples,
         fit=load_arrays(fit, npeff_jax.CoefficientFit),
         n_top=n_top,
         nulls=npeff_jax.Nulls(n_random_examples=n_random),

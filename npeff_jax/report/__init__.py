@@ -5,6 +5,7 @@ from npeff_jax.report._component import Component as Component
 from npeff_jax.report._component import Trace as Trace
 from npeff_jax.report._data import ReportData as ReportData
 from npeff_jax.report._data import json_schema as json_schema
+from npeff_jax.report._data import output_file as output_file
 from npeff_jax.report._data import read_report_data as read_report_data
 from npeff_jax.report._display import Images as Images
 from npeff_jax.report._display import Texts as Texts
@@ -19,7 +20,6 @@ from npeff_jax.report._figures import prediction_figure as prediction_figure
 from npeff_jax.report._figures import selectivity_figure as selectivity_figure
 from npeff_jax.report._figures import similarity_figure as similarity_figure
 from npeff_jax.report._figures import split_figure as split_figure
-from npeff_jax.report._picture import write_picture as write_picture
 from npeff_jax.report._tables import latex_table as latex_table
 from npeff_jax.report._tables import top_table as top_table
 from npeff_jax.report._tables import write_coefficients as write_coefficients

@@ -48,6 +48,8 @@ class Cards:
         anatomy: energy and likeness of the components.
         places: the table "where it lives".
         extras: what else there is.
+        class_names: of the C classes.
+        segment_names: of the segments of a text, if they have names.
         numbers: the position in the report of each example shown so far.
     """
 
@@ -57,6 +59,8 @@ class Cards:
     anatomy: Anatomy
     places: Places
     extras: Extras
+    class_names: tuple[str, ...]
+    segment_names: tuple[str, ...] = ()
     numbers: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def all(self) -> tuple[Component, ...]:
@@ -76,28 +80,38 @@ class Cards:
         column = np.asarray(shelf.coefficients[:, j], float)
         n = len(column)
         top = top_of(column, shown.top)
-        near = near_misses_of(column, shelf.probabilities, top, shown.near_misses) if shelf.n_classes else top[:0]
+        near = (
+            near_misses_of(column, shelf.probabilities, top, shown.near_misses, shelf.usable)
+            if shelf.n_classes
+            else top[:0]
+        )
         most = top_of(column, min(shown.mix, max(n // 10, shown.top)))
         with_classes = shelf.n_classes > 0 and len(most) > 0
         stability = None if extras.stability is None else np.atleast_2d(np.asarray(extras.stability, float))[:, j]
         energy = self.anatomy.energy[j]
+        predicted = mix_of(shelf.predicted[most]) if with_classes else ()
+        pairs = pair_mix_of(shelf.pairs, most) if shelf.pairs is not None and len(most) else ()
+        words = () if shelf.words is None else shelf.words.typical(most)
+        note = "" if extras.notes is None or extras.notes[j] is None else str(extras.notes[j])
         largest = [a for a in np.argsort(-energy, kind="stable")[:_LARGEST_ARRAYS] if energy[a] > 0]
         return Component(
             index=j,
+            headline=note or self._headline(len(top), predicted, pairs, words),
             frozen=j < self.decomposition.n_frozen,
             share=share,
             breadth=float(np.mean(column >= 0.1 * column.max())) if column.max() > 0 else 0.0,
             top=self._listed(column, top),
-            random=self._listed(column, random_of(n, shown.random, shown.seed, j)),
+            random=self._listed(column, random_of(shelf.usable, shown.random, shown.seed, j)),
             near_misses=self._listed(column, near),
             n_mix=len(most),
-            predicted_mix=mix_of(shelf.predicted[most]) if with_classes else (),
+            predicted_mix=predicted,
             label_mix=mix_of(shelf.labels[most]) if shelf.labels is not None and len(most) else None,
             wrong=float(np.mean(shelf.labels[most] != shelf.predicted[most]))
             if shelf.labels is not None and len(most)
             else None,
-            pair_mix=pair_mix_of(shelf.pairs, most) if shelf.pairs is not None and len(most) else (),
-            words=() if shelf.words is None else shelf.words.typical(most),
+            pair_mix=pairs,
+            tells_apart=_tells_apart(pairs, predicted),
+            words=words,
             decay=_decay(column, self.decay_at),
             decomposed_decay=_decay(np.asarray(self.decomposition.coefficients[:, j], float), self.decay_at),
             places=as_rows(self.places.table(energy)),
@@ -105,9 +119,32 @@ class Cards:
             neighbours=self._neighbours(j),
             causal=_causal(extras.selectivity, j),
             stability=None if stability is None else float(stability.mean()),
-            note="" if extras.notes is None else str(extras.notes[j]),
+            note=note,
             traces=() if extras.traces is None else tuple(extras.traces[j]),
         )
+
+    def _headline(
+        self,
+        n_top: int,
+        predicted: tuple[tuple[int, float], ...],
+        pairs: tuple[tuple[int, int, float, float], ...],
+        words: tuple[tuple[int, str, float, float], ...],
+    ) -> str:
+        """What the top examples are: the two classes they are about or those they are predicted as, and a word."""
+        if not n_top:
+            return "no example uses it"
+        name, said = self.class_names, []
+        if _tells_apart(pairs, predicted):
+            a, b, fraction, _ = pairs[0]
+            said.append(f"“{name[a]}” or “{name[b]}” {fraction:.0%}")
+        elif predicted:
+            classes = [f"“{name[k]}” {fraction:.0%}" for k, fraction in predicted[:3] if fraction >= 0.1]
+            said.append(", ".join(classes) or "many classes")
+        if words and words[0][2] >= 0.5:
+            segment, word, fraction, _ = words[0]
+            where = f" in the {self.segment_names[segment]}" if segment < len(self.segment_names) else ""
+            said.append(f"“{word}”{where} {fraction:.0%}")
+        return " · ".join(said) or f"{n_top} top example{'s' if n_top > 1 else ''}"
 
     def _listed(self, column: Float[np.ndarray, "n"], examples: Int[np.ndarray, "k"]) -> tuple[tuple[int, float], ...]:
         return tuple((self.numbers.setdefault(int(i), len(self.numbers)), float(column[i])) for i in examples)
@@ -116,6 +153,16 @@ class Cards:
         alike = self.anatomy.similarity[j]
         others = [int(k) for k in np.argsort(-alike, kind="stable") if k != j]
         return tuple((k, float(alike[k])) for k in others[:_NEIGHBOURS])
+
+
+def _tells_apart(pairs: tuple[tuple[int, int, float, float], ...], predicted: tuple[tuple[int, float], ...]) -> bool:
+    """Whether most top examples are undecided between the same two classes, more of them than of all examples, and this
+    says more than the predicted class alone.
+    """
+    if not pairs or not predicted:
+        return False
+    _, _, own, of_all = pairs[0]
+    return own >= 0.6 and own >= 1.5 * of_all and predicted[0][1] < 0.9
 
 
 def as_rows(table: Float[np.ndarray, "a b"]) -> tuple[tuple[float, ...], ...]:

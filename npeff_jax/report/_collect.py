@@ -35,14 +35,16 @@ def collect(
     """Everything that a report shows. Arguments as in `report_data`, checked there."""
     shelf = shelf_of(decomposition, heldout, None if fit is None else np.asarray(fit.coefficients), model, display)
     bones, places = anatomy(decomposition), places_of(decomposition.schema.layout)
-    cards = Cards(decomposition, shelf, shown, bones, places, extras)
+    names = _class_names(class_names, model, decomposition.schema.n_classes)
+    segments = tuple(display.names) if isinstance(display, Texts) else ()
+    cards = Cards(decomposition, shelf, shown, bones, places, extras, names, segments)
     components = cards.all()
     mean_places = np.array([component.places for component in components]).mean(0)
     positive = np.maximum(shelf.coefficients[shelf.coefficients > 0], _SMALLEST)
     return data.ReportData(
         title=title,
         run=_run(decomposition),
-        class_names=_class_names(class_names, model, decomposition.schema.n_classes),
+        class_names=names,
         examples=_examples(shelf, list(cards.numbers), display, getattr(fit, "loss", None)),
         coefficients=_histogram(np.log10(positive)) or data.Histogram((0.0, 1.0), (0,)),
         zero_coefficients=float(np.mean(shelf.coefficients == 0)),
@@ -95,18 +97,20 @@ def _examples(shelf: Shelf, positions: list[int], display: Display | None, loss:
         )
 
     def rate(classes: Int[np.ndarray, "n"]) -> tuple[float, ...]:
-        return tuple(float(v) for v in np.bincount(classes, minlength=shelf.n_classes) / max(count, 1))
+        usable = classes[shelf.usable]
+        return tuple(float(v) for v in np.bincount(usable, minlength=shelf.n_classes) / max(len(usable), 1))
 
     labels, pefs = shelf.labels, shelf.pefs
+    right = None if labels is None else (labels == shelf.predicted)[shelf.usable]
     return data.Examples(
         source="held out" if shelf.held_out else "decomposed",
         count=count,
         shown=tuple(example(i) for i in positions),
         image_sheets=sheets_of(display, positions) if isinstance(display, Images) and positions else (),
-        segment_names=display.names if isinstance(display, Texts) else (),
+        segment_names=tuple(display.names) if isinstance(display, Texts) else (),
         predicted_rate=rate(shelf.predicted) if shelf.n_classes else (),
-        label_rate=rate(labels) if labels is not None and labels.min(initial=0) >= 0 else None,
-        accuracy=float(np.mean(labels == shelf.predicted)) if labels is not None else None,
+        label_rate=rate(labels) if labels is not None else None,
+        accuracy=None if right is None or not len(right) else float(np.mean(right)),
         explained=None if loss is None else 1.0 - loss,
         kept_energy=None if pefs is None else _histogram(pefs.kept_energy, 0.0, 1.0),
         fisher_error=None if pefs is None else _histogram(pefs.fisher_error, 0.0, 1.0),

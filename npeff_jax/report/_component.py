@@ -51,6 +51,7 @@ class Component:
 
     Attributes:
         index: its number.
+        headline: what its top examples are, in a few words.
         frozen: whether it was given rather than learned.
         share: its fraction of Σ W², how much of what was found it carries.
         breadth: fraction of examples whose coefficient is at least a tenth of its largest.
@@ -63,6 +64,7 @@ class Component:
         wrong: the fraction of the top examples that is predicted otherwise than labelled; None without labels.
         pair_mix: (class, class, fraction of the top examples, fraction of all) whose two likeliest classes these are,
             largest first, at most three; what a prediction's Fisher is mostly about. Empty for two classes.
+        tells_apart: whether the first of these pairs says more of it than the classes it is predicted for.
         words: (segment, word, fraction of the top examples, fraction of all) whose texts have the word in that segment,
             the largest difference first.
         decay: at each of ``ReportData.decay_at``, the coefficient as a fraction of the largest, of the examples shown.
@@ -77,6 +79,7 @@ class Component:
     """
 
     index: int
+    headline: str
     frozen: bool
     share: float
     breadth: float
@@ -88,6 +91,7 @@ class Component:
     label_mix: tuple[tuple[int, float], ...] | None
     wrong: float | None
     pair_mix: tuple[tuple[int, int, float, float], ...]
+    tells_apart: bool
     words: tuple[tuple[int, str, float, float], ...]
     decay: tuple[float, ...]
     decomposed_decay: tuple[float, ...]

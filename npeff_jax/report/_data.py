@@ -9,6 +9,7 @@ language of JSON Schema.
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from npeff_jax.report._component import Component
 from npeff_jax.report._json import dumps, from_plain, json_schema_of, to_plain
 
 FORMAT = "npeff-report"
-VERSION = 2
-"""2: base rates of pairs of classes, words of top texts, wrong predictions, how many components exceed a ratio."""
+VERSION = 3
+"""3: a headline for each component. 2: base rates of pairs of classes, words of top texts, wrong predictions, how many
+components exceed a ratio."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +196,8 @@ class ReportData:
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the document, compact and in UTF-8."""
-        path = Path(path)
+        path = output_file(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(dumps(self.to_json()), encoding="utf-8")
         return path
 
@@ -213,6 +216,23 @@ class ReportData:
                 "report again from its decomposition"
             )
         return from_plain(cls, document, "report")
+
+
+def output_file(path: str | os.PathLike[str]) -> Path:
+    """``path`` as a file that can be written, ``~`` expanded.
+
+    Raises:
+        OSError: it is a folder, stands below a file, or is an address.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # a Path has made one slash of the two
+        raise OSError(f"{path} is an address; expected a file on this machine, copy it there afterwards")
+    path = Path(path).expanduser()
+    if path.is_dir() or not path.name:
+        raise IsADirectoryError(f"{path} is a folder; expected the file to write, such as {path / 'report.html'}")
+    above = next((folder for folder in path.parents if folder.exists()), path.parent)
+    if above.exists() and not above.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {above} is a file, not a folder")
+    return path
 
 
 def read_report_data(path: str | os.PathLike[str]) -> ReportData:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from npeff_jax._extras import needs
 from npeff_jax.report._data import Sheet
 
 _SIDE = 96
@@ -71,6 +72,8 @@ class Texts:
 
 Display = Images | Texts
 
+_EXPECTED = "expected an array of images, a string for each example, or several (its segments)"
+
 
 def as_display(display: Any) -> Display | None:
     """``display`` as `Images` or `Texts`: an array of images, strings, pairs of strings, or None.
@@ -88,15 +91,18 @@ def as_display(display: Any) -> Display | None:
             f"display has shape {shape}; expected images (n, height, width) or (n, height, width, 1, 3 or 4). Inputs "
             "that are not images want a text for each example: display=[...]"
         )
+    if isinstance(display, str) or not hasattr(display, "__iter__"):
+        raise ValueError(f"display is of type {type(display).__name__}; {_EXPECTED}")
     items = list(display)
     if all(isinstance(item, str) for item in items):
         return Texts([(str(item),) for item in items])
-    if all(not isinstance(item, str) and all(isinstance(part, str) for part in item) for item in items):
-        return Texts([tuple(str(part) for part in item) for item in items])
-    raise ValueError(
-        f"display holds {type(items[0]).__name__}; expected an array of images, a string for each example, or several "
-        "(its segments)"
-    )
+    for i, item in enumerate(items):
+        parts = item if isinstance(item, Sequence | np.ndarray) and not isinstance(item, str) else [item]
+        wrong = next((part for part in parts if not isinstance(part, str)), None)
+        if wrong is not None or isinstance(item, str) != isinstance(items[0], str):
+            got = f"{wrong!r} ({type(wrong).__name__})" if wrong is not None else "other parts than display[0]"
+            raise ValueError(f"display[{i}] has {got}; {_EXPECTED}")
+    return Texts([tuple(str(part) for part in item) for item in items])
 
 
 def sheets_of(images: Images, rows: Sequence[int], max_bytes: int = _TOTAL_BYTES) -> tuple[Sheet, ...]:
@@ -111,7 +117,8 @@ def sheets_of(images: Images, rows: Sequence[int], max_bytes: int = _TOTAL_BYTES
 
 
 def _sheet(images: Images, rows: Sequence[int], side: int) -> tuple[Sheet, bytes]:
-    from PIL import Image
+    with needs("a report with images"):
+        from PIL import Image
 
     pixels = images.to_bytes(rows)
     count, height, width = pixels.shape[:3]

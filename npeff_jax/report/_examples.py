@@ -29,31 +29,35 @@ class Shown:
 
 
 def top_of(column: Float[np.ndarray, "n"], k: int) -> Int[np.ndarray, "k"]:
-    """The k examples with the largest coefficients, largest first, ties by position; zero coefficients never count."""
+    """Find the k examples with the largest coefficients, largest first, ties by position; zeros never count."""
     order = np.argsort(-column, kind="stable")[:k]
     return order[column[order] > 0]
 
 
-def random_of(n: int, k: int, seed: int, component: int) -> Int[np.ndarray, "k"]:
-    """K of n examples, another draw for each component, out of a pool of 64 that all components share.
+def random_of(usable: Int[np.ndarray, "n"], k: int, seed: int, component: int) -> Int[np.ndarray, "k"]:
+    """Draw k of the ``usable`` examples, anew for each component, out of a pool of 64 that all components share.
 
     The pool keeps a report of many components small: its images and texts are stored once.
     """
-    pool = np.random.default_rng(seed).permutation(n)[:64]
+    pool = np.random.default_rng(seed).permutation(usable)[:64]
     return np.random.default_rng([seed, component]).permutation(pool)[:k]
 
 
 def near_misses_of(
-    column: Float[np.ndarray, "n"], probabilities: Float[np.ndarray, "n C"], top: Int[np.ndarray, "t"], k: int
+    column: Float[np.ndarray, "n"],
+    probabilities: Float[np.ndarray, "n C"],
+    top: Int[np.ndarray, "t"],
+    k: int,
+    usable: Int[np.ndarray, "m"],
 ) -> Int[np.ndarray, "k"]:
-    """K examples: of those whose coefficients are small, the ones predicted most like the top ones on average.
+    """Find the k of the ``usable`` examples with small coefficients that are predicted most like the top ones.
 
-    Closest in Hellinger distance, which is bounded and counts small probabilities too. What such examples lack is what
-    the component adds to a prediction.
+    Those closest to the mean prediction of the top examples in Hellinger distance, which is bounded and counts small
+    probabilities too. What such examples lack is what the component adds to a prediction.
     """
     if not len(top):
         return np.empty(0, int)
-    quiet = np.flatnonzero(column <= NEAR_MISS * column[top].mean())
+    quiet = usable[column[usable] <= NEAR_MISS * column[top].mean()]
     likeness = np.sqrt(probabilities[quiet]) @ np.sqrt(probabilities[top].mean(0))
     return quiet[np.argsort(-likeness, kind="stable")[:k]]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from npeff_jax._extras import needs
 from npeff_jax._types import Components
 from npeff_jax.evaluation import Selectivity, top_examples
 from npeff_jax.factorization import Decomposition, History
@@ -46,7 +47,8 @@ def _figure_class() -> Any:
     """Figures outside pyplot, so that nothing is registered and nothing has to be closed; notebooks show them all the
     same.
     """
-    from matplotlib.figure import Figure as PlainFigure
+    with needs("a figure"):
+        from matplotlib.figure import Figure as PlainFigure
 
     class ShownFigure(PlainFigure):
         def _repr_png_(self) -> bytes:
@@ -159,10 +161,26 @@ def split_figure(similarity: Float[np.ndarray, "a b"], threshold: float = 0.35) 
     return figure
 
 
-def collage_figure(images: Any, coefficients: Float[np.ndarray, "n r"], components: Components, k: int = 8) -> Figure:
-    """The k top images of some components, a row each, with their coefficients."""
+def collage_figure(
+    images: Any,
+    coefficients: Float[np.ndarray, "n r"],
+    components: Components,
+    k: int = 8,
+    texts: Sequence[str] | None = None,
+) -> Figure:
+    """Draw the k top images of some components, one row per component, with their coefficients.
+
+    Args:
+        images: all n, as for `write_report`.
+        coefficients: of the n examples.
+        components: which ones to draw.
+        k: images per component.
+        texts: what to write beside each row, such as the component's `Component.headline`.
+    """
     images = images if isinstance(images, Images) else Images(np.asarray(images))
-    figure, axes = _axes(0.85 * k + 0.5, 1.05 * len(components), len(components), k)
+    lines = [line for text in texts or () for line in text.splitlines()]
+    beside = 0.08 * max(map(len, lines), default=0)  # inches, at 9 points
+    figure, axes = _axes(0.85 * k + 0.5 + beside, 1.05 * len(components), len(components), k)
     for place, component in enumerate(components):
         row = axes[place * k : (place + 1) * k]
         top = np.asarray(top_examples(coefficients, component, k))
@@ -173,6 +191,8 @@ def collage_figure(images: Any, coefficients: Float[np.ndarray, "n r"], componen
             one.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             one.set_title(f"{coefficients[i, component]:.2f}", fontsize=7, pad=2)
         row[0].text(-0.15, 0.5, str(component), transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+        if texts is not None:
+            row[-1].text(1.12, 0.5, texts[place], transform=row[-1].transAxes, ha="left", va="center", fontsize=9)
     return figure
 
 

@@ -18,16 +18,23 @@ def to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): to_plain(entry) for key, entry in value.items()}
+        return {valid_text(str(key)): to_plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
         return [to_plain(entry) for entry in value]
-    if value is None or isinstance(value, bool | str | int):
+    if isinstance(value, str):
+        return valid_text(value)
+    if value is None or isinstance(value, bool | int):
         return value
     if hasattr(value, "item"):
         return to_plain(value.item())
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     return str(value)
+
+
+def valid_text(text: str) -> str:
+    """The text with "�" for each half of a surrogate pair, which UTF-8 cannot write."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def from_plain(kind: Any, value: Any, where: str) -> Any:

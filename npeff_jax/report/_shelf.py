@@ -28,6 +28,7 @@ class Shelf:
         held_out: whether coefficients were fitted to them, or found with the components.
         pefs: theirs, if given.
         words: of their texts, if they are shown as text.
+        usable: positions of the examples whose predictions are finite; the others are never shown nor counted.
     """
 
     coefficients: Float[np.ndarray, "n r"]
@@ -39,6 +40,7 @@ class Shelf:
     held_out: bool
     pefs: Pefs | None
     words: Words | None
+    usable: Int[np.ndarray, "k"]
 
     @property
     def n_classes(self) -> int:
@@ -54,8 +56,9 @@ def shelf_of(
     display: Display | None,
 ) -> Shelf:
     """The examples of ``pefs`` with coefficients ``fitted`` to them; those that were decomposed if there are none."""
-    coefficients = np.asarray(decomposition.coefficients if fitted is None else fitted)
+    coefficients = np.nan_to_num(np.asarray(decomposition.coefficients if fitted is None else fitted))
     n = len(coefficients)
+    usable = np.arange(n) if pefs is None else np.flatnonzero(np.isfinite(np.asarray(pefs.logits, np.float32)).all(1))
     probabilities, outputs, predicted, labels = np.zeros((n, 0)), None, np.zeros(n, int), None
     if pefs is not None:
         logits, output = np.asarray(pefs.logits, np.float32), None if model is None else model.output
@@ -64,7 +67,7 @@ def shelf_of(
         else:
             softened = jax.nn.softmax if output is None else output.probabilities
             probabilities, predicted = np.asarray(jax.vmap(softened)(jax.numpy.asarray(logits))), logits.argmax(-1)
-            labels = None if pefs.labels is None else np.asarray(pefs.labels)
+            labels = None if pefs.labels is None else _check_labels(np.asarray(pefs.labels), logits.shape[1])
     return Shelf(
         coefficients=coefficients,
         probabilities=probabilities,
@@ -75,4 +78,15 @@ def shelf_of(
         held_out=fitted is not None,
         pefs=pefs,
         words=Words.of(display.segments) if isinstance(display, Texts) else None,
+        usable=usable,
     )
+
+
+def _check_labels(labels: Int[np.ndarray, "n"], n_classes: int) -> Int[np.ndarray, "n"]:
+    wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
+    if wrong.size:
+        raise ValueError(
+            f"heldout.labels[{wrong[0]}] is {labels[wrong[0]]}; the model has the classes 0 to {n_classes - 1}. "
+            "Correct the labels, or leave them out: dataclasses.replace(heldout, labels=None)"
+        )
+    return labels

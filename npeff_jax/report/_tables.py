@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from npeff_jax._extras import needs
 from npeff_jax.report._component import Component
-from npeff_jax.report._data import ReportData
+from npeff_jax.report._data import ReportData, output_file
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {symbol: "\\" + symbol for symbol in "&%$#_{}"} | {
@@ -52,10 +53,11 @@ def write_table(path: str | os.PathLike[str], report: ReportData, n_top: int = 1
     Raises:
         ValueError: another ending.
     """
-    path = Path(path)
+    path = output_file(path)
     if path.suffix not in (".csv", ".parquet", ".tex"):
         raise ValueError(f"{path} ends in {path.suffix!r}; expected .csv, .parquet or .tex")
     if path.suffix == ".tex":
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(latex_table(report, c, n_top) for c in report.components), encoding="utf-8")
         return path
     return _write_rows(path, top_table(report, n_top))
@@ -67,7 +69,7 @@ def write_coefficients(path: str | os.PathLike[str], coefficients: Float[np.ndar
     Raises:
         ValueError: another ending.
     """
-    path = Path(path)
+    path = output_file(path)
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path} ends in {path.suffix!r}; expected .csv or .parquet")
     examples, components = np.nonzero(coefficients)
@@ -103,8 +105,11 @@ def _latex(text: str) -> str:
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
-        import pandas
+        with needs("a Parquet file"):
+            import pandas
+            import pyarrow  # noqa: F401  what pandas writes it with
 
         pandas.DataFrame(rows).to_parquet(path, index=False)
         return path

@@ -1,5 +1,8 @@
-"""`write_report`: results to one HTML file that a colleague can open."""
+"""`write_report`: results to one HTML file that a colleague can open, and that needs nothing else."""
 
+import base64
+import hashlib
+import importlib.resources
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from npeff_jax._extras import needs
 from npeff_jax.evaluation import Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
@@ -14,10 +18,10 @@ from npeff_jax.pefs import Pefs
 from npeff_jax.report._cards import Extras
 from npeff_jax.report._collect import collect
 from npeff_jax.report._component import Trace
-from npeff_jax.report._data import ReportData
+from npeff_jax.report._data import ReportData, output_file
 from npeff_jax.report._display import as_display
 from npeff_jax.report._examples import Shown
-from npeff_jax.report._html import render
+from npeff_jax.report._json import dumps, valid_text
 
 
 def write_report(
@@ -45,8 +49,11 @@ def write_report(
         The path written. Its data is available from `report_data`.
 
     Raises:
+        OSError: ``path`` cannot be a file: it is a folder, or stands below a file.
+        TypeError: an argument of another type.
         ValueError: the arguments do not belong together.
     """
+    output_file(path)  # before any work
     return write_html(path, report_data(decomposition, heldout, fit, selectivity, display, **options))
 
 
@@ -85,6 +92,7 @@ def report_data(
     Raises:
         ValueError: the arguments do not belong together.
     """
+    _check_types(decomposition, heldout, fit, selectivity, model)
     r = decomposition.n_components
     coefficients = None if fit is None else np.asarray(fit.coefficients)
     _check_examples(decomposition, heldout, coefficients)
@@ -98,10 +106,9 @@ def report_data(
             "measure it on this decomposition"
         )
     for name, value in (("notes", notes), ("traces", traces)):
-        if value is not None and len(value) != r:
+        if value is not None and (isinstance(value, str) or len(value) != r):
             raise ValueError(f"{name} has {len(value)} entries; expected one for each of the {r} components")
-    if stability is not None and np.atleast_2d(stability).shape[1] != r:
-        raise ValueError(f"stability has shape {np.shape(stability)}; expected ({r},) or (runs, {r})")
+    stability = _check_stability(stability, r)
     if class_names is not None and len(class_names) != decomposition.schema.n_classes:
         raise ValueError(
             f"class_names has {len(class_names)} names, the model {decomposition.schema.n_classes} classes; pass one "
@@ -114,13 +121,45 @@ def report_data(
 
 def write_html(path: str | os.PathLike[str], report: ReportData) -> Path:
     """Write the page of report data that is at hand already."""
+    path = output_file(path)
     page = render(report)
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     beside.write_text(page, encoding="utf-8")
     beside.replace(path)  # a report is there whole or not at all
     return path
+
+
+def _check_types(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any) -> None:
+    wanted = (
+        ("decomposition", decomposition, Decomposition, "from decompose or load_decomposition"),
+        ("heldout", heldout, Pefs, "from compute_pefs or load_pefs"),
+        ("selectivity", selectivity, Selectivity, "from selectivity"),
+        ("model", model, Model, "what was explained"),
+    )
+    for name, value, kind, source in wanted:
+        if not isinstance(value, kind) and (value is not None or kind is Decomposition):
+            raise TypeError(f"{name} is of type {type(value).__name__}; expected a {kind.__name__}, {source}")
+    if fit is not None and not hasattr(fit, "coefficients"):
+        raise TypeError(f"fit is of type {type(fit).__name__}; expected the result of fit_coefficients")
+
+
+def _check_stability(stability: Any, r: int) -> np.ndarray | None:
+    """Similarities as numbers from −1 to 1, NaN where there is none, a column per component."""
+    if stability is None:
+        return None
+    expected = (
+        f"expected ({r},) or (runs, {r}) similarities, from evaluation.compare_runs(decomposition, other).forward"
+    )
+    try:
+        values = np.atleast_2d(np.asarray(stability, float))
+    except (TypeError, ValueError):
+        raise TypeError(f"stability is of type {type(stability).__name__}, no array of numbers; {expected}") from None
+    if values.ndim != 2 or values.shape[1] != r or not len(values):
+        raise ValueError(f"stability has shape {np.shape(stability)}; {expected}")
+    if np.any(np.abs(values) > 1 + 1e-4):
+        raise ValueError(f"stability has the value {np.nanmax(np.abs(values)):.3g}; {expected}, from 0 to 1")
+    return values
 
 
 def _check_examples(decomposition: Decomposition, heldout: Pefs | None, coefficients: np.ndarray | None) -> None:
@@ -139,3 +178,46 @@ def _check_examples(decomposition: Decomposition, heldout: Pefs | None, coeffici
             f"fit has coefficients of shape {coefficients.shape}; heldout has {heldout.n_examples} examples and the "
             f"decomposition {decomposition.n_components} components"
         )
+
+
+def render(report: ReportData) -> str:
+    """The page. Whatever is in the data stays text: autoescaped here, made into text nodes by the page's script.
+
+    A content security policy names the one script and the one style by their digests, so that nothing else could run
+    and nothing can be fetched.
+    """
+    with needs("a report"):
+        import jinja2
+
+    assets = importlib.resources.files("npeff_jax.report") / "assets"
+    scripts = sorted((file for file in assets.iterdir() if file.name.endswith(".js")), key=lambda file: file.name)
+    code = '"use strict";\n' + "\n".join(file.read_text(encoding="utf-8") for file in scripts)
+    script, style = f"(() => {{\n{code}\n}})();", (assets / "report.css").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        title=valid_text(report.title),
+        version=report.version,
+        style=_markup(style),
+        style_hash=_markup(_digest(style)),
+        script=_markup(script),
+        script_hash=_markup(_digest(script)),
+        data=_markup(_inert(dumps(report.to_json()))),
+    )
+
+
+def _inert(text: str) -> str:
+    """JSON that cannot end the element it stands in, nor a line of a script."""
+    harmless = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
+    return text.translate(harmless)
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _markup(text: str) -> str:
+    """Our own markup and what `_inert` made harmless: not escaped again."""
+    import markupsafe
+
+    return markupsafe.Markup(text)

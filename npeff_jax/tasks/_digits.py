@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from npeff_jax._extras import needs
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import PyTree
 from npeff_jax.models import Model, from_linen
@@ -47,7 +48,10 @@ def digits(*, n_train: int = 1200, steps: int = 300, seed: int = 0, progress: Pr
     Raises:
         ValueError: ``n_train`` leaves no image for one of the two sets.
     """
-    from sklearn.datasets import load_digits
+    with needs("the digits task", "demo"):
+        import flax  # noqa: F401
+        import optax  # noqa: F401
+        from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     if not 0 < n_train < len(labels):

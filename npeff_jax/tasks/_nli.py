@@ -2,16 +2,33 @@
 
 import dataclasses
 import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
+from npeff_jax._extras import needs
 from npeff_jax.models import Categorical, Model, encode_tokens, from_tracr
-from npeff_jax.tasks._nli_examples import draw_pairs
-from npeff_jax.tasks._nli_language import SMALL_LANGUAGE, Language, Pair
+from npeff_jax.tasks._nli_language import SMALL_LANGUAGE, Label, Language, Pair, Relation
 from npeff_jax.tasks._nli_program import build_program
+
+SHARES: dict[tuple[bool, bool, Label], int] = {
+    (False, False, Label.CONTRADICTION): 5,
+    (False, True, Label.CONTRADICTION): 5,
+    (True, False, Label.CONTRADICTION): 6,
+    (True, True, Label.ENTAILMENT): 6,
+    (False, True, Label.ENTAILMENT): 5,
+    (False, False, Label.ENTAILMENT): 5,
+    (False, False, Label.NEUTRAL): 2,
+    (False, True, Label.NEUTRAL): 2,
+    (True, True, Label.NEUTRAL): 6,
+    (True, False, Label.NEUTRAL): 6,
+}
+"""Parts in 48 of the examples by polarity of premise and hypothesis (negated or not) and label: a third for each label
+and a quarter for each pair of polarities. Two denials never contradict each other; a denial entails no assertion."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +56,7 @@ class Inference:
 
     @property
     def texts(self) -> list[tuple[str, str]]:
-        """N pairs of premise and hypothesis."""
+        """The premise and hypothesis of each example."""
         return [pair.texts for pair in self.pairs]
 
     @property
@@ -67,7 +84,8 @@ def inference(
     Raises:
         ValueError: there are not so many pairs of some kind.
     """
-    from tracr.compiler import compiling
+    with needs("a compiled program"):
+        from tracr.compiler import compiling
 
     pairs = draw_pairs(language, n_examples, seed)
     program = build_program(language)
@@ -110,3 +128,56 @@ def _label_names(compiled: Any) -> tuple[str, ...]:
     """The labels in the order of the logits."""
     order = compiled.output_encoder.encoding_map
     return tuple(sorted(order, key=order.get))
+
+
+def draw_pairs(language: Language, n: int, seed: int) -> list[Pair]:
+    """Draw n different pairs, in random order.
+
+    `SHARES` of them for each label and polarities, and among those in turn one of each relation of the nouns with each
+    relation of the verbs, while there are any left.
+
+    Raises:
+        ValueError: there are not so many pairs of some kind.
+    """
+    random = np.random.default_rng(seed)
+    nouns, verbs = (
+        _by_relation(known, find)
+        for known, find in ((language.nouns, language.noun_relation), (language.verbs, language.verb_relation))
+    )
+    strata: dict[tuple[bool, bool, Label], list[list[Pair]]] = {kind: [] for kind in SHARES}
+    for (first, second), noun, verb in itertools.product(
+        itertools.product((False, True), repeat=2), nouns.values(), verbs.values()
+    ):
+        pairs = [
+            Pair(first, *premise, second, *hypothesis)
+            for premise, hypothesis in (zip(*words, strict=True) for words in itertools.product(noun, verb))
+        ]
+        strata[first, second, language.label(pairs[0])].append([pairs[i] for i in random.permutation(len(pairs))])
+    drawn: list[Pair] = []
+    for kind, wanted in _counts(n).items():
+        found = list(itertools.islice(_in_turn(strata[kind]), wanted))
+        if len(found) < wanted:
+            raise ValueError(
+                f"n_examples={n} wants {wanted} pairs of label {kind[2].value} with premise_negated={kind[0]} and "
+                f"hypothesis_negated={kind[1]}, but the language has {len(found)}; ask for fewer"
+            )
+        drawn += found
+    return [drawn[i] for i in random.permutation(n)]
+
+
+def _by_relation(known: Iterable[str], find: Callable[[str, str], Relation]) -> dict[Relation, list[tuple[str, str]]]:
+    pairs: dict[Relation, list[tuple[str, str]]] = {}
+    for premise, hypothesis in itertools.product(known, repeat=2):
+        pairs.setdefault(find(premise, hypothesis), []).append((premise, hypothesis))
+    return pairs
+
+
+def _counts(n: int) -> dict[tuple[bool, bool, Label], int]:
+    """The shares of n, by cumulative rounding: they add up to n and none is off by one or more."""
+    ends = [round(n * total / sum(SHARES.values())) for total in itertools.accumulate(SHARES.values())]
+    return {kind: end - start for kind, end, start in zip(SHARES, ends, [0, *ends], strict=False)}
+
+
+def _in_turn(strata: list[list[Pair]]) -> Iterator[Pair]:
+    for taken in itertools.zip_longest(*strata):
+        yield from (pair for pair in taken if pair is not None)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
+from npeff_jax._extras import needs
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import PyTree
 from npeff_jax.models import Model
@@ -190,7 +191,9 @@ def _evenly(
 
 def _transformer(tokens: Int[np.ndarray, "1 T"], width: int, layers: int, seed: int) -> tuple[Any, Any, Any, PyTree]:
     """What `Model` takes, the head, and initial parameters."""
-    import flax.linen as nn
+    with needs("the shortcut task"):
+        import flax.linen as nn
+        import optax  # noqa: F401  needed when it is trained
 
     class Transformer(nn.Module):
         def setup(self):

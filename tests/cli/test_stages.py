@@ -80,7 +80,7 @@ def test_again_does_nothing_and_another_says_what_differs(npeff, made):
     assert (code, out) == (0, "run/components is there already, made by this very command\n")
     code, _, err = npeff(f"decompose --pefs run/pefs --n-components 2 --seed 4 --out run/components {QUIET}")
     assert code == 2
-    assert "another n_components, seed; choose another --out, or --overwrite it" in err
+    assert "another --n-components, --seed; choose another --out, or --overwrite it" in err
     assert (made / "components").stat().st_mtime_ns == stamp
     code, _, err = npeff(f"decompose --pefs run/pefs --n-components 2 --out run/components --overwrite {QUIET}")
     assert code == 0, err
@@ -91,7 +91,7 @@ def test_a_changed_input_is_noticed(npeff, made):
     npeff(f"decompose --pefs run/pefs --n-components 2 --out run/components --overwrite {QUIET}")
     code, _, err = npeff("fit --decomposition run/components --pefs run/heldout --out run/fit.npz")
     assert code == 2
-    assert "another content of decomposition" in err
+    assert "another content of --decomposition" in err
 
 
 def test_records_run_again(npeff, made):

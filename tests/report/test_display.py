@@ -63,5 +63,5 @@ def test_what_counts_as_a_display():
     assert as_display(None) is None
     with pytest.raises(ValueError, match=r"shape \(3, 8, 8, 2\); expected images"):
         as_display(np.zeros((3, 8, 8, 2)))
-    with pytest.raises(ValueError, match="display holds list"):
+    with pytest.raises(ValueError, match="display\\[0\\] has 1 \\(int\\); expected an array of images"):
         as_display([[1, 2], [3, 4]])

@@ -9,6 +9,7 @@ import pytest
 from npeff_jax import FisherKind, report
 from npeff_jax.report import ReportData, Texts, read_report_data, report_data
 from npeff_jax.report._words import Words
+from npeff_jax.report._write import _check_types
 
 pytestmark = pytest.mark.fast
 
@@ -23,7 +24,7 @@ def test_written_and_read_is_the_same(results, tmp_path):
     assert once == ReportData.from_json(data.to_json()) == read_report_data(once.write(tmp_path / "again.json"))
     document = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
     assert document["format"] == "npeff-report"
-    assert document["version"] == 2
+    assert document["version"] == 3
 
 
 def test_top_examples_are_the_largest_coefficients(results):
@@ -159,11 +160,102 @@ def test_without_anything_but_the_decomposition(results):
         ({"notes": ["one"]}, "notes has 1 entries; expected one for each of the 6"),
         ({"class_names": ("a", "b")}, "class_names has 2 names, the model 3 classes"),
         ({"stability": np.ones(5)}, r"stability has shape \(5,\)"),
+        ({"stability": np.full(6, 7.0)}, "stability has the value 7"),
+        ({"stability": np.ones((2, 2, 6))}, r"stability has shape \(2, 2, 6\)"),
+        ({"display": ["a"] * 59 + [float("nan")]}, r"display\[59\] has nan \(float\); expected an array of images"),
+        ({"display": [("a", "b"), 3] * 30}, r"display\[1\] has 3 \(int\)"),
+        ({"notes": "abcdef"}, "notes has 6 entries; expected one for each"),
     ],
 )
 def test_what_does_not_belong_together_is_said(results, options, message):
     with pytest.raises(ValueError, match=message):
         of(results, **options)
+
+
+def test_arguments_of_another_type_are_said(results):
+    """By `_check_types` itself: where these tests run, annotations are checked before it is reached."""
+    with pytest.raises(TypeError, match="stability is of type list, no array of numbers"):
+        of(results, stability=[object()] * 6)
+    with pytest.raises(TypeError, match="fit is of type ndarray; expected the result of fit_coefficients"):
+        report_data(results.decomposition, results.heldout, np.zeros(3))
+    right = (results.decomposition, results.heldout, results.fit, results.selectivity, None)
+    _check_types(*right)
+    for place, name in ((0, "decomposition"), (1, "heldout"), (3, "selectivity"), (4, "model")):
+        with pytest.raises(TypeError, match=f"{name} is of type str; expected a"):
+            _check_types(*right[:place], "run/components", *right[place + 1 :])
+
+
+@pytest.mark.parametrize("label", [-100, 3, 2**40])
+def test_labels_that_are_no_classes(results, label):
+    labels = np.array(results.heldout.labels, np.int64)
+    labels[7] = label
+    heldout = dataclasses.replace(results.heldout, labels=labels)
+    with pytest.raises(ValueError, match=rf"heldout\.labels\[7\] is {label}; the model has the classes 0 to 2"):
+        report_data(results.decomposition, heldout, results.fit)
+    assert (
+        report_data(results.decomposition, dataclasses.replace(heldout, labels=None), results.fit).examples.accuracy
+        is None
+    )
+
+
+def test_examples_without_a_finite_prediction_are_neither_shown_nor_counted(results, tmp_path):
+    logits = np.array(results.heldout.logits)
+    logits[10:] = np.nan
+    data = of(dataclasses.replace(results, heldout=dataclasses.replace(results.heldout, logits=logits)))
+    random = {data.examples.shown[place].index for c in data.components for place, _ in (*c.random, *c.near_misses)}
+    assert random <= set(range(10))
+    labels = np.asarray(results.heldout.labels)[:10]
+    assert data.examples.accuracy == pytest.approx(np.mean(labels == logits[:10].argmax(1)))
+    np.testing.assert_allclose(data.examples.label_rate, np.bincount(labels, minlength=3) / 10)
+
+
+def test_headlines(make):
+    """What the top examples are, by hand: the class, or two classes that they are undecided between, and a word."""
+    results = make(heldout=300)
+    texts = [(f"number {i}", "planted here" if i % 3 == 0 else "here") for i in range(300)]
+    shown = report.Shown(mix=30)
+    data = of(results, display=Texts(texts, ("first", "second")), shown=shown, class_names=("yes", "no", "maybe"))
+    assert data.components[0].headline == "“yes” 100% · “planted” in the second 100%"
+    assert data.components[1].headline == "“no” 100%"
+    assert not data.components[1].tells_apart
+    assert of(results, notes=["mine"] * 6).components[0].headline == "mine"
+    logits = np.array(results.heldout.logits)
+    undecided = np.flatnonzero(np.arange(300) % 3 == 1)  # where component 1 is large: either of two classes
+    logits[undecided, 0] = logits[undecided, 1] + np.where(np.arange(len(undecided)) % 2, 0.1, -0.1)
+    logits[np.arange(300) % 3 == 0, 1] = -5.0
+    mixed = dataclasses.replace(results, heldout=dataclasses.replace(results.heldout, logits=logits))
+    component = of(mixed, shown=shown, class_names=("yes", "no", "maybe")).components[1]
+    assert component.tells_apart
+    assert component.headline == "“yes” or “no” 100%"
+    results.fit.coefficients[:, 5] = 0.0
+    assert of(results).components[5].headline == "no example uses it"
+
+
+def test_places_where_no_report_can_be(results, tmp_path):
+    """Said before any work: no report is made that could not be written."""
+    (tmp_path / "file").write_text("x")
+    write = lambda path: report.write_report(path, results.decomposition, fit="not even looked at")  # noqa: E731
+    with pytest.raises(IsADirectoryError, match=r"is a folder; expected the file to write, such as .*report\.html"):
+        write(tmp_path)
+    with pytest.raises(NotADirectoryError, match="file is a file, not a folder"):
+        write(tmp_path / "file" / "report.html")
+    with pytest.raises(OSError, match=r"gs://bucket/report\.html is an address"):
+        write("gs://bucket/report.html")
+
+
+def test_half_of_a_surrogate_pair_is_shown_as_a_replacement(results, tmp_path):
+    broken = "a \ud800 b"
+    page = report.write_report(
+        tmp_path / "new" / "report.html",
+        results.decomposition,
+        results.heldout,
+        results.fit,
+        display=[broken] * 60,
+        title=broken,
+        notes=[broken] * 6,
+        class_names=(broken, "b", "c"),
+    )
+    assert page.read_text(encoding="utf-8").count("a \ufffd b") > 10
 
 
 def test_examples_without_coefficients(results):
@@ -177,7 +269,7 @@ def test_examples_without_coefficients(results):
     ("change", "message"),
     [
         (lambda d: d | {"format": "other"}, "this is not report data"),
-        (lambda d: d | {"version": 99}, "version 99; this package reads version 2"),
+        (lambda d: d | {"version": 99}, "version 99; this package reads version 3"),
         (lambda d: {k: v for k, v in d.items() if k != "map"}, "report has .*; expected the fields"),
         (lambda d: d | {"title": 3}, "report.title is int; expected str"),
         (lambda d: d | {"map": [[0.0]]}, r"report.map\[0\] has 1 entries; expected 2"),

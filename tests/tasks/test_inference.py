@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("tracr")
 from npeff_jax.tasks import inference
-from npeff_jax.tasks._nli_examples import draw_pairs
+from npeff_jax.tasks._nli import draw_pairs
 from npeff_jax.tasks._nli_language import PAPER_SIZED_LANGUAGE, SMALL_LANGUAGE, Label, Pair, Relation
 from npeff_jax.tasks._nli_program import RULES
 

@@ -176,7 +176,7 @@ function map() {
       return s(
         "a",
         { href: `#c${c.index}`, tabindex: "-1" },
-        s("title", {}, `${c.index}: ${headline(c)}`),
+        s("title", {}, `${c.index}: ${c.headline}`),
         s("circle", { cx: x, cy: y, r, class: "point", fill: `var(--class-${mainClass(c) % 10})` }),
         s(
           "text",

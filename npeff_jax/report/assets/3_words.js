@@ -1,24 +1,6 @@
 // What the numbers of a component say, in words.
-function headline(c) {
-  if (c.note) return c.note;
-  if (!c.top.length) return "no example uses it";
-  const pair = mainPair(c),
-    word = c.words[0];
-  const said = word && word[2] >= 0.5 ? [`${wordName(word)} ${percent(word[2])}`] : [];
-  if (pair) return [`“${className(pair[0])}” or “${className(pair[1])}” ${percent(pair[2])}`, ...said].join(" · ");
-  if (!c.predicted_mix.length) return said[0] || plural(c.top.length, "top example");
-  const classes = c.predicted_mix
-    .slice(0, 3)
-    .filter(([, f]) => f >= 0.1)
-    .map(([k, f]) => `“${className(k)}” ${percent(f)}`);
-  return [...(classes.length ? classes : ["many classes"]), ...said].join(" · ");
-}
-// The two classes that most top examples are undecided between, where these are so more often than others, and where
-// it says more than the predicted class alone.
-function mainPair(c) {
-  const pair = c.pair_mix[0];
-  return pair && pair[2] >= 0.6 && pair[2] >= 1.5 * pair[3] && c.predicted_mix[0][1] < 0.9 ? pair : null;
-}
+// The two classes that most top examples are undecided between, where that says more than the predicted class alone.
+const mainPair = (c) => (c.tells_apart ? c.pair_mix[0] : null);
 const wordName = ([segment, word]) => {
   const name = data.examples.segment_names[segment];
   return `“${word}”${name ? ` in the ${name}` : ""}`;

@@ -35,7 +35,7 @@ const items = data.components.map((c) => {
       h(
         "span",
         { class: "what" },
-        h("span", { class: "headline" }, headline(c)),
+        h("span", { class: "headline" }, c.headline),
         hasImages &&
           h(
             "span",

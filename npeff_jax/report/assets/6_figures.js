@@ -130,7 +130,7 @@ function neighboursFigure(c) {
     h(
       "li",
       {},
-      h("a", { href: `#c${k}` }, `${k}`, h("span", {}, headline(data.components[k]))),
+      h("a", { href: `#c${k}` }, `${k}`, h("span", {}, data.components[k].headline)),
       h("span", { class: "value" }, v.toFixed(2)),
     );
   return figure(

@@ -1,0 +1,53 @@
+"""Packages that only some functions need: a missing one is named, with the line that installs it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXTRAS = {
+    "flax": ("flax", "flax"),
+    "optax": ("optax", "flax"),
+    "jinja2": ("jinja2", "report"),
+    "markupsafe": ("markupsafe", "report"),
+    "matplotlib": ("matplotlib", "report"),
+    "PIL": ("pillow", "report"),
+    "transformers": ("transformers", "huggingface"),
+    "huggingface_hub": ("transformers", "huggingface"),
+    "tracr": ("tracr-pypi", "tracr"),
+    "haiku": ("dm-haiku", "tracr"),
+    "pandas": ("pandas", "tables"),
+    "pyarrow": ("pyarrow", "tables"),
+    "sklearn": ("scikit-learn", "demo"),
+}
+"""For each importable name the package that has it, and the extra of this project that installs it with its kind."""
+
+
+@contextmanager
+def needs(what: str, extra: str | None = None) -> Iterator[None]:
+    """Turn the failed import of a package of an extra into a sentence.
+
+    Args:
+        what: what needs the package, for the sentence.
+        extra: the extra with all that ``what`` needs; by default the one that the package is of.
+
+    Raises:
+        ImportError: a package is missing; says how to install it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        told = missing(what, error, extra)
+        if told is None:
+            raise
+        raise ImportError(told, name=error.name) from error
+
+
+def missing(what: str, error: ModuleNotFoundError, extra: str | None = None) -> str | None:
+    """The sentence for a missing package, or None where it is of no extra."""
+    name = (error.name or "").partition(".")[0]
+    if name not in EXTRAS:
+        return None
+    package, own = EXTRAS[name]
+    return (
+        f"{what} needs {package}, which is not installed; install it with: pip install {package} (or, in a clone, with "
+        f"all that goes with it: pip install -e '.[{extra or own}]')"
+    )

@@ -1,0 +1,235 @@
+"""``npeff explain``: from a model and a data set to a report, in one command."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+import npeff_jax as npeff
+from npeff_jax._checks import check_in_range
+from npeff_jax._extras import needs
+from npeff_jax.cli._options import Explained, Fishers, Flag, MaybeInt, MaybeText, Show, mesh_of, progress_of
+from npeff_jax.cli._record import STAGES, differences, load_arrays, local_place, record_of, save_arrays
+from npeff_jax.models import Categorical, Model
+from npeff_jax.tasks import Dataset
+
+_RECORD = "explain.record.json"
+_MADE = (
+    "split.npz",
+    "pefs",
+    "heldout",
+    "components",
+    "other",
+    "fit.npz",
+    "selectivity.npz",
+    "report.html",
+    "report.json",
+)
+_LEAST = 20
+"""Examples: with fewer, neither a part to hold out nor components that several examples share are left."""
+
+
+def explain(
+    explained: Explained,
+    fishers: Fishers,
+    out: Path,
+    heldout: float = 0.3,
+    n_components: MaybeInt = None,
+    keep: MaybeInt = None,
+    n_top: MaybeInt = None,
+    norm: float = 0.1,
+    limit: MaybeInt = None,
+    seed: int = 0,
+    any_accuracy: Flag = False,
+    title: MaybeText = None,
+    all_devices: Flag = False,
+    progress: Show = Show.BAR,
+    overwrite: Flag = False,
+) -> None:
+    """Explain a model on a data set: split, check, plan, compute, decompose, fit, perturb, report.
+
+    Stopped half-way it goes on where it was when run again.
+
+    Args:
+        explained: what is explained.
+        fishers: how a Fisher is represented.
+        out: directory for the report, report.html, and for all that leads to it.
+        heldout: the fraction of examples of each class that components are not found in, but shown and tested by.
+        n_components: how many; the square root of the number of examples by default.
+        keep: non-zeros kept for each example; chosen by a plan that measures a few.
+        n_top: examples with the largest coefficients by which a component is tested; a tenth by default, 128 at most.
+        norm: L2 norm of the change of the parameters that tests a component.
+        limit: at most so many examples, drawn at random.
+        seed: of split, plan, decomposition and test.
+        any_accuracy: go on even if predictions agree with labels no more often than by chance.
+        title: of the report.
+        all_devices: use every device rather than the first.
+        progress: a bar, JSON lines, or none.
+        overwrite: replace what is there.
+    """
+    given = dict(locals())
+    with needs("npeff explain"):
+        import jinja2  # noqa: F401  before hours of work, what the report at their end is made with
+    check_in_range("--heldout", heldout, 0.05, 0.9)
+    run = _Run.at(local_place(out), given, overwrite)
+    shown, mesh = progress_of(progress), mesh_of(all_devices)
+    model, data = explained.load(shown)
+    train_rows, heldout_rows = _split(data, heldout, limit, seed)
+    train, rest = data.subset(train_rows), data.subset(heldout_rows)
+    print(f"{len(train):,} examples to decompose, {len(rest):,} held out")
+    if data.labels is not None and isinstance(model.output, Categorical):
+        _check_accuracy(model, train, any_accuracy)
+    run.begin(overwrite)
+    with (run.folder / "split.npz").open("wb") as file:
+        np.savez(file, decomposed=train_rows, heldout=heldout_rows, seed=seed)
+    representation = fishers.representation()
+    if keep is None:
+        planned = npeff.plan(model, train.examples, representation, seed=seed, mesh=mesh)
+        keep = planned.suggested_keep
+        print(planned)
+    pefs, others = (
+        npeff.compute_pefs(
+            model,
+            part.examples,
+            representation,
+            labels=part.labels,
+            keep=keep,
+            path=run.folder / name,
+            mesh=mesh,
+            progress=shown,
+        )
+        for name, part in (("pefs", train), ("heldout", rest))
+    )
+    r = n_components or max(2, round(len(train) ** 0.5))
+
+    def decompose(path: Path) -> None:
+        own_seed = seed if path.name.endswith("components") else seed + 1  # another start: how stable is what is found?
+        npeff.decompose(pefs, r, seed=own_seed, mesh=mesh, progress=shown).save(path)
+
+    run.once("components", decompose)
+    run.once("other", decompose)
+    components, other = (npeff.load_decomposition(run.folder / name) for name in ("components", "other"))
+    print(f"{r} components leave {components.history.loss[-1]:.1%} of the PEFs' squared norm")
+    run.once("fit.npz", lambda path: save_arrays(path, npeff.fit_coefficients(components, others)))
+    fit = load_arrays(run.folder / "fit.npz", npeff.CoefficientFit)
+    top = n_top or max(2, min(128, len(rest) // 10))
+
+    def perturb(path: Path) -> None:
+        found = npeff.selectivity(
+            model,
+            components,
+            others,
+            rest.examples,
+            fit=fit,
+            n_top=top,
+            norm=norm,
+            seed=seed,
+            mesh=mesh,
+            progress=shown,
+        )
+        save_arrays(path, found)
+
+    run.once("selectivity.npz", perturb)
+    table = load_arrays(run.folder / "selectivity.npz", npeff.Selectivity)
+    print(repr(table))
+    report = npeff.report.report_data(
+        components,
+        others,
+        fit,
+        table,
+        rest.examples if rest.display is None and hasattr(rest.examples, "shape") else rest.display,
+        model=model,
+        title=title or f"{Path(explained.model).name} on {Path(explained.examples).name}",
+        stability=npeff.compare_runs(components, other).forward,
+    )
+    report.write(run.folder / "report.json")
+    print(f"look at {npeff.report.write_html(run.folder / 'report.html', report).resolve()}")
+
+
+STAGES["explain"] = explain
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """The directory of a run, and which of its parts are whole."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @classmethod
+    def at(cls, folder: Path, arguments: dict[str, Any], overwrite: bool) -> "_Run":
+        """The run in ``folder``: a new one, or one with the same arguments to go on with. Writes nothing yet.
+
+        Raises:
+            FileExistsError: it was made with other arguments, or is not empty and no run.
+        """
+        path, now = folder / _RECORD, record_of("explain", arguments)
+        if path.exists():
+            differ = differences(json.loads(path.read_text()), now)
+            if differ and not overwrite:
+                raise FileExistsError(
+                    f"{folder} was made with another {differ}; choose another --out, or --overwrite it"
+                )
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} is there already and no run of npeff explain; choose another --out")
+        return cls(folder, now)
+
+    def begin(self, overwrite: bool) -> None:
+        """Write the record; first remove what an earlier run made, if it is to be replaced."""
+        for name in _MADE if overwrite else ():
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _RECORD).write_text(json.dumps(self.record, indent=1) + "\n")
+
+    def once(self, name: str, make: Callable[[Path], None]) -> None:
+        """Make a part unless it is there; it takes its name only when it is whole."""
+        whole, part = self.folder / name, self.folder / f"part-{name}"
+        if whole.exists():
+            return
+        if part.is_dir():
+            shutil.rmtree(part)
+        make(part)
+        part.rename(whole)
+
+
+def _split(
+    data: Dataset, heldout: float, limit: int | None, seed: int
+) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "h"]]:
+    """Positions of the examples to decompose and of those held out, drawn class by class."""
+    n = len(data) if limit is None else min(limit, len(data))
+    if n < _LEAST:
+        raise ValueError(f"there are {n} examples; expected at least {_LEAST} to decompose and to hold out")
+    chosen = np.random.default_rng(seed).permutation(len(data))[:n]
+    labels = np.zeros(len(data), int) if data.labels is None else data.labels
+    parts: tuple[list[int], list[int]] = ([], [])
+    for label in np.unique(labels[chosen]):
+        own = chosen[labels[chosen] == label].tolist()
+        rest = round(heldout * len(own))
+        parts[0].extend(own[rest:])
+        parts[1].extend(own[:rest])
+    return np.sort(parts[0]), np.sort(parts[1])
+
+
+def _check_accuracy(model: Model, train: Dataset, any_accuracy: bool) -> None:
+    """Say how often predictions agree with labels, and stop where that is chance."""
+    check = npeff.tasks.check_labels(model, train)
+    n = int(check.confusion.sum())
+    print(f"{check.accuracy:.1%} of {n} examples predicted as labelled; chance {check.chance:.1%}")
+    deviation = (check.chance * (1 - check.chance) / n) ** 0.5
+    if check.accuracy <= check.chance + 2 * deviation and not any_accuracy:
+        better = "" if check.agrees else f" With {check.map_text} it would be {check.best_accuracy:.1%}."
+        raise ValueError(
+            f"{check.accuracy:.1%} of {n} examples are predicted as labelled, by chance {check.chance:.1%}: labels and "
+            "model do not seem to mean the same classes, or inputs are encoded in another way than for training."
+            f"{better} Say how labels are called in the order of the model's classes with --label-names, or go on all "
+            "the same with --any-accuracy"
+        )
