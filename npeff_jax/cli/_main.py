@@ -57,6 +57,7 @@ def _run(arguments: list[str]) -> None:
     app, demos = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
     demos.command(_demo.digits)
     demos.command(_demo.tracr)
+    demos.command(_demo.files)
     app.command(_plan.plan)
     for command in (_stages.pefs, _stages.decompose, _stages.fit, _stages.expand, _stages.perturb):
         app.command(command)

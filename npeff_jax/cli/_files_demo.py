@@ -1,0 +1,91 @@
+"""``npeff demo files``: a published network that tells file types, explained on files of a folder."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+import npeff_jax as npeff
+import npeff_jax.report
+from npeff_jax._progress import Progress
+
+
+def files_demo(out: Path, folder: Path | None = None, *, seed: int = 0, progress: Progress = True) -> Path:
+    """Explain a published network that tells file types, on files of a folder.
+
+    Args:
+        out: directory for PEFs, the list of files and the report. PEFs of the same files that are there are used again.
+        folder: the files; this Python's own by default.
+        seed: of the decomposition.
+        progress: a bar, a stream for JSON lines, or False.
+
+    Returns:
+        The report to look at.
+    """
+    preset = npeff.tasks.presets.FILES
+    n_files = preset.n_examples + preset.n_heldout
+    task = npeff.tasks.file_types(folder, n_files=n_files, heldout_share=preset.n_heldout / n_files)
+    print(task)
+    out.mkdir(parents=True, exist_ok=True)
+    _list_files(out / "files.tsv", task)
+    pefs, heldout = (
+        npeff.compute_pefs(
+            task.model,
+            part.examples,
+            preset.representation,
+            labels=part.labels,
+            keep=preset.keep,
+            path=out / name,
+            on_existing="resume",
+            progress=progress,
+        )
+        for name, part in (("decomposed", task.decomposed), ("heldout", task.heldout))
+    )
+    print(_about_predictions(task, np.concatenate([pefs.logits, heldout.logits])))
+    print(
+        f"PEFs: the {preset.representation.max_rows} likeliest types have a row; the others had "
+        f"{np.median(pefs.lost_trace):.1%} of the trace (median, estimated). Of what the rows hold, "
+        f"{np.median(pefs.kept_energy):.1%} is kept"
+    )
+    n_components = min(preset.n_components, len(task.decomposed))
+    decomposition, other = (npeff.decompose(pefs, n_components, seed=seed + run, progress=progress) for run in (0, 1))
+    fit = npeff.fit_coefficients(decomposition, heldout)
+    stability = npeff.evaluation.compare_runs(decomposition, other).forward
+    print(
+        f"decomposition: loss {decomposition.history.loss[-1]:.4f} of the PEFs' squared norm, {fit.loss:.4f} on "
+        f"held-out files; median similarity with a run of another seed {np.median(stability):.3f}"
+    )
+    n_top = min(16, len(task.heldout) // 2)
+    table = npeff.selectivity(
+        task.model, decomposition, heldout, task.heldout.examples, fit=fit, n_top=n_top, seed=seed, progress=progress
+    )
+    print(repr(table))
+    report = npeff.write_report(
+        out / "report.html",
+        decomposition,
+        heldout=heldout,
+        fit=fit,
+        selectivity=table,
+        display=npeff.report.Texts(task.heldout.display, ("file", "first lines", "last lines")),
+        model=task.model,
+        stability=stability,
+        title="File types: a published network of 214 types",
+    )
+    print(f"look at {report.resolve()} (the files are listed in {out / 'files.tsv'})")
+    return report
+
+
+def _list_files(path: Path, task: npeff.tasks.FileTypes) -> None:
+    """Write the digest of all files, then for each its set, and its path and type."""
+    lines = [f"# {task.digest}"]
+    for name, part in (("decomposed", task.decomposed), ("heldout", task.heldout)):
+        lines += [f"{name}\t{shown[0]}" for shown in part.display]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _about_predictions(task: npeff.tasks.FileTypes, logits: np.ndarray) -> str:
+    p = np.asarray(task.model.output.probabilities(jnp.asarray(logits)))
+    return (
+        f"network: {np.mean(p.argmax(1) == task.labels):.1%} of predictions are the type that the name stands for; "
+        f"{np.mean(p.max(1) < 0.9):.1%} have a probability below 0.9"
+    )
