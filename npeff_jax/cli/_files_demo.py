@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 import npeff_jax as npeff
@@ -84,7 +84,7 @@ def _list_files(path: Path, task: npeff.tasks.FileTypes) -> None:
 
 
 def _about_predictions(task: npeff.tasks.FileTypes, logits: np.ndarray) -> str:
-    p = np.asarray(task.model.output.probabilities(jnp.asarray(logits)))
+    p = np.asarray(jax.vmap(task.model.output.probabilities)(logits))
     return (
         f"network: {np.mean(p.argmax(1) == task.labels):.1%} of predictions are the type that the name stands for; "
         f"{np.mean(p.max(1) < 0.9):.1%} have a probability below 0.9"

@@ -168,7 +168,7 @@ def _parameters(path: pathlib.Path) -> PyTree:
     except (IndexError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"{path} is not a whole ONNX file ({error}); install magika again") from error
     graph = hashlib.blake2b(" ".join(operations).encode(), digest_size=8).hexdigest()
-    params: dict[str, dict[str, np.ndarray]] = {}
+    params: dict[str, dict[str, jax.Array]] = {}
     for ours, (theirs, shape) in _PARAMETERS.items():
         found = tensors.get(theirs)
         got = None if found is None else tuple(size for size in found.shape if size > 1)
@@ -179,7 +179,7 @@ def _parameters(path: pathlib.Path) -> PyTree:
                 "pip install --no-deps magika==1.0.3"
             )
         layer, name = ours.split("/")
-        params.setdefault(layer, {})[name] = found.reshape(shape)
+        params.setdefault(layer, {})[name] = jnp.asarray(found.reshape(shape))
     return params
 
 

@@ -8,17 +8,14 @@ import os
 import pathlib
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt
 
 from npeff_jax.models import Model
 from npeff_jax.tasks._dataset import Dataset
-from npeff_jax.tasks._file_network import PADDING, WINDOW, file_type_network, package_directory
-
-_BLOCK = 4096
-"""Bytes read at either end, of which white space is stripped before the window is taken."""
+from npeff_jax.tasks._file_network import PADDING, file_type_network, package_directory
+from npeff_jax.tasks._file_windows import HASHES, FileWindows, printable, read_window, shown, sketch
 
 _LEAST = 64
 """Files with fewer bytes after stripping are left out. The package gives the network 8 and more, but so few bytes say
@@ -27,39 +24,25 @@ little of a type, and the network's first normalisation, over positions that are
 _SKIPPED_FOLDERS = frozenset({"__pycache__", ".git", ".hg", ".svn"})
 """What programs keep for themselves. Compiled bytecode comes and goes as Python runs: the list would not stay."""
 
-_SEVERAL_FORMATS = frozenset(("cl", "gpg", "h", "l", "obj", "p", "pro", "pt", "pth", "pub"))
+_SEVERAL_FORMATS = (".cl", ".gpg", ".h", ".l", ".obj", ".p", ".pro", ".pt", ".pth", ".pub")
 """Extensions that have no label: C and C++ share ``.h``, and the package gives the others to one type although they are
 as often something else (OpenCL, lex, Wavefront, Qt's projects, Python's path files)."""
 
-_MORE_EXTENSIONS = {
-    **dict.fromkeys(("hpp", "hh", "hxx"), "cpp"),
-    **dict.fromkeys(("f", "for", "f77", "f08"), "fortran"),
-    **dict.fromkeys(("bash", "zsh"), "shell"),
-    **{"jsx": "javascript", "tsx": "typescript", "ex": "elixir", "so": "elf", "cfg": "ini", "pm": "perl"},
-    **{"mk": "makefile", "bazel": "bazel"},
-}
-"""Extensions of one format that the package does not list."""
-
-_NAMES = {
-    **dict.fromkeys(("makefile", "gnumakefile"), "makefile"),
+_MORE_NAMES = {
+    **dict.fromkeys((".hpp", ".hh", ".hxx"), "cpp"),
+    **dict.fromkeys((".f", ".for", ".f77", ".f08"), "fortran"),
+    **dict.fromkeys((".bash", ".zsh"), "shell"),
+    **{".jsx": "javascript", ".tsx": "typescript", ".ex": "elixir", ".so": "elf", ".cfg": "ini", ".pm": "perl"},
+    **dict.fromkeys(("makefile", "gnumakefile", ".mk"), "makefile"),
     **dict.fromkeys((".gitignore", ".dockerignore", ".npmignore"), "ignorefile"),
     **{"cmakelists.txt": "cmake", "dockerfile": "dockerfile", "gemfile": "gemfile", ".htaccess": "htaccess"},
-    **{".gitattributes": "gitattributes", ".gitmodules": "gitmodules"},
+    **{".gitattributes": "gitattributes", ".gitmodules": "gitmodules", ".bazel": "bazel"},
 }
-"""Whole names that tell the type, in lower case."""
-
-_SHINGLE = 8
-"""Bytes of a shingle: two files are compared by the sets of their shingles."""
-
-_HASHES = 64
-"""Least hash values per file. A Jaccard index of 0.6 is then estimated with a standard error of 0.06."""
+"""Extensions of one format that the package does not list, and whole names that tell the type."""
 
 NEAR_DUPLICATE = 0.6
 """Files whose windows have a Jaccard index of at least this are near-duplicates: the same text with another date or
 version. Two files that share only a licence of 1,024 bytes at their start have one third."""
-
-_LINES, _COLUMNS = 6, 100
-"""Lines shown of either end of a file, and characters of a line."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,43 +72,11 @@ class FileTypes:
         return np.concatenate([np.asarray(self.decomposed.labels), np.asarray(self.heldout.labels)])
 
     def __str__(self) -> str:
+        types = len(set(self.labels.tolist()))
         return (
-            f"files: {len(self.decomposed)} to decompose, {len(self.heldout)} held out, of {len(set(self.labels))} types; "
-            f"digest {self.digest}\nleft out: {_told(self.left_out)}"
+            f"files: {len(self.decomposed)} to decompose, {len(self.heldout)} held out, of {types} types; digest "
+            f"{self.digest}\nleft out: {_told(self.left_out)}"
         )
-
-
-class FileWindows:
-    """Files as the network takes them, read when they are sliced."""
-
-    def __init__(self, files: Sequence[pathlib.Path]) -> None:
-        self._files = np.empty(len(files), object)
-        self._files[:] = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, rows: Any) -> Int[np.ndarray, "rows 2048"]:
-        """The windows of a slice or an integer array of files."""
-        return np.stack([read_window(file) for file in self._files[rows]])
-
-
-def read_window(file: str | os.PathLike[str]) -> Int[np.ndarray, "2048"]:
-    """The first 1,024 bytes of a file and the last 1,024 as integers, as the package magika reads them.
-
-    Of the first 4,096 bytes the white space before is stripped, of the last 4,096 the white space after; a shorter file
-    is padded by 256, after its first bytes and before its last.
-    """
-    with open(file, "rb") as stream:
-        first = stream.read(_BLOCK)
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(size - _BLOCK, 0))
-        last = stream.read(_BLOCK)
-    window = np.full(2 * WINDOW, PADDING, np.int32)
-    first, last = first.lstrip()[:WINDOW], last.rstrip()[-WINDOW:]
-    window[: len(first)] = np.frombuffer(first, np.uint8)
-    window[2 * WINDOW - len(last) :] = np.frombuffer(last, np.uint8)
-    return window
 
 
 def file_types(
@@ -156,7 +107,7 @@ def file_types(
     model = file_type_network()
     names = model.label_names or ()
     left_out: collections.Counter[str] = collections.Counter()
-    found = _choose(_by_label(_roots(folder), labels_by_extension(names), left_out), n_files, left_out)
+    found = _choose(_by_label(_roots(folder), labels_by_name(names), left_out), n_files, left_out)
     parts = _split(found, heldout_share)
     if not parts[0] or not parts[1]:
         where = "this Python's folders" if folder is None else str(folder)
@@ -175,8 +126,8 @@ def file_types(
     )
 
 
-def labels_by_extension(label_names: Sequence[str]) -> dict[str, str]:
-    """The type that each extension stands for, in lower case without its dot; those of several types are left out.
+def labels_by_name(label_names: Sequence[str]) -> dict[str, str | None]:
+    """The type that each extension, with its dot, and each telling name stands for, in lower case; None for several.
 
     Args:
         label_names: the types there are.
@@ -186,9 +137,10 @@ def labels_by_extension(label_names: Sequence[str]) -> dict[str, str]:
     for label, facts in json.loads(text).items():
         if label in label_names:
             for extension in facts["extensions"]:
-                claimed.setdefault(extension.lower(), set()).add(label)
-    found = {extension: min(labels) for extension, labels in claimed.items() if len(labels) == 1}
-    return {e: label for e, label in (found | _MORE_EXTENSIONS).items() if e not in _SEVERAL_FORMATS}
+                claimed.setdefault(f".{extension.lower()}", set()).add(label)
+    found = {extension: min(labels) if len(labels) == 1 else None for extension, labels in claimed.items()}
+    more = {name: label for name, label in _MORE_NAMES.items() if label in label_names}
+    return found | more | dict.fromkeys(_SEVERAL_FORMATS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -211,19 +163,18 @@ def _roots(folder: str | os.PathLike[str] | None) -> list[tuple[str, pathlib.Pat
 
 
 def _by_label(
-    roots: list[tuple[str, pathlib.Path]], labels: dict[str, str], left_out: collections.Counter[str]
+    roots: list[tuple[str, pathlib.Path]], labels: dict[str, str | None], left_out: collections.Counter[str]
 ) -> dict[str, list[tuple[str, pathlib.Path]]]:
     """Name and path of all files whose names tell a type, by label, in the order of a digest of the names."""
     found: dict[str, list[tuple[str, pathlib.Path]]] = {}
     visited = {os.path.realpath(root) for _, root in roots}
     for prefix, root in roots:
         for path in _files_below(root, visited, left_out):
-            label = _NAMES.get(path.name.lower()) or labels.get(path.suffix.lower()[1:])
+            name, extension = path.name.lower(), path.suffix.lower()
+            label = labels.get(name) or labels.get(extension)
             if label is None:
-                several = path.suffix.lower()[1:] in _SEVERAL_FORMATS
-                left_out[
-                    "with a name that stands for several types" if several else "with a name that stands for no type"
-                ] += 1
+                several = extension in labels
+                left_out[f"with a name that stands for {'several types' if several else 'no type'}"] += 1
             else:
                 found.setdefault(label, []).append((prefix + path.relative_to(root).as_posix(), path))
     for files in found.values():
@@ -253,15 +204,17 @@ def _choose(
 ) -> list[_File]:
     """One file of each label after the other, without near-duplicates, until there are enough."""
     chosen: list[_File] = []
-    sketches = np.empty((n_files, _HASHES), np.uint64)
+    sketches = np.empty((n_files, HASHES), np.uint64)
     queues = {label: iter(by_label[label]) for label in sorted(by_label)}
     while queues and len(chosen) < n_files:
         for label in list(queues):
+            if len(chosen) == n_files:
+                break
             file = next(_usable(label, queues[label], sketches, chosen, left_out), None)
             if file is None:
                 del queues[label]
-            elif len(chosen) < n_files:
-                sketches[len(chosen)] = _sketch(file.window)
+            else:
+                sketches[len(chosen)] = sketch(file.window)
                 chosen.append(file)
     left_out["more than needed"] += sum(1 for queue in queues.values() for _ in queue)
     return chosen
@@ -283,70 +236,37 @@ def _usable(
             continue
         if window[_LEAST - 1] == PADDING:
             left_out[f"of fewer than {_LEAST} bytes"] += 1
-        elif np.any(np.mean(sketches[: len(chosen)] == _sketch(window), axis=1) >= NEAR_DUPLICATE):
+        elif np.any(np.mean(sketches[: len(chosen)] == sketch(window), axis=1) >= NEAR_DUPLICATE):
             left_out["nearly the same as another"] += 1
         else:
             yield _File(name, path, label, window)
-
-
-def _sketch(window: Int[np.ndarray, "2048"]) -> UInt[np.ndarray, "hashes"]:
-    """The least value of each hash function over the shingles of a window: two files' agree in the fraction that is the
-    Jaccard index of their sets of shingles, in expectation.
-    """
-    random = np.random.default_rng(0)
-    flip = random.integers(0, 2**64, _HASHES, np.uint64)
-    odd = random.integers(0, 2**64, _HASHES, np.uint64) | np.uint64(1)
-    parts = [part[part != PADDING].astype(np.uint8) for part in (window[:WINDOW], window[WINDOW:])]
-    parts = [part for part in parts if len(part) >= _SHINGLE]
-    views = [np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(part, _SHINGLE)) for part in parts]
-    shingles = np.unique(np.concatenate([view.view("<u8")[:, 0] for view in views]))
-    for constant in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):  # the finalizer of SplitMix64: nearby shingles part
-        shingles = (shingles ^ (shingles >> np.uint64(30))) * np.uint64(constant)
-    mixed = shingles ^ (shingles >> np.uint64(31))
-    return np.min((mixed ^ flip[:, None]) * odd[:, None], axis=1)
 
 
 def _split(files: list[_File], share: float) -> tuple[list[_File], list[_File]]:
     """Files to decompose and files held out: of each type the first is decomposed, and of the others every so-manieth
     is held out, beginning elsewhere in each type so that the share is right where a type has few.
     """
-    seen: dict[str, float] = {}
+    seen: dict[str, int] = {}
+    starts: dict[str, float] = {}
     parts: tuple[list[_File], list[_File]] = ([], [])
     for file in files:
-        start = (len(seen) * 0.6180339887) % 1 * (1 - share)  # multiples of the golden ratio spread evenly
-        at = seen.setdefault(file.label, start)
-        seen[file.label] = at + share
-        parts[int(at + share) > int(at)].append(file)
+        # Multiples of the golden ratio spread evenly. Rounding must not move the file at which a share is full.
+        start = starts.setdefault(file.label, (len(starts) * 0.6180339887) % 1 * (1 - share) + 1e-9)
+        k = seen.get(file.label, 0)
+        seen[file.label] = k + 1
+        parts[int(start + (k + 1) * share) > int(start + k * share)].append(file)
     return parts
 
 
 def _dataset(files: list[_File], label_names: Sequence[str]) -> Dataset:
     number = {name: i for i, name in enumerate(label_names)}
     labels = np.array([number[file.label] for file in files], np.int32)
-    display = [_shown(file) for file in files]
+    display = [(f"{_printable_name(file)} ({file.label} by its name)", *shown(file.window)) for file in files]
     return Dataset(FileWindows([file.path for file in files]), labels, display, tuple(label_names))
 
 
-def _shown(file: _File) -> tuple[str, str, str]:
-    """Path and type, first lines, last lines."""
-    first, last = (
-        part[part != PADDING].astype(np.uint8).tobytes() for part in (file.window[:WINDOW], file.window[WINDOW:])
-    )
-    lines, end = printable(first).split("\n"), printable(last).split("\n")
-    return (
-        f"{printable(os.fsencode(file.name))} ({file.label} by its name)",
-        "\n".join(line[:_COLUMNS] for line in lines[:_LINES]),
-        "\n".join(line[-_COLUMNS:] for line in end[-_LINES:]),
-    )
-
-
-def printable(content: bytes) -> str:
-    """Bytes as text of printable characters, spaces and line breaks: a middle dot for anything else.
-
-    Control characters, invalid UTF-8, and marks that turn the direction of writing are such.
-    """
-    text = content.decode("utf-8", "replace").replace("\r\n", "\n").expandtabs(4)
-    return "".join(c if c == "\n" or (c.isprintable() and c != "\ufffd") else "·" for c in text)
+def _printable_name(file: _File) -> str:
+    return printable(os.fsencode(file.name)).replace("\n", "·")
 
 
 def _digest(files: list[_File]) -> str:
