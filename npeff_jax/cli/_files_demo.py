@@ -55,9 +55,17 @@ def files_demo(out: Path, folder: Path | None = None, *, seed: int = 0, progress
         f"decomposition: loss {decomposition.history.loss[-1]:.4f} of the PEFs' squared norm, {fit.loss:.4f} on "
         f"held-out files; median similarity with a run of another seed {np.median(stability):.3f}"
     )
-    n_top = min(16, len(task.heldout) // 2)
     table = npeff.selectivity(
-        task.model, decomposition, heldout, task.heldout.examples, fit=fit, n_top=n_top, seed=seed, progress=progress
+        task.model,
+        decomposition,
+        heldout,
+        task.heldout.examples,
+        fit=fit,
+        n_top=min(16, len(task.heldout) // 2),
+        n_random=128,  # with 8 random directions and all 500 files it took longer than everything before it
+        n_directions=4,
+        seed=seed,
+        progress=progress,
     )
     print(repr(table))
     report = npeff.write_report(
