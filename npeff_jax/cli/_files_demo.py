@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import npeff_jax as npeff
@@ -92,7 +93,7 @@ def _list_files(path: Path, task: npeff.tasks.FileTypes) -> None:
 
 
 def _about_predictions(task: npeff.tasks.FileTypes, logits: np.ndarray) -> str:
-    p = np.asarray(jax.vmap(task.model.output.probabilities)(logits))
+    p = np.asarray(jax.vmap(task.model.output.probabilities)(jnp.asarray(logits)))
     return (
         f"network: {np.mean(p.argmax(1) == task.labels):.1%} of predictions are the type that the name stands for; "
         f"{np.mean(p.max(1) < 0.9):.1%} have a probability below 0.9"
