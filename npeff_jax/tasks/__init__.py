@@ -7,6 +7,9 @@ from npeff_jax.tasks._dataset import check_labels as check_labels
 from npeff_jax.tasks._dataset import match_labels as match_labels
 from npeff_jax.tasks._digits import Digits as Digits
 from npeff_jax.tasks._digits import digits as digits
+from npeff_jax.tasks._file_network import file_type_network as file_type_network
+from npeff_jax.tasks._file_types import FileTypes as FileTypes
+from npeff_jax.tasks._file_types import file_types as file_types
 from npeff_jax.tasks._image_folder import read_image_folder as read_image_folder
 from npeff_jax.tasks._nli import Inference as Inference
 from npeff_jax.tasks._nli import inference as inference
