@@ -14,5 +14,6 @@ from npeff_jax.models._outputs import Output as Output
 from npeff_jax.models._processor import ImageProcessor as ImageProcessor
 from npeff_jax.models._processor import TextProcessor as TextProcessor
 from npeff_jax.models._processor import huggingface_processor as huggingface_processor
+from npeff_jax.models._torch import from_torch as from_torch
 from npeff_jax.models._tracr import encode_tokens as encode_tokens
 from npeff_jax.models._tracr import from_tracr as from_tracr
