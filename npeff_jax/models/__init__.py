@@ -17,3 +17,5 @@ from npeff_jax.models._processor import huggingface_processor as huggingface_pro
 from npeff_jax.models._torch import from_torch as from_torch
 from npeff_jax.models._tracr import encode_tokens as encode_tokens
 from npeff_jax.models._tracr import from_tracr as from_tracr
+from npeff_jax.models._verify import Verification as Verification
+from npeff_jax.models._verify import verify as verify

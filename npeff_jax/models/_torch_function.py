@@ -39,7 +39,7 @@ class TorchFunction:
         import torch
 
         self._name = type(module).__name__
-        self._forward = forward or _default_forward
+        self._forward = forward or default_forward
         self._environment = Environment()
         tensors = dict(_tensors(module))
         placeholders = {id(t): torch.empty_like(t, device="meta", requires_grad=False) for t in tensors.values()}
@@ -160,7 +160,7 @@ class _BadOutput(Exception):
     """A module's output that is no vector of logits."""
 
 
-def _default_forward(module: Any, batch: Any) -> Any:
+def default_forward(module: Any, batch: Any) -> Any:
     if not isinstance(batch, Mapping):
         return module(*batch) if isinstance(batch, tuple) else module(batch)
     try:

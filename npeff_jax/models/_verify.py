@@ -1,0 +1,198 @@
+"""A model against PyTorch: the same logits, and the same gradient of each logit, by a plain autograd loop."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from npeff_jax._checks import count_examples, listing, slice_examples
+from npeff_jax._html import facts_html, table_html
+from npeff_jax._types import Example, Examples, PyTree
+from npeff_jax.models._model import Model
+from npeff_jax.models._torch_env import import_torch, to_numpy
+from npeff_jax.models._torch_function import Forward, default_forward
+
+Translate = Callable[[Mapping[str, np.ndarray]], PyTree]
+"""From arrays by the reference's parameter names to a pytree shaped like the model's parameters."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Verification:
+    """How far a model is from its PyTorch reference.
+
+    Attributes:
+        logit_errors: (n,), the largest difference of an example's logits, relative to the largest of them.
+        row_errors: (n, c), for each gradient row of an example the L2 norm of the difference over that of the row.
+        parameter_errors: by parameter, the largest L2 norm of its part of a row's difference over that of the whole
+            row, the worst first: where to look for a fault.
+        spread: how much the examples' logits differ among one another, relative to the largest. Near 0 the model hardly
+            computes anything from its input, and agreement says little.
+        tolerance: what `passed` allows.
+    """
+
+    logit_errors: np.ndarray
+    row_errors: np.ndarray
+    parameter_errors: Mapping[str, float]
+    spread: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every error is a number no greater than the tolerance."""
+        return bool(np.all(self.logit_errors <= self.tolerance) and np.all(self.row_errors <= self.tolerance))
+
+    def __str__(self) -> str:
+        lines = [f"{name:<26}{value}" for name, value in self._facts()]
+        worst = [f"  {error:.1e}  {name}" for name, error in list(self.parameter_errors.items())[:5]]
+        return "\n".join([*lines, "parameters that differ most, in parts of a row's norm:", *worst])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{error:.1e}") for name, error in self.parameter_errors.items()]
+        return facts_html("Against PyTorch", self._facts(), table_html(("parameter", "part of a row's error"), rows))
+
+    def _facts(self) -> list[tuple[str, str]]:
+        n, c = self.row_errors.shape
+        return [
+            ("verdict", f"{'agrees' if self.passed else 'DIFFERS'} (to {self.tolerance:.0e})"),
+            ("logits", f"{_most(self.logit_errors):.1e} at most, {np.median(self.logit_errors):.1e} median"),
+            ("gradient rows", f"{_most(self.row_errors):.1e} at most, {np.median(self.row_errors):.1e} median"),
+            ("compared", f"{n} examples, {c} rows each"),
+            ("examples' logits differ by", f"{self.spread:.1e} of the largest"),
+        ]
+
+
+def verify(
+    model: Model,
+    reference: Any,
+    examples: Examples,
+    *,
+    forward: Forward | None = None,
+    translate: Translate | None = None,
+    max_rows: int = 8,
+    tolerance: float = 1e-5,
+) -> Verification:
+    """Compare a model's logits and per-example gradient rows with PyTorch's own, example by example.
+
+    The rows are those of the Jacobian of the logits over the explained parameters; every PEF is made of them.
+
+    Args:
+        model: of `from_torch`, `from_huggingface`, or written by hand.
+        reference: the PyTorch module in evaluation mode, with the same weights.
+        examples: a few examples, as the model takes them.
+        forward: ``(module, batch) -> logits`` for the reference, as for `from_torch`.
+        translate: from the reference's parameters to the model's, where their names or layouts differ. It must be
+            linear: gradients are passed through it.
+        max_rows: for more classes than these, the rows of the likeliest so many.
+        tolerance: of `Verification.passed`. Float32 alone accounts for about 1e-6 in a few layers.
+
+    Returns:
+        The errors, which print as a table.
+
+    Raises:
+        ValueError: the reference lacks parameters of the model, or has logits of another shape.
+    """
+    torch = import_torch()
+    n = count_examples(examples)
+    if n == 0:
+        raise ValueError("no examples to verify on; pass at least one")
+    ours = jax.jit(lambda params, example, classes: _ours(model, params, example, classes))
+    names = [parameter.name for parameter in model.space.layout.parameters]
+    logits, logit_errors, row_errors = [], [], []
+    worst = dict.fromkeys(names, 0.0)
+    for i in range(n):
+        example = jax.tree.map(lambda leaf: leaf[0], slice_examples(examples, slice(i, i + 1)))
+        with torch.enable_grad():
+            theirs, weights = _their_logits(reference, example, forward)
+            classes = theirs.detach().argsort(descending=True)[:max_rows]
+            rows = [_their_row(model, weights, theirs[c], translate) for c in classes]
+        with jax.default_matmul_precision("highest"):
+            our_logits, our_rows = jax.device_get(ours(model.params, example, np.asarray(classes.cpu(), np.int32)))
+        expected = to_numpy(theirs).astype(np.float64)
+        if our_logits.shape != expected.shape:
+            raise ValueError(f"the model has logits of shape {our_logits.shape}, the reference {expected.shape}")
+        logits.append(expected)
+        logit_errors.append(_relative(np.abs(our_logits.astype(np.float64) - expected).max(), np.abs(expected).max()))
+        row_errors.append([])
+        for j, row in enumerate(rows):
+            parts = [_norm(leaf[j].astype(np.float64) - own) for leaf, own in zip(our_rows, row, strict=True)]
+            whole = np.linalg.norm([_norm(own) for own in row])
+            row_errors[-1].append(_relative(np.linalg.norm(parts), whole))
+            for name, part in zip(names, parts, strict=True):
+                worst[name] = max(worst[name], _relative(part, whole))
+    spread = np.std(logits, axis=0).max() / max(np.abs(logits).max(), np.finfo(float).tiny)
+    ordered = dict(sorted(worst.items(), key=lambda entry: -entry[1]))
+    return Verification(np.array(logit_errors), np.array(row_errors), ordered, float(spread), tolerance)
+
+
+def _ours(
+    model: Model, params: PyTree, example: Example, classes: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Logits (C,), and for each explained parameter the rows (c, *shape) of the Jacobian."""
+    logits, pull = jax.vjp(lambda selected: model.selected_logits(selected, params, example), model.space.select(params))
+    one_hot = jax.nn.one_hot(classes, logits.size, dtype=logits.dtype)
+    (rows,) = jax.vmap(pull)(one_hot)
+    return logits.astype(jnp.float32 if logits.dtype == jnp.bfloat16 else logits.dtype), rows
+
+
+def _their_logits(reference: Any, example: Example, forward: Forward | None) -> tuple[Any, dict[str, Any]]:
+    import torch
+
+    def tensor(leaf: Any) -> Any:
+        made = torch.as_tensor(np.asarray(leaf))
+        return (made if made.is_floating_point() or made.dtype == torch.bool else made.long())[None]
+
+    weights = dict(reference.named_parameters(remove_duplicate=False))
+    frozen = [weight for weight in weights.values() if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)  # a row may be asked of a frozen one; put back below
+    try:
+        output = (forward or default_forward)(reference, jax.tree.map(tensor, example))
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+    logits = output if isinstance(output, torch.Tensor) else output.logits
+    if logits.ndim != 2 or logits.shape[0] != 1:
+        raise ValueError(f"the reference returned logits of shape {tuple(logits.shape)} for a batch of 1; pass forward=")
+    return logits[0], weights
+
+
+def _their_row(model: Model, weights: Mapping[str, Any], logit: Any, translate: Translate | None) -> list[np.ndarray]:
+    """The gradient of one logit, a float64 array for each explained parameter of the model."""
+    import torch
+
+    names = [p.name for p in model.space.layout.parameters] if translate is None else list(weights)
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise ValueError(
+            f"the reference has no parameters {listing(missing)}; pass translate=, from its names to the model's"
+        )
+    unique = {id(weights[name]): weights[name] for name in names}
+    found = torch.autograd.grad(logit, list(unique.values()), retain_graph=True, allow_unused=True)
+    gradients = {
+        key: np.zeros(weight.shape) if gradient is None else to_numpy(gradient).astype(np.float64)
+        for (key, weight), gradient in zip(unique.items(), found, strict=True)
+    }
+    named = {name: gradients[id(weights[name])] for name in names}
+    if translate is None:
+        return list(named.values())
+    return [np.asarray(leaf, np.float64) for leaf in model.space.select(translate(named))]
+
+
+def _norm(array: np.ndarray) -> float:
+    return float(np.linalg.norm(array.ravel()))
+
+
+def _relative(difference: float, size: float) -> float:
+    """An error relative to ``size``; a difference from something that is zero is no small one."""
+    if size > 0:
+        return float(difference / size)
+    return 0.0 if difference == 0 else float("inf")
+
+
+def _most(errors: np.ndarray) -> float:
+    return float("nan") if np.isnan(errors).any() else float(errors.max())
