@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from npeff_jax.models._architecture import Architecture
-from npeff_jax.models._transformer import LayerNorm, SelfAttention, activation
-from npeff_jax.models._weight_maps import Rule, layer_norm, linear
+from npeff_jax.models._transformer import LayerNorm, SelfAttention, activation, visible_positions
+from npeff_jax.models._weight_maps import Architecture, Rule, layer_norm, linear
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -59,30 +58,33 @@ class Bert(nn.Module):
     @nn.compact
     def __call__(self, example: Mapping[str, jax.Array]) -> jax.Array:
         """Logits (..., C) of ``input_ids`` (..., L), with ``attention_mask`` (ones by default) and ``token_type_ids``
-        (zeros by default).
+        (zeros by default). Padding may stand on either side.
         """
         ids = example["input_ids"]
         if ids.shape[-1] > self.n_positions - (0 if self.padding_id is None else self.padding_id + 1):
             raise ValueError(f"input_ids has {ids.shape[-1]} tokens; the model has {self.n_positions} positions")
+        mask = jnp.asarray(example.get("attention_mask", jnp.ones_like(ids)), bool)
         x = nn.Embed(self.n_words, self.width, name="word_embeddings")(ids)
-        x += nn.Embed(self.n_positions, self.width, name="position_embeddings")(self._positions(ids))
+        x += nn.Embed(self.n_positions, self.width, name="position_embeddings")(self._positions(ids, mask))
         if self.n_token_types:
             types = example.get("token_type_ids", jnp.zeros_like(ids))
             x += nn.Embed(self.n_token_types, self.width, name="token_type_embeddings")(types)
         x = LayerNorm(self.epsilon, name="embeddings_norm")(x)
         self.sow("intermediates", "embeddings", x)
-        visible = jnp.asarray(example.get("attention_mask", jnp.ones_like(ids)), bool)[..., None, :]
+        visible = mask[..., None, :]
         for i in range(self.n_layers):
             layer = EncoderLayer(self.heads, self.inner_width, self.activation, self.epsilon, name=f"layer_{i}")
             x = layer(x, visible)
             self.sow("intermediates", f"layer_{i:02}", x)
-        pooled = self.pooler_activation(nn.Dense(self.width, name="pooler")(x[..., 0, :]))
+        first = jnp.argmax(mask, axis=-1)[..., None, None]  # of the tokens shown: 0, unless padding comes first
+        start = jnp.take_along_axis(x, first, axis=-2)[..., 0, :]
+        pooled = self.pooler_activation(nn.Dense(self.width, name="pooler")(start))
         self.sow("intermediates", "pooled", pooled)
         return nn.Dense(self.n_labels, name="classifier")(pooled)
 
-    def _positions(self, ids: jax.Array) -> jax.Array:
+    def _positions(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         if self.padding_id is None:
-            return jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape)
+            return visible_positions(mask)
         real = jnp.asarray(ids != self.padding_id, ids.dtype)
         return jnp.cumsum(real, axis=-1) * real + self.padding_id
 

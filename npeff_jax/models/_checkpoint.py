@@ -92,7 +92,9 @@ def _read_sharded(index: pathlib.Path) -> dict[str, np.ndarray]:
         file = index.parent / shard
         if file.resolve().parent != index.parent.resolve() or not file.is_file():
             raise FileNotFoundError(f"{index} names the shard {shard!r}, which is not beside it")
-        tensors |= read_weights(file)
+        for name, tensor in read_weights(file).items():
+            if weight_map.get(name, shard) == shard:  # a copy in another shard than the index names is left alone
+                tensors[name] = tensor
     absent = sorted(weight_map.keys() - tensors.keys())
     if absent:
         raise ValueError(f"{index} names {listing(absent)}, which no shard holds")
@@ -105,7 +107,7 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             # No header is near 100 MB; in a file that is something else these bytes are an arbitrary number.
-            header = json.loads(stream.read(length)) if 0 < length < 100_000_000 else None
+            header = json.loads(stream.read(length), object_pairs_hook=_each_once) if 0 < length < 100_000_000 else None
     except (UnicodeDecodeError, json.JSONDecodeError):
         header = None
     if not isinstance(header, dict):
@@ -122,6 +124,13 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{file} is damaged or cut short: it does not hold all of {name}")
         tensors[name] = data[start:stop].view(dtype).reshape(entry["shape"])
     return tensors
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise json.JSONDecodeError("a name stands twice in the header", "", 0)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

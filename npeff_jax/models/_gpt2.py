@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from npeff_jax.models._architecture import Architecture
-from npeff_jax.models._transformer import LayerNorm, activation, attention
-from npeff_jax.models._weight_maps import Rule, layer_norm, transpose
+from npeff_jax.models._transformer import LayerNorm, activation, attention, visible_positions
+from npeff_jax.models._weight_maps import Architecture, Rule, layer_norm, transpose
 
 Answers = tuple[tuple[int, ...], ...]
 
@@ -66,7 +65,7 @@ class Gpt2(nn.Module):
 
     def __call__(self, example: Mapping[str, jax.Array]) -> jax.Array:
         """Log-probabilities (..., C) after the last token of ``input_ids`` (..., L) that ``attention_mask`` shows, or
-        after the token at ``position`` (...).
+        after the token at index ``position`` (...) of ``input_ids``. Padding may stand on either side.
         """
         ids = example["input_ids"]
         mask = jnp.asarray(example.get("attention_mask", jnp.ones_like(ids)), bool)
@@ -82,7 +81,7 @@ class Gpt2(nn.Module):
         length = ids.shape[-1]
         if length > self.n_positions:
             raise ValueError(f"input_ids has {length} tokens, answers included; the model has {self.n_positions}")
-        x = self.word_embeddings(ids) + self.position_embeddings(jnp.arange(length))
+        x = self.word_embeddings(ids) + self.position_embeddings(visible_positions(mask))
         self.sow("intermediates", "embeddings", x)
         visible = mask[..., None, :] & jnp.tri(length, dtype=bool)
         for i, layer in enumerate(self.layer):

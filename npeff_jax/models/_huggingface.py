@@ -13,12 +13,11 @@ import numpy as np
 
 from npeff_jax._parameters import Mask
 from npeff_jax._types import Example, PyTree
-from npeff_jax.models._architecture import Architecture
-from npeff_jax.models._checkpoint import Tensors, read_checkpoint
+from npeff_jax.models._checkpoint import read_checkpoint
 from npeff_jax.models._linen import from_linen
 from npeff_jax.models._model import Model
 from npeff_jax.models._outputs import Categorical, Gaussian, Output
-from npeff_jax.models._weight_maps import NOTHING, flatten_paths, map_weights, nest_paths
+from npeff_jax.models._weight_maps import NOTHING, Architecture, flatten_paths, map_weights, nest_paths, without_prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +74,12 @@ def from_huggingface(
         config.id2label = dict(enumerate(new_head.label_names))
     token_ids = None if answers is None else _token_ids(answers, directory)
     architecture = _architecture(config, new_head is not None, token_ids)
-    variables = _variables(directory, architecture, dtype, new_head)
     if architecture.is_language_model:
         output: Output = Categorical()
         names = None if answers is None else tuple(a if isinstance(a, str) else str(tuple(a)) for a in answers)
     else:
-        output, names = _output(config), _label_names(config)
+        output, names = _output(config), read_label_names(config)
+    variables = _variables(directory, architecture, dtype, new_head)
     return dataclasses.replace(
         from_linen(architecture.module, variables, mask=mask, output=output, label_names=names),
         intermediates_fn=_intermediates(architecture.module, variables),
@@ -197,12 +196,13 @@ def _variables(directory: pathlib.Path, architecture: Architecture, dtype: Any, 
     expected = jax.eval_shape(architecture.module.init, jax.random.key(0), architecture.example)
     expected = {name: tree for name, tree in expected.items() if name != "intermediates"}
     prefix = architecture.base_prefix
-    tensors: Tensors = {name.removeprefix(prefix): array for name, array in read_checkpoint(directory).items()}
     absent = architecture.head if new_head is not None else NOTHING
     try:
+        tensors = without_prefix(read_checkpoint(directory), prefix)
         variables = map_weights(tensors, architecture.rules, expected, ignored=architecture.ignored, absent=absent)
     except ValueError as error:
-        raise ValueError(f"{directory}: {error}") from error
+        told = str(error)
+        raise ValueError(told if told.startswith(str(directory)) else f"{directory}: {told}") from error
     if new_head is not None:
         variables = _add_head(variables, expected, absent, new_head)
     # The statistics stay NumPy: constants of the traced function, tied to no device.
@@ -219,8 +219,19 @@ def _add_head(variables: PyTree, expected: PyTree, head: str, new_head: NewHead)
     return nest_paths(flat)
 
 
-def _label_names(config: Any) -> tuple[str, ...]:
-    return tuple(str(config.id2label[i]) for i in range(config.num_labels))
+def read_label_names(config: Any) -> tuple[str, ...]:
+    """The names of the classes, in the order of the logits.
+
+    Raises:
+        ValueError: the numbers of the classes are not 0 to C − 1.
+    """
+    numbers = sorted(int(number) for number in config.id2label)
+    if numbers != list(range(len(numbers))):
+        raise ValueError(
+            f"id2label in config.json has the classes {', '.join(map(str, numbers))}; expected 0 to {len(numbers) - 1} "
+            "without a gap, one for each logit"
+        )
+    return tuple(str(config.id2label[number]) for number in numbers)
 
 
 def _output(config: Any) -> Output:

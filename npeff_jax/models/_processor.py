@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from npeff_jax.models._huggingface import locate, read_config
+from npeff_jax.models._huggingface import locate, read_config, read_label_names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,10 +17,12 @@ class TextProcessor:
     Attributes:
         tokenizer: a ``transformers`` tokenizer.
         max_length: L. Longer texts are cut (the longer of a pair first), shorter ones padded.
+        label_names: the names of the model's classes, if it has them; readers of data sets match labels to them.
     """
 
     tokenizer: Any
     max_length: int
+    label_names: tuple[str, ...] | None = None
 
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """``input_ids``, ``attention_mask`` and, where the model has them, ``token_type_ids``: (n, L) integers.
@@ -28,9 +30,15 @@ class TextProcessor:
         Args:
             texts: n strings.
             pairs: n second strings, for tasks on pairs: premise and hypothesis, two questions.
+
+        Raises:
+            ValueError: no texts, entries that are not strings of characters, or pairs of another number.
         """
-        if len(texts) == 0:
-            raise ValueError("no texts to encode")
+        _check_texts("texts", texts)
+        if pairs is not None:
+            _check_texts("pairs", pairs)
+            if len(pairs) != len(texts):
+                raise ValueError(f"there are {len(texts)} texts and {len(pairs)} pairs; expected one pair per text")
         encoded = self.tokenizer(
             list(texts),
             None if pairs is None else list(pairs),
@@ -47,9 +55,11 @@ class ImageProcessor:
 
     Attributes:
         settings: a ``transformers`` image processor.
+        label_names: the names of the model's classes, if it has them; readers of data sets match labels to them.
     """
 
     settings: Any
+    label_names: tuple[str, ...] | None = None
 
     def __call__(self, images: Sequence[Any]) -> dict[str, np.ndarray]:
         """``pixel_values``: (n, height, width, channels), channels last.
@@ -64,13 +74,18 @@ class ImageProcessor:
 
 
 def huggingface_processor(
-    directory_or_id: str | pathlib.Path, *, max_length: int = 128, revision: str | None = None
+    directory_or_id: str | pathlib.Path,
+    *,
+    max_length: int = 128,
+    label_names: Sequence[str] | None = None,
+    revision: str | None = None,
 ) -> TextProcessor | ImageProcessor:
     """What turns raw text or images into the examples of `from_huggingface`'s model of the same directory.
 
     Args:
         directory_or_id: a directory, or a name on the Hugging Face hub.
         max_length: L for text, cut to the positions that the model has.
+        label_names: of the model's classes, where they are not those of its configuration: those of a `NewHead`.
         revision: of a model on the hub.
 
     Raises:
@@ -81,9 +96,10 @@ def huggingface_processor(
 
     directory = locate(directory_or_id, revision)
     config = read_config(directory)
+    names = _class_names(config) if label_names is None else tuple(map(str, label_names))
     if (directory / "preprocessor_config.json").is_file():
         # The PIL backend needs no PyTorch, and is the one that resizes as the models' training did.
-        return ImageProcessor(transformers.AutoImageProcessor.from_pretrained(directory, backend="pil"))
+        return ImageProcessor(transformers.AutoImageProcessor.from_pretrained(directory, backend="pil"), names)
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")):
         raise FileNotFoundError(
             f"{directory} has neither a tokenizer nor preprocessor_config.json; save them beside the model with "
@@ -93,7 +109,23 @@ def huggingface_processor(
     _check_tokenizer(tokenizer, config, directory)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # GPT-2 has none; what stands in masked places does not matter
-    return TextProcessor(tokenizer, min(max_length, _positions(config)))
+    return TextProcessor(tokenizer, min(max_length, _positions(config)), names)
+
+
+def _class_names(config: Any) -> tuple[str, ...] | None:
+    """The names of a classifier's classes; None of a model that is none, whose configuration may hold defaults."""
+    classifies = any(name.endswith("Classification") for name in config.architectures or [])
+    return read_label_names(config) if classifies and config.num_labels > 1 else None
+
+
+def _check_texts(name: str, texts: Sequence[Any]) -> None:
+    if isinstance(texts, str) or len(texts) == 0:
+        raise ValueError(f"{name}={texts!r}; expected a list of one or more strings")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{i}] is {text!r} ({type(text).__name__}); expected a string, '' if there is none")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"{name}[{i}] has half of a surrogate pair, which is no character; replace it")
 
 
 def _check_tokenizer(tokenizer: Any, config: Any, directory: pathlib.Path) -> None:

@@ -40,6 +40,14 @@ class LayerNorm(nn.LayerNorm):
     use_fast_variance: bool = False
 
 
+def visible_positions(mask: jax.Array) -> jax.Array:
+    """Number the tokens that a Boolean mask (..., L) shows from 0, whichever side is padded.
+
+    The numbers in masked places mean nothing, but are inside the table of positions.
+    """
+    return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
 def attention(
     query: jax.Array, key: jax.Array, value: jax.Array, *, heads: int, visible: jax.Array, scale: float
 ) -> jax.Array:

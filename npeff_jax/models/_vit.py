@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from npeff_jax.models._architecture import Architecture
 from npeff_jax.models._transformer import LayerNorm, SelfAttention, activation
-from npeff_jax.models._weight_maps import Rule, conv_kernel, layer_norm, linear
+from npeff_jax.models._weight_maps import Architecture, Rule, conv_kernel, layer_norm, linear
 
 
 class Block(nn.Module):

@@ -1,4 +1,4 @@
-"""From a checkpoint's names to a parameter pytree: regular expressions, one map an architecture."""
+"""From a checkpoint's names to a parameter pytree: regular expressions, one map per architecture."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from npeff_jax._checks import listing
-from npeff_jax._types import PyTree
+from npeff_jax._types import Example, PyTree
 from npeff_jax.models._checkpoint import Tensors
 
 NOTHING = r"(?!)"
@@ -45,6 +45,30 @@ class Rule:
     convert: Callable[[np.ndarray], np.ndarray] = keep
 
 
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A Hugging Face class of models, for one configuration.
+
+    Attributes:
+        module: the Linen module. It takes an example, or examples with leading batch axes, and returns logits; values
+            on the way are sown into ``"intermediates"`` at its top.
+        rules: the map from a checkpoint's names to the module's variables.
+        example: an example of any values, for shapes.
+        ignored: patterns of names that a checkpoint may hold and the module does not need.
+        head: a pattern of the variables' paths that belong to the classification head.
+        base_prefix: what names begin with in a checkpoint with a head; those saved without one lack it.
+        is_language_model: whether its classes are tokens rather than the configuration's labels.
+    """
+
+    module: Any
+    rules: tuple[Rule, ...]
+    example: Example
+    ignored: tuple[str, ...] = ()
+    head: str = r"params/classifier/.*"
+    base_prefix: str = ""
+    is_language_model: bool = False
+
+
 def linear(pattern: str, path: str) -> tuple[Rule, Rule]:
     """Rules for the weight and bias of a linear layer."""
     kernel = Rule(rf"{pattern}\.weight", f"params/{path}/kernel", transpose)
@@ -77,11 +101,18 @@ def map_weights(
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten_paths(expected).items()}
     found: dict[str, np.ndarray] = {}
+    sources: dict[str, str] = {}
     unknown, misshapen = [], []
     for name, tensor in tensors.items():
         path, convert = _target(name, rules)
         if path in shapes and not re.fullmatch(absent, path):
-            found[path] = convert(tensor)
+            converted = convert(tensor)
+            if path in found and not _same(found[path], converted):
+                raise ValueError(
+                    f"the checkpoint has {path} twice, as {sources[path]} and as {name}, with different values; "
+                    "remove the one that is not the model's"
+                )
+            found[path], sources[path] = converted, name
             if found[path].shape != shapes[path]:
                 misshapen.append(f"{name} is {found[path].shape} as {path}, expected {shapes[path]}")
         elif path not in shapes and not any(re.fullmatch(pattern, name) for pattern in ignored):
@@ -92,6 +123,28 @@ def map_weights(
         told = "; ".join(f"{len(names)} {what}: {listing(names)}" for what, names in problems if names)
         raise ValueError(f"the checkpoint does not fit its configuration: weights {told}")
     return nest_paths(found)
+
+
+def without_prefix(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
+    """The weights under their names without ``prefix``, which a checkpoint may or may not have.
+
+    Raises:
+        ValueError: two weights of different values would have the same name.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix(prefix)
+        if short in found and not _same(found[short], tensor):
+            raise ValueError(
+                f"the checkpoint has both {prefix}{short} and {short}, with different values; remove the one that is "
+                "not the model's"
+            )
+        found[short] = tensor
+    return found
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b))
 
 
 def _target(name: str, rules: Sequence[Rule]) -> tuple[str | None, Callable[[np.ndarray], np.ndarray]]:

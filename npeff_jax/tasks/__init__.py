@@ -2,11 +2,11 @@
 
 from npeff_jax.tasks import presets as presets
 from npeff_jax.tasks._dataset import Dataset as Dataset
+from npeff_jax.tasks._dataset import LabelCheck as LabelCheck
+from npeff_jax.tasks._dataset import check_labels as check_labels
 from npeff_jax.tasks._digits import Digits as Digits
 from npeff_jax.tasks._digits import digits as digits
 from npeff_jax.tasks._image_folder import read_image_folder as read_image_folder
-from npeff_jax.tasks._labels import LabelCheck as LabelCheck
-from npeff_jax.tasks._labels import check_labels as check_labels
 from npeff_jax.tasks._nli import Inference as Inference
 from npeff_jax.tasks._nli import inference as inference
 from npeff_jax.tasks._nli_language import PAPER_SIZED_LANGUAGE as PAPER_SIZED_LANGUAGE

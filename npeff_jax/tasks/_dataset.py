@@ -1,14 +1,18 @@
-"""`Dataset`: examples as a model takes them, their labels, and what a person looks at."""
+"""`Dataset`: examples as a model takes them, their labels, and what a person looks at; how labels fit a model."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+import scipy.optimize
 from jaxtyping import Int
 
-from npeff_jax._checks import choose_examples, count_examples
+from npeff_jax._checks import choose_examples, count_examples, slice_examples
 from npeff_jax._types import Examples
+from npeff_jax.models import Model
+from npeff_jax.tasks._labels import check_class_numbers, match_labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,15 +21,30 @@ class Dataset:
 
     Attributes:
         examples: a pytree of arrays that share a leading axis n, or a sized source that can be sliced.
-        labels: (n,), the class of each as the data set numbers them, or None.
-        display: n texts, pairs of texts, or images, as they were before encoding; what a report shows.
-        label_names: of the classes, in the order of the numbers; None if the data set does not name them.
+        labels: (n,) integers, the number of the class of each, or None.
+        display: n texts, pairs of texts, or images, as they were before encoding; what a report shows. Or None.
+        label_names: of the classes, in the order of the numbers; None if they have no names.
+
+    Raises:
+        ValueError: labels, display and examples of different lengths, or a label that is not the number of a class.
     """
 
     examples: Examples
-    labels: Int[np.ndarray, "n"] | None
-    display: Any
+    labels: Any = None
+    display: Any = None
     label_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        n = count_examples(self.examples)
+        if self.label_names is not None:
+            object.__setattr__(self, "label_names", tuple(map(str, self.label_names)) or None)
+        if self.labels is not None:
+            n_classes = None if self.label_names is None else len(self.label_names)
+            object.__setattr__(self, "labels", check_class_numbers(self.labels, n, n_classes))
+        if hasattr(self.display, "iloc"):  # a pandas column is indexed by its own labels, not by position
+            object.__setattr__(self, "display", self.display.to_numpy())
+        if self.display is not None and len(self.display) != n:
+            raise ValueError(f"display has {len(self.display)} entries; expected one for each of the {n} examples")
 
     def __len__(self) -> int:
         return count_examples(self.examples)
@@ -33,11 +52,14 @@ class Dataset:
     def subset(self, rows: Any) -> "Dataset":
         """Some examples, by slice, index array or Boolean mask."""
         index = np.arange(len(self))[rows]
+        display = self.display
+        if display is not None:
+            display = display[index] if hasattr(display, "shape") else [display[i] for i in index]
         return dataclasses.replace(
             self,
             examples=choose_examples(self.examples, index),
             labels=None if self.labels is None else self.labels[index],
-            display=self.display[index] if hasattr(self.display, "shape") else [self.display[i] for i in index],
+            display=display,
         )
 
     def relabel(self, label_map: Mapping[int, int], label_names: tuple[str, ...] | None = None) -> "Dataset":
@@ -48,12 +70,122 @@ class Dataset:
             label_names: the model's names.
 
         Raises:
-            ValueError: a label has no entry in the map.
+            ValueError: a label has no entry in the map, or is mapped to what is not a class.
         """
         if self.labels is None:
             raise ValueError("the data set has no labels to replace")
         absent = sorted(set(self.labels.tolist()) - set(label_map))
         if absent:
             raise ValueError(f"label_map has no entry for the labels {absent}; it maps {sorted(label_map)}")
-        labels = np.array([label_map[label] for label in self.labels.tolist()], np.int32)
-        return dataclasses.replace(self, labels=labels, label_names=label_names)
+        labels = [label_map[label] for label in self.labels.tolist()]
+        n_classes = None if label_names is None else len(label_names)
+        return dataclasses.replace(
+            self, labels=check_class_numbers(labels, len(self), n_classes), label_names=label_names
+        )
+
+    def match(self, model_names: Sequence[str]) -> "Dataset":
+        """The same examples with labels numbered as a model numbers its classes, matched by name.
+
+        Args:
+            model_names: the names of the model's classes, `Model.label_names`.
+
+        Raises:
+            ValueError: names that cannot be matched (lists both), or a label that is no class of the model.
+        """
+        if self.labels is None:
+            return self
+        if self.label_names is None:
+            check_class_numbers(self.labels, len(self), len(model_names))
+            return dataclasses.replace(self, label_names=tuple(map(str, model_names)))
+        labels, names = match_labels(self.labels, self.label_names, model_names, "the data set", given=False)
+        return dataclasses.replace(self, labels=labels, label_names=names)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelCheck:
+    """How a model's predictions meet a data set's labels. Printed, it is a table.
+
+    Attributes:
+        confusion: (data set's classes, model's classes), counts of examples.
+        data_names: of the data set's classes.
+        model_names: of the model's.
+        accuracy: with labels as they are.
+        best_map: the model's class for each of the data set's under which the model is most accurate.
+        best_accuracy: under that map.
+    """
+
+    confusion: Int[np.ndarray, "data_classes model_classes"]
+    data_names: tuple[str, ...]
+    model_names: tuple[str, ...]
+    accuracy: float
+    best_map: dict[int, int]
+    best_accuracy: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no map of labels makes the model clearly more accurate.
+
+        Clearly: by more than two standard errors of an accuracy on so many examples, beyond which chance is no excuse.
+        """
+        n = self.confusion.sum()
+        return bool(self.best_accuracy - self.accuracy <= 2 * np.sqrt(0.25 / n))
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of always predicting the class that most examples are labelled with."""
+        return float(self.confusion.sum(1).max() / self.confusion.sum())
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in (*self.data_names, *self.model_names, "data set / model")) + 2
+        lines = ["data set / model".ljust(width) + "".join(name.rjust(width) for name in self.model_names)]
+        for name, counts in zip(self.data_names, self.confusion):
+            lines.append(name.ljust(width) + "".join(f"{count:{width}d}" for count in counts))
+        lines.append(f"accuracy with labels as they are: {self.accuracy:.1%}")
+        if not self.agrees:
+            told = ", ".join(f"{self.data_names[i]} → {self.model_names[j]}" for i, j in self.best_map.items())
+            lines.append(
+                f"accuracy with {told}: {self.best_accuracy:.1%}. The labels seem to be numbered differently; "
+                "if so, continue with dataset.relabel(check.best_map, check.model_names)"
+            )
+        return "\n".join(lines)
+
+
+def check_labels(model: Model, dataset: Dataset, *, limit: int = 500, batch_size: int = 50) -> LabelCheck:
+    """Compare a model's predictions with a data set's labels, as numbered and under the best one-to-one map of classes.
+
+    Checkpoints for natural language inference are known for numbering entailment, neutral and contradiction in every
+    order, sometimes without saying which.
+
+    Args:
+        model: a classifier.
+        dataset: with labels.
+        limit: examples to predict, the first ones.
+        batch_size: predicted at a time.
+
+    Raises:
+        ValueError: the data set has no labels, or has labels without names that the model has no class for.
+    """
+    if dataset.labels is None:
+        raise ValueError("the data set has no labels to check")
+    if limit < 1 or batch_size < 1:
+        raise ValueError(f"limit={limit} and batch_size={batch_size}; expected both to be at least 1")
+    n = min(limit, len(dataset))
+    if n == 0:
+        raise ValueError("the data set has no examples to check")
+    n_model = model.n_classes(jax.tree.map(lambda leaf: leaf[0], slice_examples(dataset.examples, slice(0, 1))))
+    n_data = len(dataset.label_names) if dataset.label_names is not None else n_model
+    labels = check_class_numbers(dataset.labels, len(dataset), n_data)[:n]
+    predict = jax.jit(jax.vmap(lambda params, x: model.logits_fn(params, x).argmax(-1), (None, 0)))
+    batches = [slice(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+    found = [np.asarray(predict(model.params, slice_examples(dataset.examples, rows))) for rows in batches]
+    confusion = np.zeros((n_data, n_model), int)
+    np.add.at(confusion, (labels, np.concatenate(found)), 1)
+    rows, columns = scipy.optimize.linear_sum_assignment(confusion, maximize=True)
+    return LabelCheck(
+        confusion,
+        dataset.label_names or tuple(map(str, range(n_data))),
+        model.label_names or tuple(map(str, range(n_model))),
+        accuracy=float(np.trace(confusion) / n),  # of a table that need not be square: entries (i, i)
+        best_map={int(i): int(j) for i, j in zip(rows, columns)},
+        best_accuracy=float(confusion[rows, columns].sum() / n),
+    )

@@ -1,93 +1,213 @@
-"""Do a data set and a model mean the same by class 0? Checked by accuracy, shown, and never changed silently."""
+"""Labels as class numbers: read from cells, checked where they enter, matched by name to a model's classes."""
 
-import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-import jax
 import numpy as np
-import scipy.optimize
 from jaxtyping import Int
 
-from npeff_jax._checks import slice_examples
-from npeff_jax.models import Model
-from npeff_jax.tasks._dataset import Dataset
+from npeff_jax._checks import listing
+
+Processor = Callable[..., Any]
+"""Texts or images to examples: a `models.TextProcessor` or `models.ImageProcessor`, or a function of a user's."""
+
+_MOST_CLASSES = 2**20
+"""Without a model no bound on C is known. No classifier has a million classes; a larger number is an identifier, or
+damage, and tables of C rows would not fit in memory."""
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
+_MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>"}
+_GENERIC = re.compile(r"label[ _-]?(\d+)", re.IGNORECASE)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LabelCheck:
-    """How a model's predictions meet a data set's labels. Printed, it is a table.
-
-    Attributes:
-        confusion: (data set's classes, model's classes), counts of examples.
-        data_names: of the data set's classes.
-        model_names: of the model's.
-        accuracy: with labels as they are.
-        best_map: the model's class for each of the data set's under which the model is most accurate.
-        best_accuracy: under that map.
-    """
-
-    confusion: Int[np.ndarray, "data_classes model_classes"]
-    data_names: tuple[str, ...]
-    model_names: tuple[str, ...]
-    accuracy: float
-    best_map: dict[int, int]
-    best_accuracy: float
-
-    @property
-    def agrees(self) -> bool:
-        """Whether no map of labels makes the model clearly more accurate.
-
-        Clearly: by more than two standard errors of an accuracy on so many examples, beyond which chance is no excuse.
-        """
-        n = self.confusion.sum()
-        return bool(self.best_accuracy - self.accuracy <= 2 * np.sqrt(0.25 / n))
-
-    def __str__(self) -> str:
-        width = max(len(name) for name in (*self.data_names, *self.model_names, "data set / model")) + 2
-        lines = ["data set / model".ljust(width) + "".join(name.rjust(width) for name in self.model_names)]
-        for name, counts in zip(self.data_names, self.confusion):
-            lines.append(name.ljust(width) + "".join(f"{count:{width}d}" for count in counts))
-        lines.append(f"accuracy with labels as they are: {self.accuracy:.1%}")
-        if not self.agrees:
-            told = ", ".join(f"{self.data_names[i]} → {self.model_names[j]}" for i, j in self.best_map.items())
-            lines.append(
-                f"accuracy with {told}: {self.best_accuracy:.1%}. The labels seem to be numbered differently; "
-                "if so, continue with dataset.relabel(check.best_map, check.model_names)"
-            )
-        return "\n".join(lines)
-
-
-def check_labels(model: Model, dataset: Dataset, *, limit: int = 500, batch_size: int = 50) -> LabelCheck:
-    """Compare a model's predictions with a data set's labels, as numbered and under the best one-to-one map of classes.
-
-    Checkpoints for natural language inference are known for numbering entailment, neutral and contradiction in every
-    order, sometimes without saying which.
+def check_class_numbers(labels: Any, n_examples: int, n_classes: int | None = None) -> Int[np.ndarray, "n"]:
+    """Return ``labels`` as class numbers, an integer array of shape (n,).
 
     Args:
-        model: a classifier.
-        dataset: with labels.
-        limit: examples to predict, the first ones.
-        batch_size: predicted at a time.
+        labels: one number per example. Floating-point numbers without a fraction are taken as integers.
+        n_examples: n.
+        n_classes: C, if it is known.
 
     Raises:
-        ValueError: the data set has no labels.
+        ValueError: another length, values that are not integers, or a label outside 0 to C − 1.
     """
-    if dataset.labels is None:
-        raise ValueError("the data set has no labels to check")
-    n = min(limit, len(dataset))
-    predict = jax.jit(jax.vmap(lambda params, x: model.logits_fn(params, x).argmax(-1), (None, 0)))
-    batches = [slice(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
-    found = [np.asarray(predict(model.params, slice_examples(dataset.examples, rows))) for rows in batches]
-    n_model = model.n_classes(jax.tree.map(lambda leaf: leaf[0], slice_examples(dataset.examples, slice(0, 1))))
-    labels = dataset.labels[:n]
-    n_data = max(len(dataset.label_names or ()), int(labels.max()) + 1)
-    confusion = np.zeros((n_data, n_model), int)
-    np.add.at(confusion, (labels, np.concatenate(found)), 1)
-    rows, columns = scipy.optimize.linear_sum_assignment(confusion, maximize=True)
-    return LabelCheck(
-        confusion,
-        dataset.label_names or tuple(map(str, range(n_data))),
-        model.label_names or tuple(map(str, range(n_model))),
-        accuracy=float(np.trace(confusion) / n),  # of a table that need not be square: entries (i, i)
-        best_map={int(i): int(j) for i, j in zip(rows, columns)},
-        best_accuracy=float(confusion[rows, columns].sum() / n),
+    if np.ma.is_masked(labels):
+        raise ValueError("labels is a masked array with masked entries; leave out the examples without a label")
+    array = np.asarray(labels)
+    if array.shape != (n_examples,):
+        raise ValueError(f"labels has shape {array.shape}; expected ({n_examples},), one label per example")
+    if array.dtype == bool:
+        array = array.astype(np.int32)
+    if np.issubdtype(array.dtype, np.floating):
+        wrong = np.flatnonzero(~np.isfinite(array) | (array != np.floor(array)))
+        if wrong.size:
+            raise ValueError(f"labels[{wrong[0]}] is {array[wrong[0]]}; expected the number of a class, 0 to C − 1")
+    elif not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"labels has dtype {array.dtype}; expected integers, the number of the class of each example")
+    most = _MOST_CLASSES if n_classes is None else n_classes
+    wrong = np.flatnonzero((array < 0) | (array >= most))
+    if wrong.size:
+        raise ValueError(f"labels[{wrong[0]}]: {_out_of_range(int(array[wrong[0]]), n_classes)}")
+    return array.astype(np.int32)
+
+
+def number_labels(
+    cells: Sequence[tuple[str, Any]],
+    names: Sequence[str] | None,
+    model_names: Sequence[str] | None,
+    source: Any,
+    known: Iterable[Any] = (),
+) -> tuple[Int[np.ndarray, "n"], tuple[str, ...] | None]:
+    """Number the labels of a column: by name where they are names, as they are where they are integers.
+
+    Args:
+        cells: for each example its place in the file ("row 3") and the cell of its label.
+        names: the classes in the order of their numbers, as the column spells them; sorted by default.
+        model_names: the classes of the model, which names are matched to.
+        source: the file, for messages.
+        known: cells of further rows, so that sorted names do not depend on how many rows are read.
+
+    Returns:
+        Class numbers, the model's where names were matched; and the names in that order, if there are any.
+
+    Raises:
+        ValueError: a cell without a label, a number out of range, or names that cannot be matched.
+    """
+    names = None if names is None else tuple(map(str, names))
+    values = [(place, _label(cell, f"{source}, {place}", names or ())) for place, cell in cells]
+    texts = [(place, value) for place, value in values if isinstance(value, str)]
+    if texts and len(texts) < len(values) and names is None:
+        number = next(place for place, value in values if isinstance(value, int))
+        raise ValueError(
+            f"{source}, {texts[0][0]} has the label {texts[0][1]!r} and {number} a number; expected names or numbers, "
+            "or Columns(label_names=...) with all of them"
+        )
+    given, numbered = names is not None, not texts
+    if names is None and texts:
+        rest = (value for value in map(_quiet_label, known) if isinstance(value, str))
+        names = tuple(sorted({text for _, text in texts} | set(rest)))
+    n_classes = len(names) if names else len(model_names) if model_names else None
+    numbers = np.zeros(len(values), np.int64)
+    for i, (place, value) in enumerate(values):
+        if isinstance(value, str):
+            if value not in (names or ()):
+                expected = listing(list(names or ()), 20)
+                raise ValueError(f"{source}, {place} has the label {value!r}; expected one of {expected}")
+            numbers[i] = (names or ()).index(value)
+        elif not 0 <= value < (n_classes or _MOST_CLASSES):
+            raise ValueError(f"{source}, {place} has the {_out_of_range(value, n_classes)}")
+        else:
+            numbers[i] = value
+    if numbered and not given:
+        return numbers.astype(np.int32), None if generic(model_names) else tuple(model_names or ())
+    return match_labels(numbers.astype(np.int32), names or (), model_names, str(source), given=given)
+
+
+def match_labels(
+    labels: Int[np.ndarray, "n"], names: Sequence[str], model_names: Sequence[str] | None, source: str, *, given: bool
+) -> tuple[Int[np.ndarray, "n"], tuple[str, ...]]:
+    """Replace numbers of a data set's classes by those of the model's classes of the same names.
+
+    Names are compared without regard to case, spaces, hyphens and underscores; a model's class may have several, by
+    commas.
+
+    Args:
+        labels: (n,), numbers of the classes ``names``.
+        names: of the data set's classes.
+        model_names: of the model's classes; without them, nothing is changed.
+        source: where the data set is from, for messages.
+        given: whether someone wrote down ``names`` in this order. Then names that have nothing in common with the
+            model's, or a model whose names say nothing, are taken as the model's classes in their order.
+
+    Raises:
+        ValueError: names that cannot be matched; lists both.
+    """
+    if model_names is None:
+        return labels, tuple(names)
+    places = _places(model_names)
+    found = [places.get(_plain(name)) for name in names]
+    matched = [place for place in found if place is not None]
+    if len(matched) == len(names) and len(set(matched)) == len(names):
+        return np.array(matched, np.int32)[labels], tuple(map(str, model_names))
+    if given and not matched and labels.max(initial=0) < len(model_names):
+        return labels, tuple(names)
+    raise ValueError(
+        f"{source}: the classes of the data set ({listing(list(names), 12)}) cannot be matched to the model's "
+        f"({listing(list(map(str, model_names)), 12)}) by name; pass label_names, the data set's names in the order of "
+        "the model's classes"
     )
+
+
+def generic(names: Sequence[str] | None) -> bool:
+    """Whether names say nothing: none at all, or LABEL_0, LABEL_1, … as configurations have them by default."""
+    return not names or all((found := _GENERIC.fullmatch(str(n))) and int(found[1]) == i for i, n in enumerate(names))
+
+
+def _label(cell: Any, place: str, names: Sequence[str]) -> int | str:
+    """The class of a cell: a name, or an integer."""
+    text = str(cell).strip()
+    if text in names:
+        return text
+    if (isinstance(cell, float) and math.isnan(cell)) or (
+        (cell is None or isinstance(cell, str)) and _is_missing(text)
+    ):
+        raise ValueError(
+            f"{place} has no label ({text!r}); fill it in, or leave such rows out with Columns(skip=({text!r},))"
+        )
+    if isinstance(cell, bool | np.bool_):
+        return int(cell)
+    if isinstance(cell, str) and not _NUMBER.fullmatch(text):
+        return text
+    if not isinstance(cell, str | int | float | np.integer | np.floating):
+        raise ValueError(f"{place} has a label of type {type(cell).__name__}; expected a name or the number of a class")
+    whole, _, fraction = text.partition(".")
+    if _NUMBER.fullmatch(text) and not fraction.strip("0"):
+        return int(whole)
+    if isinstance(cell, float) and math.isfinite(cell) and cell == math.floor(cell):
+        return int(cell)
+    raise ValueError(f"{place} has the label {text}; expected a name, or the number of a class: 0, 1, 2, …")
+
+
+def _quiet_label(cell: Any) -> int | str | None:
+    try:
+        return _label(cell, "", ())
+    except ValueError:
+        return None  # told where its row is read
+
+
+def _is_missing(text: str) -> bool:
+    return text.casefold() in _MISSING
+
+
+def cell_text(cell: Any) -> str:
+    """A cell as `Columns.skip` spells it: nothing for a missing value, 0 for 0.0."""
+    text = "" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else str(cell).strip()
+    return text.partition(".")[0] if _NUMBER.fullmatch(text) and not text.partition(".")[2].strip("0") else text
+
+
+def _out_of_range(label: int, n_classes: int | None) -> str:
+    if n_classes is not None:
+        expected = f"expected 0 to {n_classes - 1}"
+    elif label < 0:
+        expected = "labels must not be negative"
+    else:
+        expected = "expected the number of a class: 0, 1, 2, …"
+    unlabelled = "; leave out examples that are marked as unlabelled" if label < 0 else ""
+    return f"label {label}; {expected}{unlabelled}"
+
+
+def _places(names: Sequence[str]) -> dict[str, int]:
+    """The number of each class by its name, and by each of several names that no other class has."""
+    whole: dict[str, list[int]] = {}
+    parts: dict[str, list[int]] = {}
+    for i, name in enumerate(map(str, names)):
+        whole.setdefault(_plain(name), []).append(i)
+        for part in name.split(","):
+            parts.setdefault(_plain(part), []).append(i)
+    return {name: places[0] for name, places in (parts | whole).items() if len(places) == 1}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", str(name).strip()).casefold()

@@ -1,21 +1,33 @@
 """Text data sets as files: rows of named columns, from CSV, TSV, JSONL and Parquet."""
 
+import bz2
+import codecs
 import csv
 import dataclasses
+import gzip
+import io
 import itertools
 import json
+import lzma
+import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from npeff_jax._checks import listing
-from npeff_jax.models import TextProcessor
 from npeff_jax.tasks._dataset import Dataset
+from npeff_jax.tasks._labels import Processor, cell_text, number_labels
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 QQP_LABELS = ("not_duplicate", "duplicate")
+
+TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
+_COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+
+Row = tuple[str, Mapping[str, Any]]
+"""The place of a row in its file, for messages, and its cells by column."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +41,9 @@ class Columns:
         label_names: the labels in the order of their numbers, as the column spells them. Without it a column of
             integers is taken as it is, and names are numbered in sorted order.
         skip: labels whose rows are left out, such as SNLI's ``"-"``, where annotators did not agree.
+
+    Where the processor knows the names of the model's classes (`models.huggingface_processor`), labels that are names
+    are matched to them and numbered as the model does.
     """
 
     text: str
@@ -39,9 +54,16 @@ class Columns:
 
 
 def read_table(
-    file: str | pathlib.Path, processor: TextProcessor, columns: Columns, *, limit: int | None = None, start: int = 0
+    file: str | pathlib.Path,
+    processor: Processor,
+    columns: Columns,
+    *,
+    limit: int | None = None,
+    start: int = 0,
+    encoding: str | None = None,
 ) -> Dataset:
-    """A text data set from a file of named columns: ``.csv``, ``.tsv``, ``.txt`` (tabs), ``.jsonl`` or ``.parquet``.
+    """Read a text data set from a file of named columns: ``.csv`` (commas or semicolons), ``.tsv`` or ``.txt`` (tabs),
+    ``.jsonl``, ``.parquet``; also compressed, ``.csv.gz``.
 
     Args:
         file: the file; its ending says the format.
@@ -49,37 +71,55 @@ def read_table(
         columns: which columns to read.
         limit: at most so many examples, after ``start``.
         start: examples to pass over first, counted without the skipped labels.
+        encoding: of the text; UTF-8, or UTF-16 with a byte order mark, by default. Spreadsheets often write "cp1252".
 
     Returns:
-        Encoded examples, labels, and the raw texts as ``display``: strings, or pairs of strings.
+        Encoded examples, labels, and the raw texts as ``display``: strings, or pairs of strings. A cell without a value
+        is an empty text.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no rows, a column that is not there, a label out of range or unknown.
+        ValueError: no rows, a column that is not there, a cell that is no text, a label that is missing, out of range
+            or unknown (names the row), or names of labels that cannot be matched to those of the model's classes.
     """
-    file = pathlib.Path(file)
-    wanted = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
-    rows = (row for row in _rows(file, wanted) if columns.label is None or str(row[columns.label]) not in columns.skip)
-    try:
-        chosen = list(itertools.islice(rows, start, None if limit is None else start + limit))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} cannot be read as a table in UTF-8 ({error})") from error
+    file = pathlib.Path(file).expanduser()
+    if start < 0 or (limit is not None and limit < 1):
+        raise ValueError(f"start={start}, limit={limit}; expected start of at least 0 and limit of at least 1")
+    skip = {cell_text(label) for label in columns.skip}
+    chosen: list[Row] = []
+    other_labels: set[Any] = set()
+    label = columns.label
+    passed = itertools.count()
+    for place, row in read_rows(file, [columns.text, columns.pair, columns.label], encoding):
+        if label is not None and skip and cell_text(row[label]) in skip:
+            continue
+        number = next(passed)
+        if number >= start and (limit is None or number < start + limit):
+            chosen.append((place, row))
+        elif label is not None and columns.label_names is None:
+            if isinstance(row[label], str):  # sorted names must not depend on which rows are read
+                other_labels.add(row[label])
+        elif number >= start:
+            break
     if not chosen:
         raise ValueError(f"{file} has no examples" + (f" from number {start} on" if start else ""))
-    texts = [_text(row[columns.text]) for row in chosen]
-    pairs = None if columns.pair is None else [_text(row[columns.pair]) for row in chosen]
+    texts, pairs = (
+        None if name is None else [_text(row[name], f"{file}, {place}, column {name!r}") for place, row in chosen]
+        for name in (columns.text, columns.pair)
+    )
     labels, names = None, columns.label_names
-    if columns.label is not None:
-        labels, names = _number_labels([row[columns.label] for row in chosen], names, file)
-    display = texts if pairs is None else list(zip(texts, pairs))
-    return Dataset(processor(texts, pairs), labels, display, names)
+    if label is not None:
+        cells = [(place, row[label]) for place, row in chosen]
+        labels, names = number_labels(cells, names, getattr(processor, "label_names", None), file, other_labels)
+    display = texts if pairs is None else list(zip(texts or (), pairs))
+    return Dataset(processor(texts or (), pairs), labels, display, names)
 
 
-def read_snli(
-    file: str | pathlib.Path, processor: TextProcessor, *, limit: int | None = None, start: int = 0
-) -> Dataset:
-    """SNLI or MNLI as they are distributed (``.jsonl`` or ``.txt``), or MNLI as GLUE has it (``.tsv``), numbered
-    entailment, neutral, contradiction. Examples without agreement among annotators are left out.
+def read_snli(file: str | pathlib.Path, processor: Processor, *, limit: int | None = None, start: int = 0) -> Dataset:
+    """Read SNLI or MNLI as they are distributed (``.jsonl`` or ``.txt``), or MNLI as GLUE has it (``.tsv``).
+
+    Labels are numbered as the model's classes where those have these names, else entailment, neutral, contradiction.
+    Examples without agreement among annotators are left out.
 
     Args, Returns and Raises are those of `read_table`.
     """
@@ -87,10 +127,8 @@ def read_snli(
     return read_table(file, processor, columns, limit=limit, start=start)
 
 
-def read_qqp(
-    file: str | pathlib.Path, processor: TextProcessor, *, limit: int | None = None, start: int = 0
-) -> Dataset:
-    """Quora question pairs as GLUE has them (``.tsv`` with question1, question2, is_duplicate).
+def read_qqp(file: str | pathlib.Path, processor: Processor, *, limit: int | None = None, start: int = 0) -> Dataset:
+    """Read Quora question pairs as GLUE has them (``.tsv`` with question1, question2, is_duplicate).
 
     Args, Returns and Raises are those of `read_table`.
     """
@@ -98,94 +136,131 @@ def read_qqp(
     return read_table(file, processor, columns, limit=limit, start=start)
 
 
-def _text(cell: Any) -> str:
-    """A cell of a text column; one without a value (JSON's null, Parquet's) is an empty text."""
-    return "" if cell is None else str(cell)
+def _text(cell: Any, place: str) -> str:
+    """A cell of a text column; one without a value (JSON's null, Parquet's, NaN) is an empty text."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, str | int | float):
+        text = str(cell)
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"{place}: the text has half of a surrogate pair, which is no character; replace it")
+        return text
+    raise ValueError(f"{place} holds a {type(cell).__name__}; expected a text")
 
 
-def _rows(file: pathlib.Path, wanted: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def read_rows(file: pathlib.Path, columns: Sequence[str | None], encoding: str | None = None) -> Iterator[Row]:
+    """The rows of a table, each with its place in the file, a cell for each of ``columns`` that is not None."""
+    wanted = [name for name in columns if name is not None]
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
     if file.stat().st_size == 0:
         raise ValueError(f"{file} is empty")
-    if file.suffix == ".parquet":
+    ending, opener = _format(file)
+    if ending == ".parquet":
         yield from _parquet_rows(file, wanted)
-    elif file.suffix in (".jsonl", ".json"):
-        yield from _json_rows(file, wanted)
-    elif file.suffix in (".csv", ".tsv", ".txt"):
-        yield from _delimited_rows(file, wanted)
-    else:
-        raise ValueError(f"{file} ends in {file.suffix!r}; expected .csv, .tsv, .txt, .jsonl or .parquet")
+        return
+    try:
+        with (
+            opener(file, "rb") as stream,
+            io.TextIOWrapper(stream, encoding=encoding or _encoding(opener, file), newline="") as text,
+        ):
+            rows = _json_rows if ending in (".jsonl", ".json") else _delimited_rows
+            yield from rows(text, wanted, file, ending)
+    except LookupError as error:
+        if encoding is None:
+            raise
+        raise ValueError(f"encoding={encoding!r} is not known ({error}); expected one such as 'cp1252'") from error
+    except (UnicodeError, csv.Error) as error:
+        used = encoding or "UTF-8"
+        hint = "" if isinstance(error, csv.Error) else "; pass its encoding: 'cp1252' or 'latin-1' for many older files"
+        raise ValueError(f"{file} cannot be read as a table in {used} ({error}){hint}") from error
+    except _DAMAGE as error:
+        raise ValueError(f"{file} is not a {file.suffix} file, or is damaged ({error})") from error
 
 
-def _delimited_rows(file: pathlib.Path, wanted: Sequence[str]) -> Iterator[Mapping[str, str]]:
-    """Comma-separated with quotes, or tab-separated without: GLUE's files have stray quotation marks in their texts."""
-    with file.open(encoding="utf-8", newline="") as stream:
-        comma = file.suffix == ".csv"
-        reader = csv.reader(
-            stream, delimiter="," if comma else "\t", quoting=csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE
+def _format(file: pathlib.Path) -> tuple[str, Callable[..., Any]]:
+    endings = [suffix.lower() for suffix in file.suffixes[-2:]]
+    opener = _COMPRESSED.get(endings[-1] if endings else "", open)
+    ending = endings[-1] if opener is open and endings else endings[0] if len(endings) == 2 else ""
+    if ending not in TABLE_ENDINGS or (ending == ".parquet" and opener is not open):
+        raise ValueError(
+            f"{file} ends in {file.suffix!r}; expected .csv, .tsv, .txt, .jsonl or .parquet, or the text formats "
+            "compressed, such as .csv.gz"
         )
-        header = next(reader)
-        _check_columns(header, wanted, file)
-        place = {name: header.index(name) for name in wanted}
-        for cells in reader:
-            if cells:
-                if len(cells) <= max(place.values()):
-                    raise ValueError(
-                        f"{file}, line {reader.line_num}: {len(cells)} cells, the header has {len(header)}"
-                    )
-                yield {name: cells[i] for name, i in place.items()}
+    return ending, opener
 
 
-def _json_rows(file: pathlib.Path, wanted: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    with file.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number} is not JSON ({error}); expected one object a line") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{file}, line {number} is a JSON {type(row).__name__}; expected one object a line")
-            _check_columns(list(row), wanted, file)
-            yield row
+def _encoding(opener: Callable[..., Any], file: pathlib.Path) -> str:
+    with opener(file, "rb") as stream:
+        start = stream.read(4)
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
-def _parquet_rows(file: pathlib.Path, wanted: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    import pyarrow.parquet
+def _delimited_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.Path, ending: str) -> Iterator[Row]:
+    """Separated by commas or semicolons with quotes, or by tabs without: GLUE's files have stray quotation marks in
+    their texts.
+    """
+    first = stream.readline()
+    delimiter = _delimiter(first, wanted, "," if ending == ".csv" else "\t")
+    unquoted = delimiter == "\t" and ending != ".csv"
+    reader = csv.reader(
+        itertools.chain([first], stream),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    header = [name.strip() for name in next(reader, [])]
+    _check_columns(header, wanted, file)
+    place = {name: header.index(name) for name in wanted}
+    rows = (cells for cells in reader if cells)
+    for number, cells in enumerate(rows, start=1):
+        where = f"row {number}, line {reader.line_num}"
+        if len(cells) <= max(place.values()) or any(cell.strip() for cell in cells[len(header) :]):
+            remedy = "take tabs out of texts" if unquoted else "put texts in quotation marks"
+            raise ValueError(f"{file}, {where}: {len(cells)} cells, the header has {len(header)}; {remedy}")
+        yield where, {name: cells[i] for name, i in place.items()}
 
+
+def _delimiter(header: str, wanted: Sequence[str], usual: str) -> str:
+    """The one that finds the columns, the usual one first."""
+    for delimiter in (usual, ",", ";", "\t", "|"):
+        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+        if set(wanted) <= set(names):
+            return delimiter
+    return usual
+
+
+def _json_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.Path, ending: str) -> Iterator[Row]:
+    lines = ((line_number, line) for line_number, line in enumerate(stream, start=1) if line.strip())
+    for number, (line_number, line) in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}, line {line_number} is not JSON ({error}); expected one object a line") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, line {line_number} is a JSON {type(row).__name__}; expected one object a line")
+        _check_columns(list(row), wanted, file, f", line {line_number}")
+        yield f"row {number}, line {line_number}", row
+
+
+def _parquet_rows(file: pathlib.Path, wanted: Sequence[str]) -> Iterator[Row]:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"{file} needs pyarrow; install it with: pip install 'npeff_jax[tables]'") from error
     try:
         table = pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
+        _check_columns(table.schema_arrow.names, wanted, file)
+        rows = (row for batch in table.iter_batches(columns=list(wanted)) for row in batch.to_pylist())
+        yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file} is not a Parquet file, or is damaged ({error})") from error
-    _check_columns(table.schema_arrow.names, wanted, file)
-    for batch in table.iter_batches(columns=list(wanted)):
-        yield from batch.to_pylist()
 
 
-def _check_columns(found: Sequence[str], wanted: Sequence[str], file: pathlib.Path) -> None:
+def _check_columns(found: Sequence[str], wanted: Sequence[str], file: pathlib.Path, where: str = "") -> None:
     absent = [name for name in wanted if name not in found]
     if absent:
-        raise ValueError(f"{file} has no column {absent[0]!r}; its columns are {listing(list(found), 20)}")
-
-
-def _number_labels(
-    values: Sequence[Any], names: tuple[str, ...] | None, file: pathlib.Path
-) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Labels as integers: by name where they are names, as they are where they are integers."""
-    texts = [str(value).strip() for value in values]
-    if all(text.lstrip("-").isdigit() for text in texts):
-        numbers = np.array([int(text) for text in texts], np.int32)
-        wrong = np.flatnonzero((numbers < 0) | (numbers >= (len(names) if names else np.inf)))
-        if wrong.size:
-            expected = f"expected 0 to {len(names) - 1}" if names else "labels must not be negative"
-            raise ValueError(f"{file}: example {wrong[0]} has the label {numbers[wrong[0]]}; {expected}")
-        return numbers, names
-    names = names or tuple(sorted(set(texts)))
-    unknown = [i for i, text in enumerate(texts) if text not in names]
-    if unknown:
-        raise ValueError(
-            f"{file}: example {unknown[0]} has the label {texts[unknown[0]]!r}; expected one of {', '.join(names)}"
-        )
-    return np.array([names.index(text) for text in texts], np.int32), names
+        raise ValueError(f"{file}{where} has no column {absent[0]!r}; its columns are {listing(list(found), 20)}")
+    twice = [name for name in wanted if list(found).count(name) > 1]
+    if twice:
+        raise ValueError(f"{file}{where} has {list(found).count(twice[0])} columns named {twice[0]!r}; rename one")

@@ -166,6 +166,34 @@ def test_weights_that_do_not_fit_are_named(bert):
             npeff.models.from_huggingface(directory)
 
 
+def test_a_weight_that_is_there_twice(bert):
+    """``bert.x`` and ``x`` are one weight under an old and a new name: which of two values is meant, no one knows."""
+    theirs, directory = bert
+    expected = npeff.models.from_huggingface(directory).fingerprint
+    (directory / "model.safetensors").unlink()
+    weights, kept = theirs.state_dict(), "encoder.layer.0.output.LayerNorm.weight"
+
+    def load(**more):
+        torch.save(weights | more, directory / "pytorch_model.bin")
+        return npeff.models.from_huggingface(directory).fingerprint
+
+    own = weights[f"bert.{kept}"]
+    assert load(**{kept: own.clone()}) == expected  # the same twice
+    with pytest.raises(ValueError, match=rf"has both bert\.{kept} and {kept}, with different values"):
+        load(**{kept: own + 1})
+    old = f"bert.{kept}".replace("weight", "gamma")
+    with pytest.raises(ValueError, match=r"has params/layer_0/output_norm/scale twice, as .*weight and as .*gamma"):
+        load(**{old: own + 1})
+
+
+def test_classes_with_a_gap_in_their_numbers(bert):
+    _, directory = bert
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"id2label": {"0": "a", "1": "b", "3": "c"}}))
+    with pytest.raises(ValueError, match=r"id2label in config\.json has the classes 0, 1, 3; expected 0 to 2"):
+        npeff.models.from_huggingface(directory)
+
+
 def test_what_is_not_supported_says_what_is(bert, tmp_path):
     _, directory = bert
     config = json.loads((directory / "config.json").read_text())
@@ -221,6 +249,17 @@ def test_a_tokenizer_that_does_not_belong(bert):
     encoded = processor(["a man is sleeping"], ["the dog ?"])
     np.testing.assert_array_equal(encoded["attention_mask"].sum(1), [10])
     np.testing.assert_array_equal(encoded["token_type_ids"].sum(1), [4])
+    assert processor.label_names == ("entailment", "neutral", "contradiction")
+    assert npeff.models.huggingface_processor(directory, label_names=("a", "b")).label_names == ("a", "b")
+    for texts, message in (
+        (["a", float("nan")], r"texts\[1\] is nan"),
+        (["\ud800"], "half of a surrogate"),
+        ("a", "list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(texts)
+    with pytest.raises(ValueError, match="2 texts and 1 pairs"):
+        processor(["a", "b"], ["c"])
     word_tokenizer(n_words=50).save_pretrained(directory)
     with pytest.raises(ValueError, match="tokenizer knows 50 tokens, the model 40"):
         npeff.models.huggingface_processor(directory)

@@ -61,7 +61,8 @@ def image_data(name, directory):
         image.fromarray(pixels.repeat(2 * size // 4, 0).repeat(2 * size // 4, 1)).save(file)
         if i == 0:
             first = pixels.repeat(size // 4, 0).repeat(size // 4, 1) / 255
-    data = npeff.tasks.read_image_folder(directory.parent / "images", npeff.models.huggingface_processor(directory))
+    processor = npeff.models.huggingface_processor(directory)
+    data = npeff.tasks.read_image_folder(directory.parent / "images", processor, label_names=("cat", "dog"))
     expected = (first - settings["image_mean"]) / settings["image_std"]
     np.testing.assert_allclose(data.examples[:1]["pixel_values"][0], expected, rtol=0, atol=1e-5)
     return data, ["data:image/png"]
