@@ -55,20 +55,25 @@ def from_torch(module: Any, *, forward: Forward | None = None, trainable: Mask =
         raise TypeError(f"module is a {type(module).__name__}; expected a torch.nn.Module")
     if "mask" in options:
         raise TypeError("pass trainable=, globs over the module's parameter names, in place of mask=")
+    return model_of(module, forward, trainable, **options)
+
+
+def model_of(module: Any, forward: Forward | None, trainable: Mask, *, owned: bool = False, **options: Any) -> Model:
+    """`from_torch`, for a module that nobody else has if ``owned``: its memory may then be shared instead of copied."""
     _check_evaluation_mode(module)
-    params, frozen = _parameters(module)
+    params, frozen = _parameters(module, owned)
     explained = _explained(params, frozen, trainable)
     function = TorchFunction(module, forward)
     return Model(function.logits, params, mask=lambda name, _: name in explained, **options)
 
 
-def _parameters(module: Any) -> tuple[dict[str, jax.Array], set[str]]:
+def _parameters(module: Any, owned: bool) -> tuple[dict[str, jax.Array], set[str]]:
     """Every parameter as a JAX array, the same object under each name of a tied one, and the names that are frozen."""
     arrays: dict[int, jax.Array] = {}
     params, frozen = {}, set()
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if id(parameter) not in arrays:
-            arrays[id(parameter)] = _jax_array(name, parameter)
+            arrays[id(parameter)] = _jax_array(name, parameter, owned)
         params[name] = arrays[id(parameter)]
         if not parameter.requires_grad:
             frozen.add(name)
@@ -77,7 +82,7 @@ def _parameters(module: Any) -> tuple[dict[str, jax.Array], set[str]]:
     return params, frozen
 
 
-def _jax_array(name: str, tensor: Any) -> jax.Array:
+def _jax_array(name: str, tensor: Any, owned: bool) -> jax.Array:
     import torch
 
     if torch.nn.parameter.is_lazy(tensor):
@@ -89,13 +94,13 @@ def _jax_array(name: str, tensor: Any) -> jax.Array:
             f"{name} is a {type(tensor).__name__} of layout {tensor.layout}; expected a plain dense tensor "
             "(dequantize or gather it first)"
         )
-    array = to_numpy(tensor)
+    array = to_numpy(tensor, copy=not owned)
     kept = jax.dtypes.canonicalize_dtype(array.dtype)
     if kept != array.dtype and np.issubdtype(array.dtype, np.inexact):
         raise ValueError(
             f"{name} is {array.dtype}, which JAX would make {kept}; call module.float(), or set jax_enable_x64"
         )
-    return jnp.array(array)
+    return jnp.asarray(array)
 
 
 def _explained(params: Mapping[str, jax.Array], frozen: set[str], trainable: Mask) -> set[str]:

@@ -55,14 +55,16 @@ def import_torch() -> Any:
     return torch
 
 
-def to_numpy(tensor: Any) -> np.ndarray:
-    """A copy of a PyTorch tensor on the host, of the same type."""
+def to_numpy(tensor: Any, *, copy: bool = True) -> np.ndarray:
+    """A PyTorch tensor on the host, of the same type; not copied if it need not be and ``copy`` is False."""
     import torch
 
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
-    return tensor.numpy().copy()
+        array = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    else:
+        array = tensor.numpy()
+    return array.copy() if copy else array
 
 
 class Environment:

@@ -102,7 +102,9 @@ def verify(
         raise ValueError("no examples to verify on; pass at least one")
     ours = jax.jit(lambda params, example, classes: _ours(model, params, example, classes))
     names = [parameter.name for parameter in model.space.layout.parameters]
-    logits, logit_errors, row_errors = [], [], []
+    logits: list[np.ndarray] = []
+    logit_errors: list[float] = []
+    row_errors: list[list[float]] = []
     worst = dict.fromkeys(names, 0.0)
     for i in range(n):
         example = jax.tree.map(lambda leaf: leaf[0], slice_examples(examples, slice(i, i + 1)))
@@ -116,12 +118,12 @@ def verify(
         if our_logits.shape != expected.shape:
             raise ValueError(f"the model has logits of shape {our_logits.shape}, the reference {expected.shape}")
         logits.append(expected)
-        logit_errors.append(_relative(np.abs(our_logits.astype(np.float64) - expected).max(), np.abs(expected).max()))
-        row_errors.append([])
+        logit_errors.append(_relative(_peak(our_logits.astype(np.float64) - expected), _peak(expected)))
+        row_errors.append([0.0] * len(rows))
         for j, row in enumerate(rows):
             parts = [_norm(leaf[j].astype(np.float64) - own) for leaf, own in zip(our_rows, row, strict=True)]
-            whole = np.linalg.norm([_norm(own) for own in row])
-            row_errors[-1].append(_relative(np.linalg.norm(parts), whole))
+            whole = _norm(np.array([_norm(own) for own in row]))
+            row_errors[-1][j] = _relative(_norm(np.array(parts)), whole)
             for name, part in zip(names, parts, strict=True):
                 worst[name] = max(worst[name], _relative(part, whole))
     spread = np.std(logits, axis=0).max() / max(np.abs(logits).max(), np.finfo(float).tiny)
@@ -133,7 +135,9 @@ def _ours(
     model: Model, params: PyTree, example: Example, classes: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Logits (C,), and for each explained parameter the rows (c, *shape) of the Jacobian."""
-    logits, pull = jax.vjp(lambda selected: model.selected_logits(selected, params, example), model.space.select(params))
+    logits, pull = jax.vjp(
+        lambda selected: model.selected_logits(selected, params, example), model.space.select(params)
+    )
     one_hot = jax.nn.one_hot(classes, logits.size, dtype=logits.dtype)
     (rows,) = jax.vmap(pull)(one_hot)
     return logits.astype(jnp.float32 if logits.dtype == jnp.bfloat16 else logits.dtype), rows
@@ -157,7 +161,9 @@ def _their_logits(reference: Any, example: Example, forward: Forward | None) -> 
             weight.requires_grad_(False)
     logits = output if isinstance(output, torch.Tensor) else output.logits
     if logits.ndim != 2 or logits.shape[0] != 1:
-        raise ValueError(f"the reference returned logits of shape {tuple(logits.shape)} for a batch of 1; pass forward=")
+        raise ValueError(
+            f"the reference returned logits of shape {tuple(logits.shape)} for a batch of 1; pass forward="
+        )
     return logits[0], weights
 
 
@@ -185,6 +191,10 @@ def _their_row(model: Model, weights: Mapping[str, Any], logit: Any, translate: 
 
 def _norm(array: np.ndarray) -> float:
     return float(np.linalg.norm(array.ravel()))
+
+
+def _peak(array: np.ndarray) -> float:
+    return float(np.abs(array).max())
 
 
 def _relative(difference: float, size: float) -> float:

@@ -1,0 +1,126 @@
+"""Which architectures of transformers run through `from_huggingface`, and how exactly: makes docs/architectures.md.
+
+Each is made from a tiny random configuration, saved, loaded by `from_huggingface` (the architecture's own converter
+where there is one, PyTorch's code through torchax elsewhere), and compared with transformers in PyTorch: logits, and
+gradient rows of single logits by a plain autograd loop.
+
+    python benchmarks/verify_architectures.py                    # all, and write docs/architectures.md
+    python benchmarks/verify_architectures.py --only Llama BERT  # some, and write nothing
+
+Exit status 1 if one that is not known to fail does.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+import tempfile
+import time
+
+import architectures
+import jax
+import torch
+import torchax
+import transformers
+from architectures import ARCHITECTURES, Architecture
+
+import npeff_jax as npeff
+
+TOLERANCE = {"float32": 1e-6, "bfloat16": 5e-2}  # bfloat16 has 8 bits: 4e-3 per operation
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "architectures.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of the table."""
+
+    architecture: Architecture
+    through: str
+    verified: npeff.models.Verification | None = None
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.verified is not None and self.verified.passed
+
+    def cells(self) -> list[str]:
+        head = [self.architecture.name, f"`{self.architecture.cls}`", self.through]
+        if self.verified is None:
+            return [*head, "–", "–", f"no: {self.reason}"]
+        errors = [f"{e.max():.1e}" for e in (self.verified.logit_errors, self.verified.row_errors)]
+        bound = f"{self.verified.tolerance:.0e}"
+        return [*head, *errors, "yes" if self.passed else f"no: above {bound}"]
+
+
+def check(architecture: Architecture) -> Line:
+    """One architecture from its folder, against PyTorch in memory."""
+    through = "torchax"
+    try:
+        module = architectures.build(architecture)
+        examples = architectures.examples(architecture)
+        with tempfile.TemporaryDirectory() as folder:
+            module.save_pretrained(folder)
+            model = npeff.models.from_huggingface(folder, dtype=architecture.dtype)
+            through = "torchax" if model.intermediates_fn is None else "own converter"
+            translate = None if through == "torchax" else npeff.models.converter_layout(folder, module)
+            verified = npeff.models.verify(
+                model,
+                module,
+                examples,
+                forward=architectures.plain_forward,
+                translate=translate,
+                tolerance=TOLERANCE[architecture.dtype],
+            )
+    except Exception as error:
+        text = " ".join(str(error).split())
+        return Line(architecture, through, reason=text if len(text) < 300 else text[:300] + "…")
+    return Line(architecture, through, verified)
+
+
+def page(lines: list[Line]) -> str:
+    """The list as a Markdown page."""
+    heads = ["architecture", "class in transformers", "through", "logits", "gradient rows", "supported"]
+    table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    table += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line.cells()) + " |" for line in lines]
+    right = sum(line.passed for line in lines)
+    versions = f"transformers {transformers.__version__}, PyTorch {torch.__version__}, torchax {torchax.__version__}"
+    return "\n".join(
+        [
+            "# Architectures",
+            "",
+            "Written by `benchmarks/verify_architectures.py`; do not edit. "
+            f"{right} of {len(lines)} agree with PyTorch ({versions}, jax {jax.__version__}).",
+            "",
+            "Each is a tiny model with random weights of standard deviation 0.5 and random normalisation statistics, "
+            "saved to a folder and loaded by `from_huggingface`. *Logits* is the largest difference relative to the "
+            "largest logit, *gradient rows* the largest relative L2 error of the gradient of one logit over all "
+            f"parameters, on three examples, padded ones among them. The bound is {TOLERANCE['float32']:.0e} in "
+            f"float32 and {TOLERANCE['bfloat16']:.0e} in bfloat16. `npeff verify FOLDER` does the same for a model of "
+            "yours.",
+            "",
+            *table,
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", help="names that contain one of these")
+    parser.add_argument("--out", type=pathlib.Path, default=PAGE)
+    options = parser.parse_args()
+    chosen = [a for a in ARCHITECTURES if not options.only or any(word in a.name for word in options.only)]
+    lines = []
+    for architecture in chosen:
+        start = time.perf_counter()
+        lines.append(check(architecture))
+        print(*lines[-1].cells()[:1], *lines[-1].cells()[2:], f"{time.perf_counter() - start:.1f} s", sep="\t", flush=True)
+        jax.clear_caches()
+    print(f"{sum(line.passed for line in lines)} of {len(lines)}")
+    if not options.only:
+        options.out.write_text(page(lines))
+    return int(any(not line.passed and line.verified is not None for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
