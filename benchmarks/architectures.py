@@ -1,4 +1,4 @@
-"""Small random models of many architectures of transformers, and examples for them: what `verify_architectures` runs."""
+"""Small random models of many architectures of transformers, and examples for them, for `verify_architectures`."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,7 @@ WORDS, LENGTH, CLASSES, IMAGE = 40, 10, 4, 32
 _SIZES = {
     "vocab_size": WORDS,
     "hidden_size": 16,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "intermediate_size": 24,
     "max_position_embeddings": 20,
@@ -18,10 +18,10 @@ _SIZES = {
 _ENCODER = _SIZES | {"pad_token_id": 0, "type_vocab_size": 2}
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _DECODER = _SIZES | _IDS | {"num_key_value_heads": 1, "head_dim": 8}
-_GPT = {"vocab_size": WORDS, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 20, **_IDS}
+_GPT = {"vocab_size": WORDS, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 20, **_IDS}
 _VIT = {
     "hidden_size": 16,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "intermediate_size": 24,
     "image_size": IMAGE,
@@ -49,7 +49,7 @@ class Architecture:
     scale: float = 0.5
 
 
-_GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": 8}
+_GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": 4, "num_hidden_layers": 2}
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
 _SWIN = {"image_size": IMAGE, "patch_size": 4, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
 _STAGES = {"depths": [1, 1], "hidden_sizes": [8, 16]}
@@ -64,7 +64,7 @@ ARCHITECTURES = (
     Architecture(
         "DistilBERT",
         "DistilBertForSequenceClassification",
-        {"vocab_size": WORDS, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 20},
+        {"vocab_size": WORDS, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 20},
     ),
     Architecture("ALBERT", "AlbertForSequenceClassification", _ENCODER | {"embedding_size": 8}),
     Architecture("ELECTRA", "ElectraForSequenceClassification", _ENCODER | {"embedding_size": 8}),
@@ -88,26 +88,38 @@ ARCHITECTURES = (
         },
     ),
     Architecture(
-        "ModernBERT", "ModernBertForSequenceClassification", _ENCODER | {"local_attention": 4, "cls_token_id": 1}
+        "ModernBERT",
+        "ModernBertForSequenceClassification",
+        _ENCODER | {"local_attention": 4, "num_hidden_layers": 2} | _IDS,
     ),
-    Architecture("ModernBERT, masked", "ModernBertForMaskedLM", _ENCODER | {"local_attention": 4}),
+    Architecture(
+        "ModernBERT, masked", "ModernBertForMaskedLM", _ENCODER | {"local_attention": 4, "num_hidden_layers": 2} | _IDS
+    ),
     Architecture(
         "XLNet",
         "XLNetForSequenceClassification",
-        {"vocab_size": WORDS, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24, "pad_token_id": 0},
+        {"vocab_size": WORDS, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 24, "pad_token_id": 0},
     ),
     # Decoders
     Architecture("GPT-2", "GPT2LMHeadModel", _GPT),
-    Architecture("GPT-Neo", "GPTNeoForCausalLM", _SIZES | _IDS | {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": 4}),
+    Architecture(
+        "GPT-Neo",
+        "GPTNeoForCausalLM",
+        _SIZES
+        | _IDS
+        | {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": 4},
+    ),
     Architecture("GPT-J", "GPTJForCausalLM", _GPT | {"rotary_dim": 4}),
     Architecture("GPT-NeoX, Pythia", "GPTNeoXForCausalLM", _SIZES | _IDS),
     Architecture("OPT", "OPTForCausalLM", _SIZES | _IDS | {"ffn_dim": 24, "word_embed_proj_dim": 16}),
-    Architecture("BLOOM", "BloomForCausalLM", {"vocab_size": WORDS, "hidden_size": 16, "n_layer": 2, "n_head": 2, **_IDS}),
+    Architecture(
+        "BLOOM", "BloomForCausalLM", {"vocab_size": WORDS, "hidden_size": 16, "n_layer": 1, "n_head": 2, **_IDS}
+    ),
     Architecture("Falcon", "FalconForCausalLM", _SIZES | _IDS),
-    Architecture("Llama", "LlamaForCausalLM", _DECODER),
+    Architecture("Llama", "LlamaForCausalLM", _DECODER | {"num_hidden_layers": 2}),
     Architecture("Llama, bfloat16", "LlamaForCausalLM", _DECODER, dtype="bfloat16"),
     Architecture("Llama, classifier", "LlamaForSequenceClassification", _DECODER),
-    Architecture("Mistral", "MistralForCausalLM", _DECODER | {"sliding_window": 4}),
+    Architecture("Mistral", "MistralForCausalLM", _DECODER | {"sliding_window": 4, "num_hidden_layers": 2}),
     Architecture("Mixtral", "MixtralForCausalLM", _DECODER | {"num_local_experts": 4}),
     Architecture("Qwen2", "Qwen2ForCausalLM", _DECODER),
     Architecture("Qwen2-MoE", "Qwen2MoeForCausalLM", _DECODER | _MOE),
@@ -139,9 +151,22 @@ ARCHITECTURES = (
     Architecture("ResNet", "ResNetForImageClassification", _STAGES | {"embedding_size": 8}),
     Architecture("RegNet", "RegNetForImageClassification", _STAGES | {"embedding_size": 8, "groups_width": 4}),
     Architecture("MobileNet v2", "MobileNetV2ForImageClassification", {"depth_multiplier": 0.35, "image_size": IMAGE}),
-    Architecture("PoolFormer", "PoolFormerForImageClassification", {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 8, 8]}),
-    Architecture("LeViT", "LevitForImageClassification", {"image_size": IMAGE, "hidden_sizes": [16, 16, 16], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8], "drop_path_rate": 0}),
-)  # fmt: skip
+    Architecture(
+        "PoolFormer", "PoolFormerForImageClassification", {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 8, 8]}
+    ),
+    Architecture(
+        "LeViT",
+        "LevitForImageClassification",
+        {
+            "image_size": IMAGE,
+            "hidden_sizes": [16, 16, 16],
+            "num_attention_heads": [2, 2, 2],
+            "depths": [1, 1, 1],
+            "key_dim": [8, 8, 8],
+            "drop_path_rate": 0,
+        },
+    ),
+)
 
 
 def build(architecture: Architecture, seed: int = 0) -> Any:
@@ -152,7 +177,9 @@ def build(architecture: Architecture, seed: int = 0) -> Any:
     cls = getattr(transformers, architecture.cls)
     labels = {} if "LM" in architecture.cls else {"id2label": {i: f"class {i}" for i in range(CLASSES)}}
     torch.manual_seed(seed)
-    module = cls(cls.config_class(**architecture.config, **labels, use_cache=False)).eval()
+    config = cls.config_class(**architecture.config, **labels, use_cache=False)
+    config._experts_implementation = "eager"
+    module = cls(config).eval()
     with torch.no_grad():
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if name.endswith("running_var"):
@@ -188,4 +215,5 @@ def plain_forward(module: Any, batch: dict[str, Any]) -> Any:
     logits = module(input_ids=ids, attention_mask=mask).logits
     if logits.ndim == 2:
         return logits
-    return logits[:, int(batch["position"]) if "position" in batch else int(mask.sum()) - 1]
+    logits = logits[:, int(batch["position"]) if "position" in batch else int(mask.sum()) - 1]
+    return logits.log_softmax(-1) if type(module).__name__ == "GPT2LMHeadModel" else logits  # as our converter has them

@@ -29,7 +29,7 @@ from factorization_problems import from_rows
 from sklearn.decomposition import NMF
 
 import npeff_jax as npeff
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 FACTOR = 1.001
 R = 32
@@ -45,7 +45,7 @@ def synthetic(n: int, m: int, r: int, keep: int, seed: int) -> npeff.Pefs:
     H = rng.gamma(1.0, size=(r, m)) * support
     W = rng.gamma(0.5, size=(n, r)) * (rng.random((n, r)) < 0.2) + 1e-3
     X = W @ H * rng.gamma(4.0, 0.25, size=(n, m))
-    return from_rows((X / np.linalg.norm(X, axis=1, keepdims=True))[:, None, :], Kind.DIAGONAL, keep)
+    return from_rows((X / np.linalg.norm(X, axis=1, keepdims=True))[:, None, :], FisherKind.DIAGONAL, keep)
 
 
 @functools.cache

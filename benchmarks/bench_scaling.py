@@ -25,7 +25,7 @@ from npeff_jax.factorization._compile import compiler_options
 from npeff_jax.factorization._decompose import algorithm_of, starting_point
 from npeff_jax.factorization._source import source_of_pefs
 from npeff_jax.factorization._stack import stack
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 CENTRE = {"n": 600, "K": 1024, "r": 32, "m": 20_000}
 AXES = {"n": (300, 600, 1200), "K": (512, 1024, 2048), "r": (16, 32, 64), "m": (5_000, 10_000, 20_000)}
@@ -40,7 +40,7 @@ def random_pefs(n: int, K: int, m: int, seed: int = 0) -> npeff.Pefs:
     rows = np.zeros((n, C * m), np.float32)
     for row in rows:
         row[rng.choice(C * m, K, replace=False)] = rng.normal(size=K) / np.sqrt(K)
-    return from_rows(rows.reshape(n, C, m), Kind.LOW_RANK, K)
+    return from_rows(rows.reshape(n, C, m), FisherKind.LOW_RANK, K)
 
 
 def measure(space: npeff.Dense | npeff.Sparse | npeff.Kernel, pefs: npeff.Pefs, r: int) -> dict:

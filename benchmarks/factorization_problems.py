@@ -10,7 +10,7 @@ import optax
 
 import npeff_jax as npeff
 from npeff_jax._parameters import Parameter, ParameterLayout
-from npeff_jax.pefs import Kind, Schema
+from npeff_jax.pefs import FisherKind, Schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +99,10 @@ def planted(n: int, m: int, r: int, seed: int = 0, c: int = 3) -> npeff.Pefs:
         rows = np.linalg.qr(rng.normal(size=(c, c)))[0] @ rows
         rows += 0.3 * rng.normal(size=(c, m)) * (rng.random((c, m)) < 0.1) / np.sqrt(0.1 * m)
         examples.append(rows / np.sqrt(np.linalg.norm(rows @ rows.T)))
-    return from_rows(np.stack(examples), Kind.LOW_RANK, keep=1024)
+    return from_rows(np.stack(examples), FisherKind.LOW_RANK, keep=1024)
 
 
-def from_rows(rows: np.ndarray, kind: Kind, keep: int) -> npeff.Pefs:
+def from_rows(rows: np.ndarray, kind: FisherKind, keep: int) -> npeff.Pefs:
     """Rows (n, c, m) as `Pefs` of the ``keep`` largest entries an example."""
     n, c, m = rows.shape
     flat = rows.reshape(n, -1)

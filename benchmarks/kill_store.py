@@ -21,7 +21,8 @@ from multiprocessing.process import BaseProcess
 import numpy as np
 
 import npeff_jax as npeff
-from npeff_jax.pefs import _files, store
+from npeff_jax import store
+from npeff_jax.pefs import _files
 
 N, BATCH, KEEP = 24, 4, 30
 
@@ -63,7 +64,7 @@ def write_pefs(path: pathlib.Path, boundary: int | None, pause: float) -> None:
     rng = np.random.default_rng(0)
     model = npeff.Model(lambda p, x: x @ p, rng.normal(size=(12, 5)).astype(np.float32))
     x = rng.normal(size=(N, 12)).astype(np.float32)
-    npeff.compute_pefs(model, x, labels=np.arange(N), keep=KEEP, path=path, batch_size=BATCH, progress=False)
+    npeff.compute_pefs(model, x, labels=np.arange(N) % 5, keep=KEEP, path=path, batch_size=BATCH, progress=False)
     path.with_suffix(".boundaries").write_text(str(passed))
 
 

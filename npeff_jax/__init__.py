@@ -8,6 +8,7 @@ shown (`write_report`).
 from npeff_jax import models as models
 from npeff_jax import tasks as tasks
 from npeff_jax._sharding import make_mesh as make_mesh
+from npeff_jax._version import __version__ as __version__
 from npeff_jax.evaluation import Selectivity as Selectivity
 from npeff_jax.evaluation import compare_runs as compare_runs
 from npeff_jax.evaluation import find_splits as find_splits
@@ -40,13 +41,13 @@ from npeff_jax.models import Categorical as Categorical
 from npeff_jax.models import Gaussian as Gaussian
 from npeff_jax.models import Model as Model
 from npeff_jax.pefs import Diagonal as Diagonal
-from npeff_jax.pefs import Kind as Kind
+from npeff_jax.pefs import FisherKind as FisherKind
 from npeff_jax.pefs import LowRank as LowRank
 from npeff_jax.pefs import Normalization as Normalization
 from npeff_jax.pefs import Pefs as Pefs
 from npeff_jax.pefs import PerRow as PerRow
-from npeff_jax.pefs import Plan as Plan
-from npeff_jax.pefs import Rows as Rows
+from npeff_jax.pefs import RowBasis as RowBasis
+from npeff_jax.pefs import RunPlan as RunPlan
 from npeff_jax.pefs import Sampled as Sampled
 from npeff_jax.pefs import SharedSupport as SharedSupport
 from npeff_jax.pefs import compute_pefs as compute_pefs
@@ -62,5 +63,3 @@ from npeff_jax.perturbation import loss_sign as loss_sign
 from npeff_jax.perturbation import perturb as perturb
 from npeff_jax.perturbation import perturbed_kl as perturbed_kl
 from npeff_jax.report import write_report as write_report
-
-__version__ = "0.1.0"

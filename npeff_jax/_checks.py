@@ -1,86 +1,137 @@
 """Errors at the boundary: what was got, what was expected, what to do. Each raises before any long work."""
 
+import dataclasses
+import enum
+import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-import jax
 import numpy as np
 
-from npeff_jax._types import Examples
+T = TypeVar("T")
 
 
-def count_examples(examples: Examples) -> int:
-    """The number of examples n: the leading axis shared by every leaf, or the length of a sized source.
+def check_labels(labels: Any, n_examples: int, n_classes: int | None = None) -> np.ndarray | None:
+    """Return labels as an integer array of shape (n,), or None.
 
-    Raises:
-        ValueError: no leaf, a leaf without a leading axis, or leaves that disagree.
-    """
-    if is_source(examples):
-        return len(examples)
-    leaves = jax.tree_util.tree_leaves_with_path(examples)
-    if not leaves:
-        raise ValueError("examples has no arrays; pass a pytree of arrays that share a leading axis")
-    sizes = {jax.tree_util.keystr(path) or "examples": np.shape(leaf)[:1] for path, leaf in leaves}
-    if () in sizes.values():
-        name = next(name for name, size in sizes.items() if size == ())
-        raise ValueError(f"{name} is a scalar; every leaf of examples needs a leading axis over examples")
-    if len(set(sizes.values())) > 1:
-        listing = ", ".join(f"{name} has {size[0]}" for name, size in sizes.items())
-        raise ValueError(f"the leaves of examples have different leading axes ({listing}); they must share one")
-    return next(iter(sizes.values()))[0]
-
-
-def is_source(examples: Examples) -> bool:
-    """Whether ``examples`` is a sized source to be sliced rather than a pytree of arrays."""
-    return (
-        hasattr(examples, "__getitem__")
-        and hasattr(examples, "__len__")
-        and not hasattr(examples, "shape")
-        and jax.tree_util.all_leaves([examples])
-    )
-
-
-def slice_examples(examples: Examples, rows: Any) -> Examples:
-    """Examples at ``rows`` (a slice or an integer array), as a pytree of NumPy arrays."""
-    if is_source(examples):
-        return jax.tree.map(np.asarray, examples[rows])
-    return jax.tree.map(lambda leaf: np.asarray(leaf[rows]), examples)
-
-
-class _Chosen:
-    """Some examples of a source, read when they are needed."""
-
-    def __init__(self, source: Examples, rows: np.ndarray) -> None:
-        self._source, self._rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, rows: Any) -> Examples:
-        return slice_examples(self._source, self._rows[rows])
-
-
-def choose_examples(examples: Examples, rows: np.ndarray) -> Examples:
-    """Examples at an integer array of ``rows``: of a source another source, which has read nothing yet."""
-    return _Chosen(examples, rows) if is_source(examples) else slice_examples(examples, rows)
-
-
-def check_labels(labels: Any, n_examples: int) -> np.ndarray | None:
-    """Labels as an integer array of shape (n,), or None.
+    Args:
+        labels: an array, list or column of integers, by position.
+        n_examples: n.
+        n_classes: C, where labels index the model's classes.
 
     Raises:
-        ValueError: another length, or labels that are not integers.
+        ValueError: another length, labels that are not integers, or, with ``n_classes``, one that is no class.
     """
     if labels is None:
         return None
-    array = np.asarray(labels)
+    if isinstance(labels, np.ma.MaskedArray):
+        raise ValueError("labels is a masked array; drop the examples without a label, in examples too")
+    if hasattr(labels, "detach"):  # a torch tensor
+        labels = labels.detach().cpu()
+    array = np.asarray(labels.to_numpy() if hasattr(labels, "to_numpy") else labels)
     if array.shape != (n_examples,):
         raise ValueError(
-            f"labels has shape {array.shape}, but there are {n_examples} examples; pass one label an example"
+            f"labels has shape {array.shape}, but there are {n_examples} examples; pass one label per example"
         )
     if not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"labels has dtype {array.dtype}; expected integers, the index of each example's class")
-    return array
+    if n_classes is not None:
+        bad = np.flatnonzero((array < 0) | (array >= n_classes))
+        if bad.size:
+            raise ValueError(
+                f"labels has {array[bad[0]]} at example {bad[0]} ({bad.size} such), but the model has the {n_classes} "
+                f"classes 0 to {n_classes - 1}; drop these examples or renumber their labels"
+            )
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def check_integer(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """Return a whole number as Python's ``int``: NumPy's, JAX's and others that stand for one are taken too.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is out of range.
+    """
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        found = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} is no whole number; expected an integer of at least {low}") from None
+    if found < low or (high is not None and found > high):
+        most = "" if high is None else f" and at most {high}"
+        raise ValueError(f"{name}={found} is out of range; expected an integer of at least {low}{most}")
+    return found
+
+
+def check_real(
+    name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> float:
+    """Return a number as Python's ``float``, inside its interval.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is out of range, or not finite.
+    """
+    try:
+        if isinstance(value, bool | np.bool_ | str | complex) or np.ndim(value):
+            raise TypeError
+        found = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}={value!r} is no number; expected one from {low} to {high}") from None
+    inside = (low < found if open_low else low <= found) and (found < high if open_high else found <= high)
+    if not inside:
+        less, more = "<" if open_low else "<=", "<" if open_high else "<="
+        raise ValueError(f"{name}={found:g} is out of range; expected {low:g} {less} {name} {more} {high:g}")
+    return found
+
+
+def as_instance(name: str, value: Any, base: type[T], *, none: bool = False) -> T:
+    """Return a choice: an instance of ``base``, also where its class was given and can be made without arguments.
+
+    Raises:
+        TypeError: it is something else; lists what there is.
+    """
+    if isinstance(value, type) and issubclass(value, base) and not getattr(value, "__abstractmethods__", None):
+        try:
+            return value()
+        except TypeError as error:
+            raise TypeError(
+                f"{name}={value.__name__} is a class that needs arguments ({error}); pass an object of it"
+            ) from None
+    if isinstance(value, base):
+        return value
+    known = sorted({kind.__name__ for kind in _descendants(base) if not getattr(kind, "__abstractmethods__", None)})
+    raise TypeError(
+        f"{name}={value!r} is {'a function' if callable(value) else 'a ' + type(value).__name__}; expected a "
+        f"{base.__name__}: {', '.join(f'{kind}(...)' for kind in known)}{', or None' if none else ''}"
+    )
+
+
+def as_enum(name: str, value: Any, kind: type[enum.Enum]) -> Any:
+    """Return a member of ``kind``: itself, or by its value or name.
+
+    Raises:
+        ValueError: there is no such member; lists what there is.
+    """
+    if isinstance(value, kind):
+        return value
+    for member in kind:
+        if isinstance(value, str) and value.lower() in (str(member.value).lower(), member.name.lower()):
+            return member
+    known = ", ".join(f"{kind.__name__}.{member.name}" for member in kind)
+    raise ValueError(f"{name}={value!r} is none of {known}")
+
+
+def normalise(choice: Any, **fields: Any) -> None:
+    """Set fields of a frozen dataclass while it is made: what `check_integer` and the like return."""
+    assert dataclasses.is_dataclass(choice)
+    for name, value in fields.items():
+        object.__setattr__(choice, name, value)
+
+
+def _descendants(base: type) -> set[type]:
+    return {base, *(kind for child in base.__subclasses__() for kind in _descendants(child))}
 
 
 def check_in_range(name: str, value: float | int, low: float | int, high: float | int) -> None:
@@ -96,5 +147,5 @@ def listing(names: Sequence[str], shown: int = 8) -> str:
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")

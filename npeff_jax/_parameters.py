@@ -8,7 +8,6 @@ pytree to its vector and back.
 import bisect
 import dataclasses
 import fnmatch
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -73,9 +72,9 @@ class ParameterLayout:
         return cls(tuple(Parameter(e["name"], tuple(e["shape"]), e["offset"], tuple(e["aliases"])) for e in entries))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class ParameterSpace:
-    """A layout, and the pytree it was read from.
+    """A layout, and the pytree it was read from. Compared and hashed by value: it can be a static argument.
 
     Attributes:
         layout: names, shapes and offsets.
@@ -94,16 +93,22 @@ class ParameterSpace:
         """The explained part of ``params``.
 
         Raises:
-            ValueError: ``mask`` leaves no floating-point parameter.
+            ValueError: ``mask`` leaves no floating-point parameter, two leaves have one name, or a leaf is no array.
         """
         with_path, treedef = jax.tree_util.tree_flatten_with_path(params)
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_path]
         leaves = [leaf for _, leaf in with_path]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two leaves of params are both called {twice!r}; rename a key that has a '/' in it")
+        types = [_type_of(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
         explains = _predicate(mask)
         places: dict[int, list[int]] = {}
         for place, leaf in enumerate(leaves):
-            if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-                places.setdefault(id(leaf), []).append(place)  # the same array object twice is one shared parameter
+            if jnp.issubdtype(types[place], jnp.floating):
+                # The same array twice is one shared parameter; Python makes one object of equal numbers.
+                is_array = isinstance(leaf, jax.Array | np.ndarray)
+                places.setdefault(id(leaf) if is_array else -1 - place, []).append(place)
         chosen = [p for p in places.values() if any(explains(names[place], leaves[place]) for place in p)]
         if not chosen:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -113,7 +118,7 @@ class ParameterSpace:
             entry = Parameter(names[p[0]], np.shape(leaves[p[0]]), offset, tuple(names[i] for i in p[1:]))
             parameters.append(entry)
             offset += entry.size
-        shapes = tuple(jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        shapes = tuple(jax.ShapeDtypeStruct(np.shape(leaf), kind) for leaf, kind in zip(leaves, types, strict=True))
         return cls(ParameterLayout(tuple(parameters)), treedef, shapes, tuple(tuple(p) for p in chosen))
 
     @property
@@ -155,16 +160,24 @@ class ParameterSpace:
         return self.treedef.unflatten(leaves)
 
 
-def fingerprint(params: PyTree) -> str:
-    """A digest of every leaf's path, shape, type and bytes: the same for the same parameters however a model wraps
-    them.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path, simple=True, separator='/')}{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()
+def _type_of(leaf: Any, name: str) -> Any:
+    """The type that a leaf of the parameters has for JAX."""
+    shown = f"the leaf {name!r} of params" if name else "params"
+    dtype = getattr(leaf, "dtype", None)
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"{shown} holds random keys, which are no parameters; take them out of params")
+    if isinstance(dtype, np.dtype) and not dtype.isnative:
+        raise ValueError(
+            f"{shown} is in the other byte order ({dtype}); convert it: x.astype(x.dtype.newbyteorder('='))"
+        )
+    try:
+        return jnp.result_type(leaf)
+    except TypeError:
+        pass
+    what = "a torch tensor" if type(leaf).__module__.split(".")[0] == "torch" else f"of type {type(leaf).__name__}"
+    raise ValueError(
+        f"{shown} is {what}; params is a pytree of NumPy or JAX arrays: convert it, or take it out of params"
+    )
 
 
 def _predicate(mask: Mask) -> Callable[[str, Any], bool]:
@@ -173,4 +186,8 @@ def _predicate(mask: Mask) -> Callable[[str, Any], bool]:
     if callable(mask):
         return mask
     patterns = (mask,) if isinstance(mask, str) else tuple(mask)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(
+            f"mask={mask!r} is none of: a glob, a sequence of globs, a function (path, leaf) -> bool, None"
+        )
     return lambda name, leaf: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

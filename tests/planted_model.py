@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from npeff_jax import Decomposition, History, Kind, Model, Pefs
+from npeff_jax import Decomposition, FisherKind, History, Model, Pefs
 from npeff_jax.pefs import Schema
 
 FEATURES, CLASSES, BLOCKS = 4, 3, 3
@@ -55,14 +55,14 @@ def oracle_fisher(params, example):
     return np.kron(np.outer(inputs, inputs), np.diag(p) - np.outer(p, p))
 
 
-def schema_of(model, kind=Kind.LOW_RANK, n=1, normalization="before"):
+def schema_of(model, kind=FisherKind.LOW_RANK, n=1, normalization="before"):
     m = model.space.size
-    representation = {"name": "LowRank" if kind is Kind.LOW_RANK else "Diagonal"}
+    representation = {"name": "LowRank" if kind is FisherKind.LOW_RANK else "Diagonal"}
     digest = model.fingerprint
     return Schema(kind, representation, normalization, digest, "", model.space.layout, n, CLASSES, m * (CLASSES - 1))
 
 
-def make_decomposition(model, vectors, coefficients, kind=Kind.LOW_RANK, indices=None, normalization="before"):
+def make_decomposition(model, vectors, coefficients, kind=FisherKind.LOW_RANK, indices=None, normalization="before"):
     """A decomposition with the given pseudo-Fisher vectors, brought to unit norm."""
     vectors = np.asarray(vectors, np.float32)
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
@@ -82,7 +82,7 @@ def block_vectors(seed=0):
     return vectors
 
 
-def make_pefs(model, examples, labels=None, kind=Kind.LOW_RANK):
+def make_pefs(model, examples, labels=None, kind=FisherKind.LOW_RANK):
     """PEFs whose norms and logits are right; their rows are left empty, because nothing here reads them."""
     n = len(examples["x"])
     fishers = [oracle_fisher(model.params, jax.tree.map(lambda leaf, i=i: leaf[i], examples)) for i in range(n)]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import npeff_jax as npeff
-from npeff_jax._parameters import ParameterLayout, ParameterSpace, fingerprint
+from npeff_jax._identity import tree_digest as fingerprint
+from npeff_jax._parameters import ParameterLayout, ParameterSpace
 
 pytestmark = pytest.mark.fast
 

@@ -11,7 +11,7 @@ from npeff_jax._sharding import make_mesh
 from npeff_jax.cli._source import ExampleSet, load_examples, load_model
 from npeff_jax.factorization import Dense, Kernel, Sparse
 from npeff_jax.models import Model
-from npeff_jax.pefs import Diagonal, LowRank, Rows, Sampled
+from npeff_jax.pefs import Diagonal, LowRank, RowBasis, Sampled
 
 
 class Flavour(enum.Enum):
@@ -96,7 +96,7 @@ class Fishers:
     """
 
     flavour: Flavour = Flavour.LOW_RANK
-    rows: Rows = Rows.PRINCIPAL
+    rows: RowBasis = RowBasis.PRINCIPAL
     min_probability: float = 0.0
     max_rows: int | None = None
     min_trace: float | None = None

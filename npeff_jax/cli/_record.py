@@ -82,7 +82,7 @@ def rerun(record: Path, out: Path | None = None, overwrite: bool = False) -> Non
 def _record(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     import jax
 
-    from npeff_jax import __version__
+    from npeff_jax._version import __version__
 
     return {
         "version": VERSION,

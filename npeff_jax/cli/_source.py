@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from npeff_jax._checks import count_examples, is_source, slice_examples
+from npeff_jax._examples import count_examples, is_source, slice_examples
 from npeff_jax.models import Model, from_huggingface
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from npeff_jax._types import PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
-from npeff_jax.pefs import Kind, Normalization
+from npeff_jax.pefs import FisherKind, Normalization
 
 
 def predicted_kl(
@@ -37,6 +37,6 @@ def component_curvatures(decomposition: Decomposition, direction: Float[np.ndarr
     """δᵀ H_j δ of every component: (g_j·δ)², or h_j·δ² for diagonal ones."""
     delta = direction[decomposition.parameter_indices].astype(np.float32)
     vectors = decomposition.pseudo_fishers
-    delta = delta if decomposition.kind is Kind.LOW_RANK else delta**2
+    delta = delta if decomposition.kind is FisherKind.LOW_RANK else delta**2
     products = np.array([vectors[j] @ delta for j in range(len(vectors))], np.float64)  # a row at a time: G may be huge
-    return products**2 if decomposition.kind is Kind.LOW_RANK else products
+    return products**2 if decomposition.kind is FisherKind.LOW_RANK else products

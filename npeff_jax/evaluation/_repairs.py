@@ -11,7 +11,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float, Int
 
-from npeff_jax._checks import check_labels, count_examples
+from npeff_jax._checks import check_labels
+from npeff_jax._examples import count_examples
 from npeff_jax._html import facts_html, table_html
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.evaluation._edits import SIGNS, nothing

@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from npeff_jax._checks import check_in_range, choose_examples, count_examples, slice_examples
+from npeff_jax._checks import check_in_range
+from npeff_jax._examples import choose_examples, count_examples, slice_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import Components, Examples, PyTree
 from npeff_jax.evaluation._edits import TopExamples, diagonal_edits, low_rank_edits, random_edits
@@ -17,7 +18,7 @@ from npeff_jax.evaluation._ranking import rank_correlation, top_examples
 from npeff_jax.evaluation._selectivity_table import Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Categorical, Model
-from npeff_jax.pefs import Kind, Pefs
+from npeff_jax.pefs import FisherKind, Pefs
 from npeff_jax.perturbation import (
     PAPER_THRESHOLD,
     DiagonalPerturbation,
@@ -110,7 +111,7 @@ def selectivity(
     if not (is_random & ~is_top).any(axis=1).all():
         raise ValueError(f"all {len(drawn)} random examples are top ones of some component; raise n_random")
 
-    if decomposition.kind is Kind.LOW_RANK:
+    if decomposition.kind is FisherKind.LOW_RANK:
         edits = low_rank_edits(model, decomposition, chosen, norm, reject_below)
     else:
         f = dataset_fisher(model, choose_examples(examples, drawn), mesh=mesh) if fisher is None else fisher

@@ -7,7 +7,7 @@ import jax
 
 from npeff_jax.factorization._settings import Dense, Kernel, RowChoice, Sparse
 from npeff_jax.factorization._stack import Stack
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 STEPS = 100
 """Steps that the one-time work is weighed against: what the default stopping rule takes on most problems."""
@@ -30,7 +30,7 @@ class Cost:
     seconds: float
 
 
-def costs(stacked: Stack, r: int, kind: Kind, platform: str) -> dict[RowChoice, Cost]:
+def costs(stacked: Stack, r: int, kind: FisherKind, platform: str) -> dict[RowChoice, Cost]:
     """Estimates for every choice that suits the kind."""
     (N, m), nnz = stacked.A.shape, float(stacked.A.nnz)
     dense, sparse = RATES.get(platform, RATES["gpu"])
@@ -39,14 +39,14 @@ def costs(stacked: Stack, r: int, kind: Kind, platform: str) -> dict[RowChoice, 
         Dense(): Cost(4.0 * N * m + vectors, STEPS * 4 * N * m * r / dense),
         Sparse(): Cost(16 * nnz + vectors, STEPS * 4 * nnz * r / sparse),
     }
-    if kind is Kind.LOW_RANK:
+    if kind is FisherKind.LOW_RANK:
         build = min(2 * N * N * m / dense, 4 * nnz * N / sparse)  # sparse at half the rate: out of the cache
         found[Kernel()] = Cost(4.0 * N * N + 16 * r * N, build + STEPS * 2 * N * N * r / dense + 2 * nnz * r / sparse)
     return found
 
 
 def choose(
-    stacked: Stack, r: int, kind: Kind, devices: list[jax.Device], given: RowChoice | None
+    stacked: Stack, r: int, kind: FisherKind, devices: list[jax.Device], given: RowChoice | None
 ) -> tuple[RowChoice, str]:
     """The choice and why.
 
@@ -57,7 +57,7 @@ def choose(
     estimates = costs(stacked, r, kind, devices[0].platform)
     fitting = {choice: cost for choice, cost in estimates.items() if cost.memory <= limit}
     listing = ", ".join(f"{name_of(choice)} {bytes_of(cost.memory)}" for choice, cost in estimates.items())
-    if isinstance(given, Kernel) and kind is Kind.DIAGONAL:
+    if isinstance(given, Kernel) and kind is FisherKind.DIAGONAL:
         raise ValueError("rows=Kernel() is for low-rank PEFs: H ≥ 0 cannot be kept in it; choose Dense() or Sparse()")
     if isinstance(given, Kernel) and given.sketch is not None:
         return given, f"sketched kernel of {given.sketch} columns: asked for"

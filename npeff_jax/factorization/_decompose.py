@@ -33,7 +33,7 @@ from npeff_jax.factorization._source import Source, source_of_model, source_of_p
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization._start import start_coefficients, start_vectors
 from npeff_jax.factorization.rows import ModelRows, SketchedRows, Vectors
-from npeff_jax.pefs import Kind, Pefs
+from npeff_jax.pefs import FisherKind, Pefs
 
 
 def decompose(
@@ -84,7 +84,7 @@ def decompose(
         FileExistsError: there is something at ``path``.
     """
     check_path(path)
-    kind = Kind.LOW_RANK if isinstance(pefs, ModelRows) else pefs.schema.kind
+    kind = FisherKind.LOW_RANK if isinstance(pefs, ModelRows) else pefs.schema.kind
     solver = default_solver(kind) if solver is None else solver
     check_solver(solver, kind)
     start, stopping = start or Start(), stopping or Stopping()
@@ -149,7 +149,7 @@ def starting_point(source: Source, r: int, seed: int, solver: Solver, start: Sta
     else:
         W = np.asarray(start.coefficients, np.float32)
     if start.pseudo_fishers is None:
-        nonnegative = source.schema.kind is Kind.DIAGONAL
+        nonnegative = source.schema.kind is FisherKind.DIAGONAL
         return replicate(W, rows.mesh), start_vectors(rows, r, seed, nonnegative=nonnegative)
     given = np.asarray(start.pseudo_fishers, np.float32)
     return replicate(W, rows.mesh), rows.coordinates(given[:, source.parameter_indices])
@@ -172,7 +172,7 @@ def solve(
     schema, norm = source.schema, source.squared_norm
     settings = {"n_components": W.shape[1], "n_frozen": n_frozen} | settings
     store = CheckpointStore(checkpoints, _identity(source, settings, stopping)) if checkpoints else None
-    problem = Problem(source.rows, source.owner, norm, source.energy, n_frozen, schema.kind is Kind.LOW_RANK)
+    problem = Problem(source.rows, source.owner, norm, source.energy, n_frozen, schema.kind is FisherKind.LOW_RANK)
     outcome = iterate(algorithm, problem, W, G, stopping, progress=progress, callback=callback, store=store)
     if store:
         store.close()
@@ -205,9 +205,9 @@ def _identity(source: Source, settings: dict[str, Any], stopping: Stopping) -> d
     return same | {"kind": schema.kind.value, "model": schema.model, "examples": schema.examples}
 
 
-def default_solver(kind: Kind) -> Solver:
+def default_solver(kind: FisherKind) -> Solver:
     """What the study of solvers chose."""
-    return DampedALS() if kind is Kind.LOW_RANK else HALS()
+    return DampedALS() if kind is FisherKind.LOW_RANK else HALS()
 
 
 def algorithm_of(solver: Solver) -> Algorithm:
@@ -221,9 +221,9 @@ def algorithm_of(solver: Solver) -> Algorithm:
             return Algorithm(_diagonal.init, _diagonal.step, solver)
 
 
-def check_solver(solver: Solver, kind: Kind) -> None:
+def check_solver(solver: Solver, kind: FisherKind) -> None:
     """Raise unless the solver is of the PEFs' flavour."""
-    expected = (DampedALS, Paper) if kind is Kind.LOW_RANK else (HALS, Multiplicative)
+    expected = (DampedALS, Paper) if kind is FisherKind.LOW_RANK else (HALS, Multiplicative)
     if not isinstance(solver, expected):
         names = " or ".join(option.__name__ for option in expected)
         raise ValueError(f"solver={type(solver).__name__} does not decompose {kind.value} PEFs; choose {names}")
@@ -238,9 +238,12 @@ def check_n_components(n_components: int, n_rows: int, n_examples: int) -> None:
         )
 
 
-def check_start(start: Start, n: int, r: int, m: int, kind: Kind) -> None:
+def check_start(start: Start, n: int, r: int, m: int, kind: FisherKind) -> None:
     """Raise where a given W or G is of another shape, or negative where it must not be."""
-    for name, shape, nonnegative in (("coefficients", (n, r), True), ("pseudo_fishers", (r, m), kind is Kind.DIAGONAL)):
+    for name, shape, nonnegative in (
+        ("coefficients", (n, r), True),
+        ("pseudo_fishers", (r, m), kind is FisherKind.DIAGONAL),
+    ):
         given = getattr(start, name)
         if given is not None and (np.shape(given) != shape or (nonnegative and not (np.asarray(given) >= 0).all())):
             sign = ", non-negative" if nonnegative else ""

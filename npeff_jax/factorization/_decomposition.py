@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 import shutil
 from typing import Any
 
@@ -11,8 +10,8 @@ from jaxtyping import Float, Int
 
 from npeff_jax._html import facts_html, spark_html
 from npeff_jax._types import RowArray
-from npeff_jax.pefs import Kind, Schema
-from npeff_jax.pefs.store import create_array, open_array, read_manifest, write_manifest
+from npeff_jax.pefs import FisherKind, Schema
+from npeff_jax.store import absolute_path, create_array, describe_arrays, open_arrays, read_manifest, write_manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Decomposition:
     n_frozen: int = 0
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> FisherKind:
         """The flavour: low-rank or diagonal."""
         return self.schema.kind
 
@@ -91,7 +90,7 @@ class Decomposition:
         ]
         if self.history.loss.size:
             facts.insert(1, ("loss / ‖F‖²", float(self.history.loss[-1])))
-        name = "LRM-NPEFF" if self.kind is Kind.LOW_RANK else "D-NPEFF"
+        name = "LRM-NPEFF" if self.kind is FisherKind.LOW_RANK else "D-NPEFF"
         return facts_html(f"Decomposition ({name})", facts, spark_html(self.history.loss, "loss over the iterations"))
 
     @property
@@ -110,7 +109,7 @@ class Decomposition:
         Raises:
             FileExistsError: there is something at ``path``.
         """
-        target = pathlib.Path(path)
+        target = absolute_path(path)
         if target.exists():
             raise FileExistsError(f"{target} exists; choose another path or remove it first")
         partial = target.with_name(target.name + ".partial")
@@ -132,6 +131,7 @@ class Decomposition:
             "stopped": self.stopped,
             "settings": self.settings,
             "n_frozen": self.n_frozen,
+            "arrays": describe_arrays(partial, list(arrays)),
         }
         write_manifest(partial, manifest)
         partial.rename(target)
@@ -151,7 +151,7 @@ def load_decomposition(path: str | os.PathLike) -> Decomposition:
     Raises:
         ValueError: there is no decomposition at ``path``, or one of another version.
     """
-    source = pathlib.Path(path)
+    source = absolute_path(path)
     manifest = read_manifest(source)
     if manifest is None or "stopped" not in manifest:
         raise ValueError(f"{source} holds no decomposition; pass the path that Decomposition.save was given")
@@ -159,12 +159,14 @@ def load_decomposition(path: str | os.PathLike) -> Decomposition:
         raise ValueError(
             f"{source} has version {manifest['version']}, this code reads {SCHEMA_VERSION}; decompose again"
         )
-    history = History(*(open_array(source / f"history_{f.name}")[:] for f in dataclasses.fields(History)))
+    names = [*ARRAYS, *(f"history_{f.name}" for f in dataclasses.fields(History))]
+    stored = open_arrays(source, names, manifest)
+    history = History(*(stored[f"history_{f.name}"][:] for f in dataclasses.fields(History)))
     return Decomposition(
         schema=Schema.from_json(manifest["schema"]),
-        coefficients=open_array(source / "coefficients")[:],
-        pseudo_fishers=open_array(source / "pseudo_fishers"),
-        parameter_indices=open_array(source / "parameter_indices")[:],
+        coefficients=stored["coefficients"][:],
+        pseudo_fishers=stored["pseudo_fishers"],
+        parameter_indices=stored["parameter_indices"][:],
         history=history,
         stopped=manifest["stopped"],
         settings=manifest["settings"],

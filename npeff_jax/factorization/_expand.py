@@ -26,7 +26,7 @@ from npeff_jax.factorization._settings import Products, RowChoice, Solver, Stopp
 from npeff_jax.factorization._source import source_of_pefs
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization._start import start_vectors
-from npeff_jax.pefs import Kind, Pefs
+from npeff_jax.pefs import FisherKind, Pefs
 
 
 def expand(
@@ -84,7 +84,7 @@ def expand(
     frozen = np.zeros((n_frozen, len(columns)), np.float32)
     frozen[:, np.searchsorted(columns, decomposition.parameter_indices)] = decomposition.pseudo_fishers[:]
     source = source_of_pefs(pefs.schema, stacked, n_frozen + n_new, mesh, rows, Products.FLOAT32, frozen)
-    new = start_vectors(source.rows, n_new, seed, nonnegative=decomposition.kind is Kind.DIAGONAL)
+    new = start_vectors(source.rows, n_new, seed, nonnegative=decomposition.kind is FisherKind.DIAGONAL)
     G = jnp.concatenate([source.rows.coordinates(frozen), new])
     fitted = fit_coefficients(decomposition, pefs).coefficients
     W = replicate(np.pad(fitted, ((0, 0), (0, n_new))), source.rows.mesh)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 DEAD = 1e-8
 """A component with less than this fraction of ‖F‖² in its part of the fit, Σ_i W_ij², is reported as dead: below the
@@ -28,7 +28,7 @@ class Finished:
 
 
 def finish(
-    W: Float[np.ndarray, "n r"], GG: Float[np.ndarray, "r r"], kind: Kind, squared_norm: float, n_frozen: int = 0
+    W: Float[np.ndarray, "n r"], GG: Float[np.ndarray, "r r"], kind: FisherKind, squared_norm: float, n_frozen: int = 0
 ) -> Finished:
     """The scale of the vectors put into W, components ordered by contribution Σ_i W_ij²; frozen ones first, as they
     are. Their Gram matrix says all of it: no vector is looked at.
@@ -37,7 +37,7 @@ def finish(
     norm = np.where(norm > 0, norm, 1.0)
     cosines = np.abs(GG / np.outer(norm, norm))
     norm[:n_frozen] = 1.0
-    W = (W * (norm**2 if kind is Kind.LOW_RANK else norm)).astype(np.float32)  # g_j g_jᵀ is quadratic in g_j
+    W = (W * (norm**2 if kind is FisherKind.LOW_RANK else norm)).astype(np.float32)  # g_j g_jᵀ is quadratic in g_j
 
     contribution = np.sum(W.astype(np.float64) ** 2, axis=0)
     order = np.concatenate([np.arange(n_frozen), n_frozen + np.argsort(-contribution[n_frozen:], kind="stable")])

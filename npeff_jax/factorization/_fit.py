@@ -11,7 +11,7 @@ from npeff_jax._types import RowArray
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._nonnegative import solve_nonnegative
 from npeff_jax.factorization._stack import Stack, stack
-from npeff_jax.pefs import Kind, Pefs
+from npeff_jax.pefs import FisherKind, Pefs
 
 BLOCK_BYTES = 1 << 28
 """Size of a block of pseudo-Fishers in memory."""
@@ -74,7 +74,7 @@ def fit_coefficients(
         ValueError: PEFs of another model or kind, or no examples.
     """
     check_same_origin(decomposition, pefs)
-    low_rank = decomposition.kind is Kind.LOW_RANK
+    low_rank = decomposition.kind is FisherKind.LOW_RANK
     stacked = stack(pefs, parameter_indices=decomposition.parameter_indices)
     b, P = fixed_products(stacked, decomposition.pseudo_fishers, low_rank=low_rank)
     W, residual, terms = [], [], []
@@ -111,7 +111,7 @@ def fit_alone(decomposition: Decomposition, pefs: Pefs) -> Float[np.ndarray, "n 
     """
     check_same_origin(decomposition, pefs)
     stacked = stack(pefs, parameter_indices=decomposition.parameter_indices)
-    b, P = fixed_products(stacked, decomposition.pseudo_fishers, low_rank=decomposition.kind is Kind.LOW_RANK)
+    b, P = fixed_products(stacked, decomposition.pseudo_fishers, low_rank=decomposition.kind is FisherKind.LOW_RANK)
     return b / np.where(np.diagonal(P) > 0, np.diagonal(P), 1.0)
 
 

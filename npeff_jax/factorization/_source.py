@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from npeff_jax._checks import slice_examples
-from npeff_jax._parameters import fingerprint
+from npeff_jax._examples import examples_digest, first_example
+from npeff_jax._identity import describe
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import factorization_mesh, fetch
 from npeff_jax.factorization._choose import choose
@@ -23,7 +23,7 @@ from npeff_jax.factorization.rows import (
     SparseRows,
     kernel_of_model,
 )
-from npeff_jax.pefs import Kind, Schema
+from npeff_jax.pefs import FisherKind, Schema
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,11 +99,14 @@ def source_of_model(model_rows: ModelRows, mesh: Any, progress: Progress) -> Sou
         bad = int(np.flatnonzero(~np.isfinite(norms))[0])
         raise ValueError(f"the Fisher of example {bad} is not finite; clean or drop it")
     schema = Schema(
-        kind=Kind.LOW_RANK,
+        kind=FisherKind.LOW_RANK,
         representation={"name": "ModelRows"},
         normalization="before",
         model=model.fingerprint,
-        examples=fingerprint(slice_examples(model_rows.examples, slice(0, n))),
+        examples=examples_digest(model_rows.examples),
+        constants=model.constants_digest,
+        function=model.probe(first_example(model_rows.examples)),
+        output=describe(model.output),
         layout=model.space.layout,
         n_examples=n,
         n_classes=model_rows.n_classes,

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from npeff_jax.factorization._objective import squared_norms
 from npeff_jax.factorization.rows import BlockedRows
-from npeff_jax.pefs import Kind, Pefs
+from npeff_jax.pefs import FisherKind, Pefs
 
 BLOCK_BYTES = 1 << 30
 """Size of a block of examples in memory. PEFs that are larger are read again at every pass over them."""
@@ -60,7 +60,7 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
     """
     if pefs.n_examples == 0:
         raise ValueError("there are no examples in these PEFs; the selection that made them is empty")
-    blocks, low_rank = _Blocks(pefs), pefs.schema.kind is Kind.LOW_RANK
+    blocks, low_rank = _Blocks(pefs), pefs.schema.kind is FisherKind.LOW_RANK
     counts, norms = np.zeros(pefs.schema.layout.size, np.int64), []
     for examples, block in blocks:
         n_rows = pefs.n_rows[examples]

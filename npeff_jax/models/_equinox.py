@@ -3,7 +3,9 @@
 from typing import Any
 
 import jax
+import numpy as np
 
+from npeff_jax import _identity
 from npeff_jax._types import Example, PyTree
 from npeff_jax.models._model import Model
 
@@ -35,10 +37,19 @@ def from_equinox(module: Any, state: Any = None, **options: Any) -> Model:
     if training:
         raise ValueError(f"{training[0]} is in training mode; pass equinox.nn.inference_mode(module)")
     params, constants = eqx.partition(module, eqx.is_inexact_array)
-    state = None if state is None else jax.device_get(state)  # NumPy: tied to no device
+    state = None if state is None else jax.tree.map(_on_host, state)
 
     def logits_fn(params: PyTree, example: Example) -> jax.Array:
         whole = eqx.combine(params, constants)
         return whole(example) if state is None else whole(example, state)[0]
 
-    return Model(logits_fn, params, **options)
+    leaves = jax.tree.map(_on_host, jax.tree.leaves(constants))
+    structure = _identity.without_addresses(str(jax.tree.structure(module)))  # holds the static fields
+    held = {"leaves": leaves, "structure": structure, "state": jax.tree.leaves(state)}
+    return Model(logits_fn, params, **{"constants": held} | options)
+
+
+def _on_host(leaf: Any) -> Any:
+    """An array as NumPy, copied: tied to no device and no caller. Random keys and functions stay what they are."""
+    is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.array(leaf) if isinstance(leaf, jax.Array | np.ndarray) and not is_key else leaf

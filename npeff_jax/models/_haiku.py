@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 from npeff_jax._types import Example, PyTree
 from npeff_jax.models._model import Model
@@ -21,7 +22,7 @@ def from_haiku(transformed: Any, params: PyTree, state: PyTree | None = None, **
     Raises:
         ValueError: when the model is first called, if the function draws random numbers or changes its state.
     """
-    constants = None if state is None else jax.device_get(state)  # NumPy: tied to no device
+    constants = None if state is None else jax.tree.map(np.array, state)  # NumPy, copied: tied to no device or caller
 
     def logits_fn(params: PyTree, example: Example) -> jax.Array:
         batch = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf)[None], example)
@@ -41,4 +42,4 @@ def from_haiku(transformed: Any, params: PyTree, state: PyTree | None = None, **
             raise ValueError("the function updates its state; transform it as it is at evaluation, is_training=False")
         return logits[0]
 
-    return Model(logits_fn, params, **options)
+    return Model(logits_fn, params, **{"constants": {"state": constants}} | options)

@@ -85,6 +85,9 @@ def load_module(
     adapted = is_adapter(directory)
     base = base_directory(directory) if adapted else directory
     config.use_cache = False  # a key-value cache serves generation; here it is work for nothing
+    # Each token with the weights of its own experts: the other ways sort tokens by expert, into shapes that depend on
+    # values. Models without experts do not read it.
+    config._experts_implementation = "batched_mm"
     precision = getattr(torch, np.dtype(dtype).name)
     with _quietly(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -34,8 +34,8 @@ def from_linen(
             f"variables has the collections {sorted(variables)}, not 'params'; pass what module.init returned, "
             "{'params': ...}, rather than the parameters alone"
         )
-    # NumPy: constants of the traced function, tied to no device.
-    constants = {name: jax.device_get(value) for name, value in variables.items() if name != "params"}
+    # NumPy, copied: constants of the traced function, tied to no device and to nothing that the caller may change.
+    constants = {name: jax.tree.map(np.array, value) for name, value in variables.items() if name != "params"}
 
     def logits_fn(params: PyTree, example: Example) -> jax.Array:
         batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None] if np.isscalar(leaf) else leaf[None], example)
@@ -47,4 +47,5 @@ def from_linen(
                 "call it as at evaluation, for instance with kwargs={'training': False}"
             ) from error
 
-    return Model(logits_fn, variables["params"], **options)
+    held = {"module": module, "method": method, "kwargs": dict(kwargs or {}), "collections": constants}
+    return Model(logits_fn, variables["params"], **{"constants": held} | options)

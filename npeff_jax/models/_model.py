@@ -7,10 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from npeff_jax import _identity
+from npeff_jax._checks import as_instance
 from npeff_jax._html import facts_html, table_html
-from npeff_jax._parameters import Mask, ParameterSpace, fingerprint
-from npeff_jax._types import Example, LogitsFn, PyTree
+from npeff_jax._parameters import Mask, ParameterSpace
+from npeff_jax._types import Example, Examples, LogitsFn, PyTree
 from npeff_jax.models._outputs import Categorical, Output
 
 IntermediatesFn = Callable[[PyTree, Example], Mapping[str, jax.Array]]
@@ -21,6 +24,9 @@ IntermediatesFn = Callable[[PyTree, Example], Mapping[str, jax.Array]]
 class Model:
     """A model as the rest of the library sees it. Adapters for the frameworks only build this.
 
+    A model is a pytree: its parameters are the leaves, everything else is static, so it can be an argument of a jitted
+    function.
+
     Attributes:
         logits_fn: ``(params, example) -> (C,)``, pure, for one example without a batch axis.
         params: the parameters, any pytree of arrays. They are never changed.
@@ -29,6 +35,11 @@ class Model:
         intermediates_fn: optionally, named intermediate values of one example, for baselines on activations and for
             tracing.
         label_names: optionally, the names of the C classes.
+        constants: optionally, what ``logits_fn`` depends on besides its arguments (batch statistics, settings), in any
+            nest. It is only compared: PEFs of a model with other constants are those of another model.
+
+    Raises:
+        TypeError: ``logits_fn`` is no function of parameters and example, or ``output`` no output family.
 
     Examples:
         >>> model = Model(lambda params, x: x @ params["w"], {"w": jnp.ones((4, 3))})
@@ -43,16 +54,59 @@ class Model:
     output: Output = dataclasses.field(default_factory=Categorical)
     intermediates_fn: IntermediatesFn | None = None
     label_names: tuple[str, ...] | None = None
+    constants: Any = None
+
+    def __post_init__(self) -> None:
+        if _adapter(self.logits_fn) or not callable(self.logits_fn):
+            raise TypeError(f"logits_fn is {_kind(self.logits_fn)}; {_remedy(self.logits_fn)}")
+        object.__setattr__(self, "output", as_instance("output", self.output, Output))
+        if self.mask is not None and not isinstance(self.mask, str) and not callable(self.mask):
+            object.__setattr__(self, "mask", tuple(self.mask))
+        if isinstance(self.label_names, str):
+            raise TypeError(f"label_names={self.label_names!r} is one text; pass a name for each class")
+        if self.label_names is not None:
+            object.__setattr__(self, "label_names", tuple(str(name) for name in self.label_names))
 
     @functools.cached_property
     def space(self) -> ParameterSpace:
         """The explained parameters and how they line up as a vector of length m."""
         return ParameterSpace.of(self.params, self.mask)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """A digest of the parameters: paths, shapes, types and values."""
-        return fingerprint(self.params)
+        """A digest of the parameters: paths, shapes, types, values. NumPy ones are read again, as they may change."""
+        kept = self.__dict__.get("_fingerprint")
+        if kept is None:
+            kept = _identity.tree_digest(self.params)
+            if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(self.params)):
+                self.__dict__["_fingerprint"] = kept
+        return kept
+
+    @functools.cached_property
+    def constants_digest(self) -> str | None:
+        """A digest of ``constants``; None where they are not known."""
+        return None if self.constants is None else _identity.constants_digest(self.constants)
+
+    def identity(self, examples: Examples | None = None) -> _identity.Identity:
+        """What tells this model from others: parameters, constants, output family, mask and, given examples, function.
+
+        Args:
+            examples: any that the model takes; only their shapes and types are used, to probe the function.
+        """
+        return _identity.model_identity(self, examples)
+
+    def probe(self, example: Example) -> list[float] | None:
+        """The logits of a fixed input shaped like ``example``: what shows that two functions differ."""
+        arrays = jax.tree.leaves(jax.tree.map(np.asarray, example))
+        key = ("probe", self.fingerprint, tuple((leaf.shape, str(leaf.dtype)) for leaf in arrays))
+        if self.__dict__.get("_probe", (None, None))[0] != key:
+            self.__dict__["_probe"] = key, _identity.probe(self, example)
+        return self.__dict__["_probe"][1]
+
+    @functools.cached_property
+    def compiled(self) -> LogitsFn:
+        """``logits_fn``, jitted once for this model."""
+        return jax.jit(self.logits_fn)
 
     def __repr__(self) -> str:
         return f"Model of {self.space.size:,} explained parameters, {type(self.output).__name__} outputs"
@@ -77,7 +131,7 @@ class Model:
         return self.logits_fn(self.space.join(params, selected), example)
 
     def n_classes(self, example: Example) -> int:
-        """C, found without running the model.
+        """Return C, found without running the model.
 
         Raises:
             ValueError: the logits are not one vector of floating-point numbers of a length that the output family
@@ -96,3 +150,89 @@ class Model:
                 f"at least {self.output.minimum_size} of a floating-point type"
             )
         return shape.shape[0]
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, PyTree], ...], tuple[Any, ...]]:
+        """The parameters, and everything else as static data."""
+        try:
+            space = self.space
+        except (TypeError, ValueError):  # of a structure that JAX made up: it has no parameters to line up
+            space = None
+        static = (self.logits_fn, self.mask, self.output, self.intermediates_fn, self.label_names, space)
+        return ((jax.tree_util.GetAttrKey("params"), self.params),), (*static, _Constants(self))
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Any, ...], children: tuple[PyTree, ...]) -> "Model":
+        """A model of other leaves in the same places; what shared an array still counts as one."""
+        *fields, space, constants = static
+        made = object.__new__(cls)
+        names = ("logits_fn", "mask", "output", "intermediates_fn", "label_names")
+        made.__dict__.update(zip(names, fields), params=children[0], constants=constants.value)
+        if space is not None:
+            made.__dict__["space"] = space
+        return made
+
+
+jax.tree_util.register_pytree_with_keys_class(Model)
+
+
+class _Constants:
+    """Constants as static data: compared by digest, since what they are need not be hashable."""
+
+    def __init__(self, model: Model) -> None:
+        self.value, self._digest = model.constants, model.constants_digest
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constants) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+
+def check_model(model: Any) -> Model:
+    """Return ``model``, if it is one.
+
+    Raises:
+        TypeError: it is something else; says which adapter makes a `Model` of it.
+    """
+    if isinstance(model, Model):
+        return model
+    raise TypeError(f"model is {_kind(model)}, not a npeff_jax.Model; {_remedy(model)}")
+
+
+ADAPTERS = {
+    "transformers": "npeff_jax.models.from_huggingface(directory)",
+    "torch": "npeff_jax.models.from_torch(module, ...), or from_huggingface for a checkpoint",
+    "flax.linen": "npeff_jax.models.from_linen(module, variables)",
+    "flax.nnx": "npeff_jax.models.from_nnx(module)",
+    "equinox": "npeff_jax.models.from_equinox(module)",
+    "haiku": "npeff_jax.models.from_haiku(transformed, params)",
+    "tracr": "npeff_jax.models.from_tracr(compiled)",
+}
+"""What makes a `Model` of an object whose class descends from one of a framework."""
+
+
+def _adapter(value: Any) -> str | None:
+    """The adapter for an object or class of a framework; None for anything else."""
+    kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
+    origins = [kind.__module__ for kind in kinds if kind is not object]
+    found = [remedy for name, remedy in ADAPTERS.items() if any(_within(origin, name) for origin in origins)]
+    # What a framework wraps around a function (equinox.filter_jit) is a function.
+    return found[0] if found and not kinds[0].__module__.startswith("equinox._") else None
+
+
+def _within(origin: str, name: str) -> bool:
+    return origin == name or origin.startswith(f"{name}.")
+
+
+def _remedy(value: Any) -> str:
+    adapter = _adapter(value)
+    if adapter:
+        return f"make a model of it with {adapter}"
+    if callable(value):
+        return "pass npeff_jax.Model(logits_fn, params) with logits_fn(params, example) -> (C,)"
+    return "expected a function (params, example) -> (C,), as in npeff_jax.Model(logits_fn, params)"
+
+
+def _kind(value: Any) -> str:
+    name = value.__qualname__ if isinstance(value, type) else type(value).__qualname__
+    return f"the class {name}" if isinstance(value, type) else f"of type {name}"

@@ -3,7 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from npeff_jax import _identity
 from npeff_jax._types import Example, PyTree
 from npeff_jax.models._model import Model
 
@@ -39,12 +42,22 @@ def from_nnx(module: Any, **options: Any) -> Model:
     def logits_fn(values: PyTree, example: Example) -> jax.Array:
         state = jax.tree.map(lambda leaf: leaf, params)  # a copy of its nest, since filling it in changes it
         nnx.replace_by_pure_dict(state, values)
-        batch = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf)[None], example)
-        return nnx.merge(graph, state, constants)(batch)[0]
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], example)
+        merged = nnx.merge(graph, state, jax.tree.map(jnp.asarray, constants))  # JAX's: not to be changed in place
+        before = jax.tree.leaves(nnx.state(merged))
+        logits = merged(batch)
+        after, shape = nnx.state(merged), nnx.graphdef(merged)
+        if shape != graph or any(new is not old for new, old in zip(jax.tree.leaves(after), before, strict=True)):
+            raise ValueError(
+                f"{type(module).__name__} changes itself when it is called (a counter, a cache, statistics); pass a "
+                "module whose call only reads"
+            )
+        return logits[0]
 
-    return Model(logits_fn, nnx.to_pure_dict(params), **options)
+    held = {"graph": _identity.without_addresses(repr(graph)), "state": jax.tree.leaves(constants)}
+    return Model(logits_fn, nnx.to_pure_dict(params), **{"constants": held} | options)
 
 
 def _on_host(leaf: Any) -> Any:
-    """A constant of the traced function as NumPy, tied to no device; a random key stays what it is."""
-    return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.device_get(leaf)
+    """A constant of the traced function as NumPy, copied: tied to no device or caller. A random key stays one."""
+    return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.array(leaf)

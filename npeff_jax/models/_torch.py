@@ -64,6 +64,7 @@ def model_of(module: Any, forward: Forward | None, trainable: Mask, *, owned: bo
     params, frozen = _parameters(module, owned)
     explained = _explained(params, frozen, trainable)
     function = TorchFunction(module, forward)
+    options = {"constants": function.held} | options
     return Model(function.logits, params, mask=lambda name, _: name in explained, **options)
 
 

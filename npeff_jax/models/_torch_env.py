@@ -6,6 +6,7 @@ see) is refused, and plain CPU tensors become constants where they meet a traced
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import random
@@ -226,6 +227,10 @@ def _environment_class() -> Any:
             self._ops: dict[Any, Any] = {**self._ops}  # a copy: what is changed below is changed here alone
             for name in ("exponential_", "cauchy_", "exponential", "cauchy"):  # torchax draws them with a fixed key
                 self.override_op_definition(getattr(torch.ops.aten, name), _draw)
+            for name in (torch.nn.functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention):
+                self._ops[name] = dataclasses.replace(
+                    self._ops[name], func=_attention, is_jax_function=True, needs_env=False
+                )
 
         @property
         def param(self) -> Any:
@@ -260,6 +265,38 @@ def _environment_class() -> Any:
             return pytree.tree_map_only(torch.Tensor, stop, result)
 
     return Own
+
+
+def _attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    attn_mask: jax.Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> jax.Array:
+    """PyTorch's ``scaled_dot_product_attention``. A query that sees nothing gives zeros as there; torchax gives NaN."""
+    if dropout_p > 0:
+        raise Refused(_RANDOM)
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (jnp.repeat(array, groups, axis=-3) for array in (key, value))
+    wide = jnp.promote_types(query.dtype, jnp.float32)  # PyTorch's kernels sum 16-bit scores in 32 bits too
+    scores = jnp.einsum("...ld,...sd->...ls", query, key, preferred_element_type=wide)
+    scores *= query.shape[-1] ** -0.5 if scale is None else scale
+    if attn_mask is not None and attn_mask.dtype != bool:
+        scores += attn_mask
+    elif attn_mask is not None:
+        scores = jnp.where(attn_mask, scores, -jnp.inf)
+    if is_causal:
+        scores = jnp.where(jnp.tri(scores.shape[-2], scores.shape[-1], dtype=bool), scores, -jnp.inf)
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = (weights / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
+    return jnp.einsum("...ls,...sd->...ld", weights, value)
 
 
 def _draw(*_: Any, **__: Any) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from npeff_jax._checks import listing
+from npeff_jax._identity import without_addresses
 from npeff_jax._types import Example, PyTree
 from npeff_jax.models import _torch_env
 from npeff_jax.models._torch_env import Environment, Refused, to_numpy
@@ -33,6 +34,7 @@ class TorchFunction:
 
     Attributes:
         constants: buffers, and tensors that are attributes, by name: NumPy, tied to no device.
+        held: these, the parts' settings and the forward function: what the function depends on besides parameters.
     """
 
     def __init__(self, module: Any, forward: Forward | None) -> None:
@@ -57,6 +59,7 @@ class TorchFunction:
         }
         self._placeholders = placeholders  # kept alive: they are told by their ids
         self.constants = {name: to_numpy(tensor) for name, tensor in tensors.items()}
+        self.held = {"forward": self._forward, "tensors": self.constants, "settings": _settings(module)}
         attributes = {name for name, _ in module.named_buffers(remove_duplicate=False)} | {
             name for name, _, depth in _attributes(module) if depth == 0
         }
@@ -206,6 +209,15 @@ def _tensors(module: Any) -> Iterator[tuple[str, Any]]:
     yield from module.named_buffers(remove_duplicate=False)
     for name, tensor, _ in _attributes(module):
         yield name, tensor
+
+
+def _settings(module: Any) -> dict[str, Any]:
+    """The class of each part and its settings: what it shows of itself, and attributes that are numbers."""
+    settings: dict[str, Any] = {}
+    for path, part in module.named_modules():
+        numbers = {k: v for k, v in vars(part).items() if isinstance(v, bool | int | float) and k != "training"}
+        settings[path] = [type(part).__qualname__, without_addresses(part.extra_repr()), numbers]
+    return settings
 
 
 class _restored:

@@ -84,7 +84,8 @@ def from_tracr(
     values = getattr(compiled.output_encoder, "encoding_map", None)
     output: Output = Gaussian(scale) if values is None else Categorical(temperature)
     names = None if values is None else tuple(str(value) for value in values)
-    fields = {"output": output, "label_names": names, "intermediates_fn": intermediates_fn} | options
+    held = {"unembedding": np.asarray(unembedding), "position": position, "padding": padding}
+    fields = {"output": output, "label_names": names, "intermediates_fn": intermediates_fn, "constants": held} | options
     params = compiled.params if padding else _without_padding(compiled.params, compiled.model_config)
     return Model(logits_fn, params, **fields)
 

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ import numpy as np
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.models import _huggingface, _huggingface_torch
 from npeff_jax.models._torch_env import to_numpy
-from npeff_jax.models._torch_tasks import forward_of, task_of
+from npeff_jax.models._torch_function import Forward
+from npeff_jax.models._torch_tasks import LANGUAGE_MODELS, forward_of, task_of
 from npeff_jax.models._verify import Translate, Verification, verify
 from npeff_jax.models._weight_maps import map_weights, without_prefix
 
@@ -40,14 +42,21 @@ def verify_checkpoint(
     config, name = _class(directory)
     model = _huggingface.from_huggingface(directory)
     reference = _huggingface_torch.load_module(directory, config, name)
+    own = model.intermediates_fn is not None
+    forward = forward_of(name, directory)
     return verify(
         model,
         reference,
         random_examples(config, name, n_examples, seed) if examples is None else examples,
-        forward=forward_of(name, directory),
-        translate=None if model.intermediates_fn is None else converter_layout(directory, reference),
+        forward=partial(_log_probabilities, forward) if own and name.endswith(LANGUAGE_MODELS) else forward,
+        translate=converter_layout(directory, reference) if own else None,
         tolerance=tolerance,
     )
+
+
+def _log_probabilities(forward: Forward, module: Any, batch: Any) -> Any:
+    """What GPT-2's own converter returns in place of logits; the distribution is the same."""
+    return forward(module, batch).log_softmax(-1)
 
 
 def converter_layout(directory: str | pathlib.Path, reference: Any) -> Translate:
@@ -57,13 +66,18 @@ def converter_layout(directory: str | pathlib.Path, reference: Any) -> Translate
         directory: the checkpoint, of an architecture with a converter of its own.
         reference: its PyTorch module, for what is no parameter.
     """
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
     architecture = _huggingface._architecture(_huggingface.read_config(pathlib.Path(directory)), False, None)
     expected = jax.eval_shape(architecture.module.init, jax.random.key(0), architecture.example)
     expected = {name: tree for name, tree in expected.items() if name != "intermediates"}
     state = {name: to_numpy(tensor) for name, tensor in reference.state_dict().items()}
 
     def translate(arrays: Mapping[str, np.ndarray]) -> PyTree:
-        tensors = without_prefix({**state, **arrays}, architecture.base_prefix)
+        given = {name: torch.from_numpy(np.array(array)) for name, array in {**state, **arrays}.items()}
+        stored = revert_weight_conversion(reference, given)  # classes of transformers 5 name some weights anew
+        tensors = without_prefix({name: to_numpy(t) for name, t in stored.items()}, architecture.base_prefix)
         return map_weights(tensors, architecture.rules, expected, ignored=architecture.ignored)["params"]
 
     return translate
@@ -104,5 +118,7 @@ def _class(directory: pathlib.Path) -> tuple[Any, str]:
     config = _huggingface.read_config(directory)
     names = list(config.architectures or [])
     if len(names) != 1 or task_of(names[0]) is None:
-        raise ValueError(f"{directory} is a {' or '.join(names) or config.model_type}; from_huggingface has no such model")
+        raise ValueError(
+            f"{directory} is a {' or '.join(names) or config.model_type}; from_huggingface has no such model"
+        )
     return config, names[0]

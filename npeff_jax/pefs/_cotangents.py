@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from npeff_jax._types import Cotangents, Logits
 from npeff_jax.models import Output
-from npeff_jax.pefs._representation import Diagonal, LowRank, Representation, Rows, Sampled
+from npeff_jax.pefs._representation import Diagonal, LowRank, Representation, RowBasis, Sampled
 
 
 class Pullback(NamedTuple):
@@ -34,7 +34,7 @@ class Pullback(NamedTuple):
 def drops_classes(representation: Representation) -> bool:
     """Whether some classes may get no row."""
     if isinstance(representation, LowRank):
-        by_count = representation.rows is Rows.CLASSES and representation.max_rows is not None
+        by_count = representation.rows is RowBasis.CLASSES and representation.max_rows is not None
         return representation.min_probability > 0 or by_count
     return isinstance(representation, Diagonal) and representation.min_probability > 0
 
@@ -93,6 +93,12 @@ def unit_of(rows: Cotangents) -> Float[Array, ""]:
     return jnp.where(largest > 0, largest, 1.0)
 
 
+def scaled_cotangents(rows: Cotangents) -> tuple[Cotangents, Float[Array, ""]]:
+    """Return cotangents divided by their largest absolute entry, and that entry (1 where all are zero)."""
+    scale = unit_of(rows)
+    return rows / scale, scale
+
+
 def scaled(
     rows: Cotangents, n_rows: Int[Array, ""], lost_mass: Float[Array, ""], probe: Float[Array, "C"] | None
 ) -> Pullback:
@@ -121,7 +127,7 @@ def _n_exact(output: Output, representation: Representation, n_classes: int) -> 
 
 
 def _has_class_rows(representation: Representation) -> bool:
-    return isinstance(representation, LowRank) and representation.rows is Rows.CLASSES
+    return isinstance(representation, LowRank) and representation.rows is RowBasis.CLASSES
 
 
 def _most_classes(representation: Representation, n_classes: int) -> int:
@@ -129,6 +135,6 @@ def _most_classes(representation: Representation, n_classes: int) -> int:
     most = n_classes
     if isinstance(representation, LowRank | Diagonal) and representation.min_probability > 0:
         most = min(most, int(1 / representation.min_probability) + 1)  # one to spare for rounding
-    if isinstance(representation, LowRank) and representation.rows is Rows.CLASSES:
+    if isinstance(representation, LowRank) and representation.rows is RowBasis.CLASSES:
         most = min(most, representation.max_rows or most)
     return most

@@ -3,29 +3,36 @@
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from npeff_jax._checks import check_choice, check_labels, count_examples, slice_examples
+from npeff_jax._checks import check_choice, check_labels
+from npeff_jax._examples import (
+    choose_examples,
+    count_examples,
+    examples_digest,
+    first_example,
+    slice_examples,
+    take_examples,
+)
+from npeff_jax._identity import check_examples, describe
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._sharding import EXAMPLES, default_mesh, round_up
 from npeff_jax._types import Examples
-from npeff_jax.models import Model
+from npeff_jax._version import __version__
+from npeff_jax.models import Model, check_model
 from npeff_jax.pefs._batch import BatchRows, on_host
 from npeff_jax.pefs._cotangents import n_cotangents
-from npeff_jax.pefs._digest import examples_digest
 from npeff_jax.pefs._files import PefFiles, load_pefs
 from npeff_jax.pefs._memory import check_fits, choose_batch_size
 from npeff_jax.pefs._pefs import Pefs
 from npeff_jax.pefs._processes import check_own_devices
-from npeff_jax.pefs._representation import Diagonal, Keep, LowRank, Normalization, Representation, describe
-from npeff_jax.pefs._schema import Kind, Schema
+from npeff_jax.pefs._representation import Diagonal, Keep, LowRank, Normalization, Representation
+from npeff_jax.pefs._schema import FisherKind, Schema
 from npeff_jax.pefs._sparsify import NotFiniteError, Sparsifier, blank_arrays, put, skipped, width
-from npeff_jax.pefs.store import WidenedArray
+from npeff_jax.store import WidenedArray, absolute_path
 
 _LOG = logging.getLogger("npeff_jax")
 
@@ -85,9 +92,12 @@ def compute_pefs(
     check_choice("on_existing", on_existing, get_args(OnExisting))
     check_choice("on_failure", on_failure, get_args(OnFailure))
     check_choice("dtype", dtype, get_args(DType))
+    check_model(model)
+    path = None if path is None else absolute_path(path)
+    examples = take_examples(examples)
     n = count_examples(examples)
-    labels = check_labels(labels, n)
-    n_classes = model.n_classes(jax.tree.map(lambda leaf: leaf[0], slice_examples(examples, slice(0, 1))))
+    n_classes = model.n_classes(first_example(examples))
+    labels = check_labels(labels, n, n_classes)
     c = n_cotangents(model.output, representation, n_classes)
     settings: dict[str, Any] = {"n_classes": n_classes, "keep": keep, "precision": precision, "dtype": dtype}
     schema = describe_run(model, examples, representation, normalization, **settings)
@@ -98,8 +108,12 @@ def compute_pefs(
     blank = blank_arrays(schema, c)
     if path is None:
         check_fits(sum(array.nbytes for array in blank.values()), None)
-    sink: Any = _Memory(blank) if path is None else PefFiles.open(Path(path), schema, blank, labels, size, on_existing)
+    sink: Any = _Memory(blank) if path is None else PefFiles.open(path, schema, blank, labels, size, on_existing)
     with sink as files:
+        if path is not None and files.committed:
+            check_examples(
+                f"the PEFs at {path}", {}, files.logits(), model, choose_examples(examples, slice(0, files.committed))
+            )
         if files.committed < n:
             fishers = BatchRows(model, representation, mesh, files.batch_size or size, precision)
             _run(fishers, sparsify, examples, files, blank_arrays(schema, c, fishers.batch_size), on_failure, progress)
@@ -124,15 +138,15 @@ def describe_run(
     digest: str | None = None,
 ) -> Schema:
     """The schema of PEFs that are to be computed. The digest of the examples reads all of them, unless it is given."""
-    from npeff_jax import __version__
-
     choices = {} if keep is None or isinstance(keep, int) else {"keep": describe(keep)}
     return Schema(
-        kind=Kind.DIAGONAL if isinstance(representation, Diagonal) else Kind.LOW_RANK,
+        kind=FisherKind.DIAGONAL if isinstance(representation, Diagonal) else FisherKind.LOW_RANK,
         representation=describe(representation) | choices,
         normalization=normalization.value,
         keep=width(keep, model, representation, n_cotangents(model.output, representation, n_classes)),
         model=model.fingerprint,
+        constants=model.constants_digest,
+        function=model.probe(first_example(examples)),
         examples=examples_digest(examples) if digest is None else digest,
         layout=model.space.layout,
         n_examples=count_examples(examples),

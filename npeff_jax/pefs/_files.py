@@ -4,6 +4,7 @@ Arrays are preallocated to n examples and a batch is one chunk of each. A batch 
 been renamed into place, after its chunks are synced: whatever is killed when, what is committed is whole.
 """
 
+import logging
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,21 +13,34 @@ from typing import Any
 
 import numpy as np
 
+from npeff_jax._identity import differences, tree_digest
 from npeff_jax.pefs import _processes
 from npeff_jax.pefs._memory import check_fits
 from npeff_jax.pefs._norms import NormSummary
 from npeff_jax.pefs._pefs import Pefs
 from npeff_jax.pefs._schema import READABLE_VERSIONS, SCHEMA_VERSION, Schema
-from npeff_jax.pefs.store import (
+from npeff_jax.store import (
+    DamageError,
     StoredArray,
     WidenedArray,
     WriterLock,
+    absolute_path,
     create_array,
+    describe_arrays,
     open_array,
+    open_arrays,
     read_manifest,
     remove_partial_writes,
     write_manifest,
 )
+
+_LOG = logging.getLogger("npeff_jax")
+
+_NAMED = {
+    "parameters": "model (parameter values)",
+    "constants": "model (constants: batch statistics, keyword arguments or static fields)",
+    "function": "model (function: other logits for the same input)",
+}
 
 WIDE = ("values", "indices", "rows")
 """What stays on disk when PEFs are loaded: these have K columns."""
@@ -77,9 +91,13 @@ class PefFiles:
         """
         lock = cls._prepare(path, schema, blank, labels, batch_size, on_existing) if _processes.index() == 0 else None
         _processes.wait_for_all("PEFs are there")
-        manifest = read_manifest(path)
+        manifest = _manifest(path)
         assert manifest is not None
-        return cls(path, manifest, {name: open_array(path / name) for name in blank}, lock)
+        return cls(path, manifest, open_arrays(path, list(blank), manifest), lock)
+
+    def logits(self) -> np.ndarray:
+        """Those of the committed examples."""
+        return self._arrays["logits"][: self.committed]
 
     @staticmethod
     def _prepare(
@@ -91,10 +109,10 @@ class PefFiles:
         on_existing: str,
     ) -> WriterLock:
         """See that PEFs to go on with are there."""
-        manifest = read_manifest(path)
+        manifest = _manifest(path)
         strangers = [] if not path.is_dir() else [entry for entry in path.iterdir() if entry.name not in _names(blank)]
         if manifest is None and path.exists() and (not path.is_dir() or strangers):
-            raise FileExistsError(f"{path} exists and holds no PEFs; choose another path")
+            raise FileExistsError(f"{path} exists and holds no PEFs; choose another path: it has no manifest.json")
         if manifest is not None and on_existing == "error":
             raise FileExistsError(f'{path} holds PEFs already; choose another path, or on_existing="resume"')
         if manifest is not None and on_existing == "resume":
@@ -175,23 +193,25 @@ def load_pefs(path: Any) -> Pefs:
     Raises:
         ValueError: there are none, they are unfinished, or of another version.
     """
-    path = Path(path)
-    manifest = read_manifest(path)
+    path = absolute_path(path)
+    manifest = _manifest(path)
     if manifest is None or manifest.get("format") != "npeff-pefs":
-        raise ValueError(f"{path} holds no PEFs; pass the path that compute_pefs was given")
-    _check_version(path, manifest)
-    schema = Schema.from_json(manifest["schema"])
+        raise ValueError(f"{path} holds no PEFs (manifest.json); pass the path that compute_pefs was given")
+    schema = _schema_of(path, manifest)
     if manifest["committed"] < schema.n_examples:
         raise ValueError(
             f"{path} holds {manifest['committed']} of {schema.n_examples} examples; run compute_pefs with this path "
             "again to finish them"
         )
     names = [name for name in Pefs.__dataclass_fields__ if name not in ("schema", "labels", "failed")]
-    arrays: dict[str, Any] = {name: open_array(path / name) for name in names}
+    names += [name for name, there in (("scales", schema.dtype != "float32"), ("labels", manifest["labels"])) if there]
+    if manifest["schema"]["version"] < 4:
+        _LOG.warning("%s is of an older version, in which a missing file cannot be told from zeros", path)
+    arrays: dict[str, Any] = dict(open_arrays(path, names, manifest))
     arrays = {name: array if name in WIDE else array[:] for name, array in arrays.items()}
-    if schema.dtype != "float32":
-        arrays["values"] = WidenedArray(arrays["values"], open_array(path / "scales")[:])
-    return Pefs(schema, **arrays, labels=open_array(path / "labels")[:] if manifest["labels"] else None)
+    if "scales" in arrays:
+        arrays["values"] = WidenedArray(arrays["values"], arrays.pop("scales"))
+    return Pefs(schema, **arrays)
 
 
 def _create(
@@ -206,7 +226,8 @@ def _create(
     if labels is not None:
         create_array(path / "labels", labels.shape, labels.dtype, len(labels)).write(0, len(labels), labels).result()
     manifest = {"format": "npeff-pefs", "schema": schema.to_json(), "committed": 0, "batch_size": batch_size}
-    manifest["labels"] = labels is not None
+    manifest["labels"] = None if labels is None else tree_digest(labels)
+    manifest["arrays"] = describe_arrays(path, [*blank, *(["labels"] if labels is not None else [])])
     write_manifest(path, manifest)
 
 
@@ -216,22 +237,44 @@ def _names(blank: dict[str, np.ndarray]) -> set[str]:
 
 
 def _check(path: Path, manifest: dict[str, Any], schema: Schema, labels: np.ndarray | None) -> None:
-    _check_version(path, manifest)
-    differ = Schema.from_json(manifest["schema"]).differences(schema)
-    if manifest["labels"] != (labels is not None) or (
-        labels is not None and not np.array_equal(open_array(path / "labels")[:], labels)
-    ):
-        differ.append("labels")
+    there, remedy = _schema_of(path, manifest), 'choose another path, or on_existing="overwrite"'
+    differ = [_NAMED.get(part, part) for part in differences(there.identity, schema.identity)]
     if differ:
-        raise ValueError(
-            f'{path} holds PEFs with another {", ".join(differ)}; choose another path, or on_existing="overwrite"'
-        )
+        raise ValueError(f"{path} holds PEFs with another {', '.join(differ)}; {remedy}")
+    if manifest["schema"]["version"] < SCHEMA_VERSION and manifest["committed"] < there.n_examples:
+        raise ValueError(f"{path} was begun by an older version and is unfinished; {remedy}")
+    found = open_array(path / "labels", manifest=manifest)[:] if manifest["labels"] else None
+    if (found is None) != (labels is None) or (labels is not None and not np.array_equal(found, labels)):
+        raise ValueError(f"{path} holds PEFs with another labels; {remedy}")
+
+
+def _schema_of(path: Path, manifest: dict[str, Any]) -> Schema:
+    """The schema in a manifest, as of this version."""
+    try:
+        assert {"committed", "batch_size", "labels"} <= manifest.keys()
+        return Schema.from_json(manifest["schema"])
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise DamageError(f"{path / 'manifest.json'} is damaged: its schema lacks something ({error!r})") from error
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of PEFs, of a version that this code reads."""
+
+    def oldest(manifest: dict[str, Any]) -> bool:
+        if manifest.get("format") != "npeff-pefs":
+            return "format" not in manifest
+        _check_version(path, manifest)
+        return manifest["schema"]["version"] < 4  # before there was a checksum
+
+    return read_manifest(path, oldest)
 
 
 def _check_version(path: Path, manifest: dict[str, Any]) -> None:
-    version = manifest.get("schema", {}).get("version")
+    fields = manifest.get("schema")
+    version = fields.get("version") if isinstance(fields, dict) else None
     if version not in READABLE_VERSIONS:
         raise ValueError(
-            f"{path} was written with version {version} of the schema, this code reads up to version {SCHEMA_VERSION}; "
+            f"{path} (manifest.json) was written with version {version} of the schema, this code reads up to version "
+            f"{SCHEMA_VERSION}; "
             "update the package, or compute the PEFs again"
         )

@@ -37,7 +37,7 @@ def choose_batch_size(row_bytes: int, n_examples: int, mesh: Mesh) -> int:
         raise ValueError(
             f"the dense rows of one example are {size_text(row_bytes)}, and computing them takes about "
             f"{size_text(WORKING * row_bytes)}, but {size_text(free)} are free for it on a device; explain fewer "
-            "parameters with mask=..., or take fewer rows: LowRank(max_rows=..., sketch=...), or Rows.CLASSES with "
+            "parameters with mask=..., or take fewer rows: LowRank(max_rows=..., sketch=...), or RowBasis.CLASSES with "
             "max_rows. If you know that it fits, pass batch_size"
         )
     if mesh.devices.flat[0].platform == "cpu":

@@ -8,9 +8,10 @@ import scipy.sparse
 from jaxtyping import Float, Int
 
 from npeff_jax._html import facts_html, histogram_html
+from npeff_jax._identity import subset_digest
 from npeff_jax._types import RowArray
 from npeff_jax.pefs._norms import NormSummary
-from npeff_jax.pefs._schema import Kind, Schema
+from npeff_jax.pefs._schema import FisherKind, Schema
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,22 +98,29 @@ class Pefs:
     def __len__(self) -> int:
         return self.n_examples
 
-    def subset(self, examples: np.ndarray) -> "Pefs":
-        """The PEFs of some examples, by index or Boolean mask, in memory."""
-        examples = np.asarray(examples)
-        if examples.dtype == bool:
-            examples = np.flatnonzero(examples)
+    def subset(self, examples: Any) -> "Pefs":
+        """Return the PEFs of some examples, in memory.
+
+        Args:
+            examples: a slice, positions (from the end if negative) or a Boolean mask.
+
+        Raises:
+            IndexError: a position or a mask that these PEFs do not have.
+        """
+        examples = _positions(examples, self.n_examples)
         arrays: dict[str, Any] = {
             f.name: None if getattr(self, f.name) is None else np.asarray(getattr(self, f.name)[examples])
             for f in dataclasses.fields(self)
             if f.name != "schema"
         }
-        return Pefs(dataclasses.replace(self.schema, n_examples=len(examples)), **arrays)
+        whole = np.array_equal(examples, np.arange(self.n_examples))
+        digest = self.schema.examples if whole else subset_digest(self.schema.examples, examples)
+        return Pefs(dataclasses.replace(self.schema, n_examples=len(examples), examples=digest), **arrays)
 
     def fisher_vector_product(self, vector: Float[np.ndarray, "m"]) -> Float[np.ndarray, "n m"]:
         """F_i v of every example, from what was kept, in the unit of the stored rows."""
         A = self.to_scipy().astype(np.float64)
-        if self.schema.kind is Kind.DIAGONAL:
+        if self.schema.kind is FisherKind.DIAGONAL:
             return A.multiply(vector[None]).toarray()
         example = np.repeat(np.arange(self.n_examples), self.n_rows)
         owner = scipy.sparse.csr_array((A @ vector, (example, np.arange(A.shape[0]))), (self.n_examples, A.shape[0]))
@@ -128,6 +136,23 @@ class Pefs:
         indptr = np.concatenate([[0], np.cumsum(counts)])
         shape = (int(first[-1]), self.schema.layout.size)
         return scipy.sparse.csr_array((values[stored].astype(np.float32), indices[stored], indptr), shape=shape)
+
+
+def _positions(examples: Any, n: int) -> Int[np.ndarray, "k"]:
+    """Non-negative positions that a slice, an index or a mask stands for."""
+    if not isinstance(examples, slice):
+        examples = np.atleast_1d(np.asarray(examples))
+        if examples.size == 0 and examples.dtype != bool:
+            examples = examples.astype(int)
+        whole = np.issubdtype(examples.dtype, np.integer)
+        if examples.ndim != 1 or not (whole or (examples.dtype == bool and examples.shape == (n,))):
+            raise IndexError(
+                f"examples of dtype {examples.dtype} and shape {examples.shape} are no positions, and no mask of {n}; "
+                "pass a slice, integers or a Boolean mask with an entry per example"
+            )
+        if whole and examples.size and not (-n <= examples.min() and examples.max() < n):
+            raise IndexError(f"examples has positions from {examples.min()} to {examples.max()}; these PEFs have {n}")
+    return np.arange(n)[examples]
 
 
 def _median(values: Float[np.ndarray, "n"]) -> float:

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from npeff_jax._checks import check_in_range, count_examples, slice_examples
+from npeff_jax._checks import check_in_range
+from npeff_jax._examples import count_examples, slice_examples
 from npeff_jax._html import facts_html, table_html
 from npeff_jax._sharding import default_mesh
 from npeff_jax._types import Examples
@@ -33,7 +34,7 @@ TRACES = (0.9, 0.99, 0.999)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class RunPlan:
     """What to expect of `compute_pefs` and of what follows.
 
     Attributes:
@@ -150,7 +151,7 @@ def plan(
     batch_size: int | None = None,
     mesh: Mesh | None = None,
     precision: str = "highest",
-) -> Plan:
+) -> RunPlan:
     """Measure on a few random examples what PEFs of all of them will cost, and what sparsifying will lose.
 
     Args:
@@ -191,7 +192,7 @@ def plan(
     compile_seconds = time.perf_counter() - started
     measured = _measure(rows, sample, n_sampled, sparsifiers)
     found, ranks = measured.found, np.array(measured.ranks)
-    return Plan(
+    return RunPlan(
         n_examples=n,
         n_sampled=n_sampled,
         n_parameters=m,

@@ -2,10 +2,9 @@
 
 import dataclasses
 import enum
-from typing import Any
 
 
-class Rows(enum.Enum):
+class RowBasis(enum.Enum):
     """Which rows a_1..a_c represent F = Σ a aᵀ. F does not care; its sparsification does."""
 
     PRINCIPAL = "principal"
@@ -46,7 +45,7 @@ class LowRank:
         ValueError: a value out of range, or choices that exclude each other.
     """
 
-    rows: Rows = Rows.PRINCIPAL
+    rows: RowBasis = RowBasis.PRINCIPAL
     min_probability: float = 0.0
     max_rows: int | None = None
     min_trace: float | None = None
@@ -58,14 +57,16 @@ class LowRank:
             raise ValueError(f"max_rows={self.max_rows} must be at least 1, or None for every row")
         if self.min_trace is not None and not 0 < self.min_trace <= 1:
             raise ValueError(f"min_trace={self.min_trace} is a fraction of the trace; expected 0 < min_trace <= 1")
-        if self.min_trace is not None and self.rows is not Rows.PRINCIPAL:
-            raise ValueError(f"min_trace needs rows ordered by size: use Rows.PRINCIPAL, not {self.rows}")
-        if self.sketch is not None and self.rows is not Rows.PRINCIPAL:
-            raise ValueError(f"sketch finds principal rows: use Rows.PRINCIPAL, not {self.rows}")
+        if self.min_trace is not None and self.rows is not RowBasis.PRINCIPAL:
+            raise ValueError(f"min_trace needs rows ordered by size: use RowBasis.PRINCIPAL, not {self.rows}")
+        if self.sketch is not None and self.rows is not RowBasis.PRINCIPAL:
+            raise ValueError(f"sketch finds principal rows: use RowBasis.PRINCIPAL, not {self.rows}")
         if self.sketch is not None and self.sketch < (self.max_rows or 1):
             raise ValueError(f"sketch={self.sketch} cannot hold {self.max_rows or 1} rows; use max_rows + 8 or more")
-        if self.rows is Rows.FACTOR and (self.min_probability > 0 or self.max_rows is not None):
-            raise ValueError("Rows.FACTOR mixes all classes in each row; to drop some, use Rows.PRINCIPAL or CLASSES")
+        if self.rows is RowBasis.FACTOR and (self.min_probability > 0 or self.max_rows is not None):
+            raise ValueError(
+                "RowBasis.FACTOR mixes all classes in each row; to drop some, use RowBasis.PRINCIPAL or CLASSES"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,18 +125,6 @@ class SharedSupport:
 Keep = int | PerRow | SharedSupport | None
 """How many non-zeros to keep of one example: K over all its rows, growing with its rank, on one support shared by its
 rows, or (None) all."""
-
-
-def describe(choice: Any) -> dict[str, Any]:
-    """A frozen choice as JSON: its fields, and its name under ``"name"``."""
-    fields = {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice)}
-    return {"name": type(choice).__name__} | {name: _plain(value) for name, value in fields.items()}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return describe(value)
-    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _check_probability(value: float) -> None:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from npeff_jax.pefs._representation import LowRank, Representation, Rows
+from npeff_jax.pefs._representation import LowRank, Representation, RowBasis
 from npeff_jax.pefs._rows import ExampleRows, HostRows
 
 
@@ -32,7 +32,7 @@ def rotation_of(one: ExampleRows | HostRows, representation: Representation, xp:
         xp: ``jax.numpy``, or ``numpy`` for rows on the host. The driver rotates on the host: XLA's batched
             eigensolver for CPUs waits for threads of the pool that it occupies, and with several devices deadlocks.
     """
-    if not (isinstance(representation, LowRank) and representation.rows is Rows.PRINCIPAL):
+    if not (isinstance(representation, LowRank) and representation.rows is RowBasis.PRINCIPAL):
         return Rotation(None, one.gram, one.n_rows)
     unit = xp.trace(one.gram)
     _, vectors = xp.linalg.eigh(one.gram / xp.where(unit > 0, unit, 1.0))

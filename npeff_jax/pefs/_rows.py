@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from npeff_jax._types import Cotangents, Example, PyTree
+from npeff_jax._types import Cotangents, Example, Logits, PyTree
 from npeff_jax.models import Model
-from npeff_jax.pefs._cotangents import cotangents, uses_sketch
-from npeff_jax.pefs._representation import Diagonal, LowRank, Representation, Rows
+from npeff_jax.pefs._cotangents import cotangents, scaled_cotangents, uses_sketch
+from npeff_jax.pefs._representation import Diagonal, LowRank, Representation, RowBasis
 from npeff_jax.pefs._sketch import sketched_cotangents
 
 Leaves = tuple[Float[Array, "c ..."], ...]
@@ -117,10 +117,55 @@ def example_rows(
     gram, leaf_norms = gram_of(blocks)
     total = functools.reduce(jnp.add, [jnp.sum(leaf) for leaf in blocks[0]])
     trace = total if isinstance(representation, Diagonal) else jnp.trace(gram)
-    if isinstance(representation, LowRank) and representation.rows is Rows.PRINCIPAL:
+    if isinstance(representation, LowRank) and representation.rows is RowBasis.PRINCIPAL:
         n_rows = jnp.minimum(n_rows, jax.eval_shape(model.output.factor, logits).shape[0])
     lost_trace = lost / jnp.where(lost > 0, lost + trace, 1.0)
     return ExampleRows(blocks, gram, leaf_norms, back.scale, trace, n_rows, logits, back.lost_mass, lost_trace)
+
+
+class PulledRows(NamedTuple):
+    """Gradient rows of one example, divided by a common scale so that no product of two of them underflows.
+
+    Attributes:
+        blocks: the rows, some at a time, each explained leaf's part (b, ...) in float32; see `leaves`.
+        scale: what they were divided by: the rows are ``scale * leaf``, and their Fisher ``scale**2`` times that of
+            what is here.
+        logits: of the example.
+    """
+
+    blocks: Blocks
+    scale: Float[Array, ""]
+    logits: Float[Array, "C"]
+
+    @property
+    def leaves(self) -> Leaves:
+        """For each explained leaf, its part of all rows, (c, ...)."""
+        return tuple(jnp.concatenate(parts) for parts in zip(*self.blocks, strict=True))
+
+
+def pull_back(
+    model: Model,
+    selected: tuple[jax.Array, ...],
+    params: PyTree,
+    example: Example,
+    cotangents: Callable[[Logits], Cotangents] | None = None,
+) -> PulledRows:
+    """Pull cotangents on one example's logits back to gradient rows: Lᵀ J, in float32 (section 2.1).
+
+    Pure, to be jitted and mapped. Confident predictions have tiny cotangents: they are scaled to a largest entry of 1
+    before the pull-back, as in `compute_pefs`, so that their Fishers do not vanish in float32.
+
+    Args:
+        model: gives the function and the output family; its own parameters are not looked at.
+        selected: the explained parameters, ``model.space.select(params)``.
+        params: all of them.
+        example: without a batch axis.
+        cotangents: logits to (c, C) cotangents; the output family's ``factor``, whose rows make the exact Fisher, if
+            None. For weights U on rows, pull back ``U @ rows`` of `scaled_cotangents` in its place.
+    """
+    logits, back_to_leaves = jax.vjp(lambda leaves: model.selected_logits(leaves, params, example), selected)
+    rows, scale = scaled_cotangents((cotangents or model.output.factor)(logits.astype(jnp.float32)))
+    return PulledRows(pulled(lambda row: back_to_leaves(row.astype(logits.dtype))[0], rows), scale, logits)
 
 
 def pulled(pull: Callable[[jax.Array], tuple[jax.Array, ...]], rows: Cotangents) -> Blocks:

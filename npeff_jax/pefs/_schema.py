@@ -4,18 +4,20 @@ import dataclasses
 import enum
 from typing import Any
 
+from npeff_jax._identity import Identity
 from npeff_jax._parameters import ParameterLayout
 
-SCHEMA_VERSION = 3
-"""Version 1 did not say what the logits mean: they were those of a softmax. Version 2 knew no range finder."""
+SCHEMA_VERSION = 4
+"""Version 1 did not say what the logits mean: they were those of a softmax. Version 2 knew no range finder. Version 3
+told models apart by their parameters alone, and in its arrays an absent chunk is zero."""
 
-READABLE_VERSIONS = (1, 2, 3)
+READABLE_VERSIONS = (1, 2, 3, 4)
 
 
 SOFTMAX = {"name": "Categorical", "temperature": 1.0}
 
 
-class Kind(enum.Enum):
+class FisherKind(enum.Enum):
     """The two flavours of NPEFF."""
 
     LOW_RANK = "low_rank"
@@ -32,7 +34,7 @@ class Schema:
             ``"name"``.
         normalization: when rows were divided by the square root of the norm.
         model: fingerprint of the model's parameters.
-        examples: digest of the examples.
+        examples: digest of the examples; "" where they are not known.
         layout: names, shapes and offsets of the explained parameters.
         n_examples: n.
         n_classes: C.
@@ -40,11 +42,13 @@ class Schema:
         dtype: of the stored values.
         precision: of the matrix products behind the gradients.
         output: what the logits mean: the fields of the output family, and its name under ``"name"``.
+        constants: digest of what the model's function holds besides its parameters, None where it is not known.
+        function: logits of a fixed input, None where they are not known.
         version: of this schema.
         code_version: of the package that wrote them.
     """
 
-    kind: Kind
+    kind: FisherKind
     representation: dict[str, Any]
     normalization: str
     model: str
@@ -56,6 +60,8 @@ class Schema:
     dtype: str = "float32"
     precision: str = "highest"
     output: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(SOFTMAX))
+    constants: str | None = None
+    function: list[float] | None = None
     version: int = SCHEMA_VERSION
     code_version: str = ""
 
@@ -71,9 +77,18 @@ class Schema:
         if fields["version"] == 2:
             sketch = {"sketch": None} if fields["representation"]["name"] == "LowRank" else {}
             fields = fields | {"representation": fields["representation"] | sketch, "version": 3}
-        return cls(**fields | {"kind": Kind(fields["kind"]), "layout": ParameterLayout.from_json(fields["layout"])})
+        if fields["version"] == 3:
+            fields = fields | {"version": 4}
+        return cls(
+            **fields | {"kind": FisherKind(fields["kind"]), "layout": ParameterLayout.from_json(fields["layout"])}
+        )
 
-    def differences(self, other: "Schema", ignore: tuple[str, ...] = ("code_version",)) -> list[str]:
-        """The names of the fields in which two schemas differ."""
-        names = [f.name for f in dataclasses.fields(self) if f.name not in ignore]
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+    @property
+    def identity(self) -> Identity:
+        """What must agree for two things to belong together, part by part: see `check_same`."""
+        named = ("constants", "function", "output", "normalization", "representation", "keep", "dtype", "precision")
+        return {name: getattr(self, name) for name in (*named, "examples", "n_examples", "n_classes")} | {
+            "parameters": self.model or None,
+            "layout": self.layout.to_json(),
+            "kind": self.kind.value,
+        }

@@ -9,7 +9,7 @@ from npeff_jax.pefs._fidelity import Fidelity, diagonal_fidelity, fidelity
 from npeff_jax.pefs._representation import Diagonal, Keep, Normalization, PerRow, Representation, SharedSupport
 from npeff_jax.pefs._rotation import Rotation, rotation_of
 from npeff_jax.pefs._rows import HostRows
-from npeff_jax.pefs._schema import Kind, Schema
+from npeff_jax.pefs._schema import FisherKind, Schema
 from npeff_jax.pefs._selection import LeafRows, Selected, largest, shared_support
 
 
@@ -37,7 +37,7 @@ class Sparsifier:
         chosen, held = self._kept(one, turned)
         rows, indices, values = chosen.entries
         # Rows come from cotangents divided by ``scale``. F is quadratic in a row of a factor, linear in a diagonal.
-        power = 1.0 if self.schema.kind is Kind.DIAGONAL else 0.5
+        power = 1.0 if self.schema.kind is FisherKind.DIAGONAL else 0.5
         norm, scale = float(np.linalg.norm(turned.gram)) ** (0.5 / power), float(one.scale) ** (2 * power)
         unit = {Normalization.BEFORE: norm**power, Normalization.AFTER: held.kept_norm**power}
         divide = unit.get(self.normalization, 1 / scale)
@@ -64,7 +64,7 @@ class Sparsifier:
             chosen = shared_support(rows, self.keep.parameters)
         else:
             chosen = largest(rows, self.keep.entries * n_rows if isinstance(self.keep, PerRow) else self.schema.keep)
-        if self.schema.kind is Kind.DIAGONAL:
+        if self.schema.kind is FisherKind.DIAGONAL:
             return chosen, diagonal_fidelity(chosen.entries[2], float(turned.gram[0, 0]))
         return chosen, fidelity(chosen, turned.gram)
 

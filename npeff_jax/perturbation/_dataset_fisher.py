@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from npeff_jax._checks import count_examples
+from npeff_jax._examples import count_examples
 from npeff_jax._parameters import ParameterSpace
 from npeff_jax._sharding import EXAMPLES, default_mesh, pad_rows, round_up
 from npeff_jax._types import Examples, LogitsFn, PyTree

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 from npeff_jax.perturbation._direction import check_component, check_decomposition_of
 from npeff_jax.perturbation._divergence import perturbed_kl
 from npeff_jax.perturbation._loss import loss_gradient
@@ -130,7 +130,7 @@ def diagonal_edit(
     """
     check_decomposition_of(model, decomposition)
     check_component(decomposition, component)
-    if decomposition.kind is not Kind.DIAGONAL:
+    if decomposition.kind is not FisherKind.DIAGONAL:
         raise ValueError("a component of low-rank PEFs is a direction; use component_direction")
     h, f = decomposition.pseudo_fisher(component), np.asarray(model.space.ravel(fisher))
     if not (h.any() and f.any()):

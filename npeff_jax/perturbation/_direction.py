@@ -10,7 +10,7 @@ from npeff_jax._checks import check_in_range
 from npeff_jax._types import Components, PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 from npeff_jax.perturbation._divergence import move
 from npeff_jax.perturbation._rejection import combine, direction_weights, pseudo_fisher_gram
 
@@ -50,7 +50,7 @@ def component_directions(
 ) -> Iterator[PyTree]:
     """`component_direction` of several components, one at a time. Everything is checked before the first."""
     check_decomposition_of(model, decomposition)
-    if decomposition.kind is not Kind.LOW_RANK:
+    if decomposition.kind is not FisherKind.LOW_RANK:
         raise ValueError(
             "a component of diagonal PEFs is no direction but a weight for every parameter; use diagonal_edit"
         )

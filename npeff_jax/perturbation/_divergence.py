@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int
 
-from npeff_jax._checks import count_examples, slice_examples
+from npeff_jax._examples import count_examples, slice_examples
 from npeff_jax._parameters import ParameterSpace
 from npeff_jax._sharding import EXAMPLES, default_mesh, pad_rows, round_up, sharded
 from npeff_jax._types import Examples, LogitsFn, PyTree

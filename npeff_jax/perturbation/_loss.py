@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from npeff_jax._checks import check_labels, count_examples
+from npeff_jax._checks import check_labels
+from npeff_jax._examples import count_examples
 from npeff_jax._parameters import ParameterSpace
 from npeff_jax._sharding import pad_rows
 from npeff_jax._types import Examples, LogitsFn, PyTree

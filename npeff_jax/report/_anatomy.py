@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from npeff_jax.factorization import Decomposition
-from npeff_jax.pefs import Kind
+from npeff_jax.pefs import FisherKind
 
 _EXACT = 2**28
 """Entries of G up to which similarities are exact; above, 1 GB, from a sketch of each row."""
@@ -40,7 +40,7 @@ def anatomy(decomposition: Decomposition) -> Anatomy:
     rows = np.zeros((r, width if exact else _SKETCH), np.float32)
     for j in range(r):
         vector = np.asarray(decomposition.pseudo_fishers[j], np.float32)
-        trace = vector.astype(float) ** 2 if decomposition.kind is Kind.LOW_RANK else np.abs(vector.astype(float))
+        trace = vector.astype(float) ** 2 if decomposition.kind is FisherKind.LOW_RANK else np.abs(vector.astype(float))
         energy[j] = np.bincount(array_of, trace, minlength=len(layout.parameters))
         rows[j] = vector if exact else np.bincount(bucket, vector * sign, minlength=_SKETCH)
     total = energy.sum(1, keepdims=True)

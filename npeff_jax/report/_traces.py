@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from npeff_jax._checks import slice_examples
+from npeff_jax._examples import slice_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import Examples
 from npeff_jax.evaluation import Tracer, top_examples

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Int
 
-from npeff_jax._checks import choose_examples, count_examples, slice_examples
+from npeff_jax._examples import choose_examples, count_examples, slice_examples
 from npeff_jax._types import Examples
 from npeff_jax.models import Model
 from npeff_jax.tasks._labels import check_class_numbers, match_labels

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from npeff_jax._parameters import Parameter, ParameterLayout
-from npeff_jax.pefs import Kind, Pefs, Schema
+from npeff_jax.pefs import FisherKind, Pefs, Schema
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,10 +72,12 @@ def planted_diagonal(seed: int = 0, n: int = 60, m: int = 40, r: int = 5, shared
     norms = np.linalg.norm(coefficients @ vectors, axis=1, keepdims=True)
     coefficients /= norms
     fishers = coefficients @ vectors
-    return Planted(pefs_of_rows(fishers[:, None, :], Kind.DIAGONAL), vectors, coefficients, fishers)
+    return Planted(pefs_of_rows(fishers[:, None, :], FisherKind.DIAGONAL), vectors, coefficients, fishers)
 
 
-def pefs_of_rows(rows: Float[np.ndarray, "n c m"], kind: Kind = Kind.LOW_RANK, model: str = "a model") -> Pefs:
+def pefs_of_rows(
+    rows: Float[np.ndarray, "n c m"], kind: FisherKind = FisherKind.LOW_RANK, model: str = "a model"
+) -> Pefs:
     """Rows as `Pefs`, every non-zero kept. They are of no model; ``model`` stands for its fingerprint."""
     n, c, m = rows.shape
     keep = int((rows != 0).sum(axis=(1, 2)).max())

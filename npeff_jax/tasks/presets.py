@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from npeff_jax.pefs import LowRank, Rows
+from npeff_jax.pefs import LowRank, RowBasis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Preset:
     n_examples: int
     n_heldout: int
     n_components: int
-    representation: LowRank = dataclasses.field(default_factory=lambda: LowRank(rows=Rows.CLASSES))
+    representation: LowRank = dataclasses.field(default_factory=lambda: LowRank(rows=RowBasis.CLASSES))
     keep: int = 65_536  # the middle of the three: components found with 16,384 and 262,144 were hardly different
     keep_explored: tuple[int, ...] = (16_384, 65_536, 262_144)
 
@@ -36,7 +36,7 @@ IMAGENET = Preset(
     n_examples=20_000,
     n_heldout=30_000,
     n_components=512,
-    representation=LowRank(rows=Rows.CLASSES, min_probability=3e-3, max_rows=32),
+    representation=LowRank(rows=RowBasis.CLASSES, min_probability=3e-3, max_rows=32),
 )
 """ResNet-50 on ImageNet 2012: train split to decompose, validation split held out; ε = 3e-3. At most 32 classes, 3.3 GB
 of rows an example, where 333 could pass ε; what that loses is recorded."""

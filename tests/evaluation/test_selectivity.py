@@ -186,7 +186,7 @@ def test_fewer_random_examples_and_components(planted):
         found.example_kl(0)
 
 
-@pytest.mark.parametrize("kind", list(npeff.Kind))
+@pytest.mark.parametrize("kind", list(npeff.FisherKind))
 def test_a_dead_component_spoils_no_other(planted, kind):
     model, decomposition, pefs, examples, _ = planted
     vectors = np.abs(np.concatenate([block_vectors(), np.zeros((1, model.space.size))]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import npeff_jax as npeff
-from npeff_jax.pefs.store import StoredArray
+from npeff_jax.store import StoredArray
 from npeff_jax.tasks import planted, planted_diagonal
 
 pytestmark = pytest.mark.fast

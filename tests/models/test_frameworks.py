@@ -107,7 +107,7 @@ def test_pefs_on_one_device_and_on_eight_agree_with_a_loop(framework):
         pefs = npeff.compute_pefs(
             model,
             IMAGES,
-            npeff.LowRank(rows=npeff.Rows.CLASSES),
+            npeff.LowRank(rows=npeff.RowBasis.CLASSES),
             keep=None,
             normalization=npeff.Normalization.NONE,
             mesh=mesh,

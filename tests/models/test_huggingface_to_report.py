@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tokenizers_for_tests import WORDS, word_tokenizer
 
 import npeff_jax as npeff
-from npeff_jax._checks import slice_examples
+from npeff_jax._examples import slice_examples
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

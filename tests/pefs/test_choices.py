@@ -11,7 +11,7 @@ import pytest
 from fisher_problems import class_rows, dense, fisher, inputs, mlp, stacked
 
 import npeff_jax as npeff
-from npeff_jax import Diagonal, LowRank, Normalization, PerRow, Rows, Sampled, SharedSupport
+from npeff_jax import Diagonal, LowRank, Normalization, PerRow, RowBasis, Sampled, SharedSupport
 from npeff_jax._checks import check_choice
 from npeff_jax.pefs import LeafRows, largest
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.fast
 RAW = {"normalization": Normalization.NONE, "progress": False}
 
 
-@pytest.mark.parametrize("rows", [Rows.PRINCIPAL, Rows.CLASSES])
+@pytest.mark.parametrize("rows", [RowBasis.PRINCIPAL, RowBasis.CLASSES])
 def test_improbable_classes_are_dropped_and_counted(rows):
     model, x = mlp(scale=2.0), inputs(8)
     pefs = npeff.compute_pefs(model, x, LowRank(rows=rows, min_probability=0.1), **RAW)
@@ -30,13 +30,13 @@ def test_improbable_classes_are_dropped_and_counted(rows):
         expected = class_rows(jacobian, log_p)[kept]
         np.testing.assert_allclose(row.T @ row, expected.T @ expected, atol=3e-6)
         np.testing.assert_allclose(pefs.lost_mass[i], np.exp(log_p)[~kept].sum(), atol=1e-6)
-        assert pefs.n_rows[i] == min(kept.sum(), 4 if rows is Rows.PRINCIPAL else 5)
+        assert pefs.n_rows[i] == min(kept.sum(), 4 if rows is RowBasis.PRINCIPAL else 5)
 
 
 def test_lost_trace_is_right_on_average():
     """One random probe an example: unbiased, so right over many draws of the signs."""
     model, x = mlp(scale=2.0), np.repeat(inputs(1), 4000, axis=0)
-    representation = LowRank(rows=Rows.CLASSES, max_rows=2)
+    representation = LowRank(rows=RowBasis.CLASSES, max_rows=2)
     pefs = npeff.compute_pefs(model, x, representation, keep=5, **RAW)
     jacobian, log_p = dense(model, x[0])
     order = np.argsort(-log_p)

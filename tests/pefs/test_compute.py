@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from npeff_jax import Diagonal, LowRank, Model, Normalization, Rows, compute_pefs, load_pefs, make_mesh, plan
+from npeff_jax import Diagonal, LowRank, Model, Normalization, RowBasis, compute_pefs, load_pefs, make_mesh, plan
 from npeff_jax.pefs import _driver
 
 N, C, FEATURES, HIDDEN = 21, 4, 5, 6
@@ -50,7 +50,7 @@ def of_rows(pefs):
     return np.array([part.T @ part for part in np.split(A, ends[:-1])])
 
 
-@pytest.mark.parametrize("rows", list(Rows))
+@pytest.mark.parametrize("rows", list(RowBasis))
 def test_all_entries_kept_is_the_fisher(rows):
     pefs = compute_pefs(MODEL, X, LowRank(rows=rows), progress=False)
     fishers = dense_fishers()

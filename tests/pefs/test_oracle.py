@@ -7,7 +7,7 @@ import pytest
 from fisher_problems import class_rows, dense, fisher, inputs, mlp, stacked
 
 import npeff_jax as npeff
-from npeff_jax import Diagonal, LowRank, Normalization, Rows
+from npeff_jax import Diagonal, LowRank, Normalization, RowBasis
 
 pytestmark = pytest.mark.fast
 
@@ -16,7 +16,7 @@ def compute(model, x, representation=None, **options):
     return npeff.compute_pefs(model, x, representation, progress=False, **options)
 
 
-@pytest.mark.parametrize("rows", list(Rows))
+@pytest.mark.parametrize("rows", list(RowBasis))
 @pytest.mark.parametrize("n_classes", [2, 5])
 def test_rows_multiply_to_the_fisher(rows, n_classes):
     model, x = mlp(n_classes), inputs(7)
@@ -25,7 +25,7 @@ def test_rows_multiply_to_the_fisher(rows, n_classes):
         F = fisher(model, example)
         np.testing.assert_allclose(norm, np.linalg.norm(F), rtol=2e-6)
         np.testing.assert_allclose(row.T @ row, F / np.linalg.norm(F), atol=2e-6)
-        assert len(row) == (n_classes if rows is Rows.CLASSES else n_classes - 1)
+        assert len(row) == (n_classes if rows is RowBasis.CLASSES else n_classes - 1)
     assert pefs.kept_energy.min() > 1 - 1e-6
     assert pefs.fisher_error.max() < 1e-3  # the root of what float32 leaves of a difference
 
@@ -40,7 +40,7 @@ def test_principal_rows_are_the_singular_vectors():
 
 def test_class_rows_are_those_of_the_paper():
     model, x = mlp(), inputs(5)
-    pefs = compute(model, x, LowRank(rows=Rows.CLASSES), normalization=Normalization.NONE)
+    pefs = compute(model, x, LowRank(rows=RowBasis.CLASSES), normalization=Normalization.NONE)
     for row, example in zip(stacked(pefs), x):
         np.testing.assert_allclose(row, class_rows(*dense(model, example)), atol=2e-6)
 

@@ -7,7 +7,7 @@ import pytest
 from fisher_problems import class_rows, dense, fisher, inputs, mlp, stacked
 
 import npeff_jax as npeff
-from npeff_jax import LowRank, Normalization, Rows
+from npeff_jax import LowRank, Normalization, RowBasis
 from npeff_jax.pefs._cotangents import n_cotangents
 
 pytestmark = pytest.mark.fast
@@ -87,8 +87,8 @@ def test_neither_the_cotangents_nor_the_rows_are_as_many_as_the_classes():
     model = npeff.Model(lambda p, x: jnp.outer(x, p).reshape(-1)[:many] * 3, jnp.ones(100))
     for representation in (
         LowRank(sketch=10),
-        LowRank(rows=Rows.CLASSES, max_rows=6),
-        LowRank(rows=Rows.CLASSES, min_probability=0.1),
+        LowRank(rows=RowBasis.CLASSES, max_rows=6),
+        LowRank(rows=RowBasis.CLASSES, min_probability=0.1),
     ):
         assert n_cotangents(model.output, representation, many) <= 11
         pure = lambda x, rep=representation: npeff.pef_rows(model.logits_fn, model.params, x, rep)  # noqa: E731
@@ -108,7 +108,7 @@ def test_only_as_many_classes_are_pulled_back_as_a_batch_needs(monkeypatch):
     original = _batch.example_rows
     monkeypatch.setattr(_batch, "example_rows", lambda *args: calls.append(args[-1]) or original(*args))
     model, x = confident(scale=6.0)
-    pefs = npeff.compute_pefs(model, x, LowRank(rows=Rows.CLASSES, min_probability=0.02), batch_size=3, **RAW)
+    pefs = npeff.compute_pefs(model, x, LowRank(rows=RowBasis.CLASSES, min_probability=0.02), batch_size=3, **RAW)
     assert max(calls) < 2 * pefs.n_rows.max()
     assert pefs.n_rows.max() < 17
     for rows, example in zip(stacked(pefs), x, strict=True):
@@ -121,4 +121,4 @@ def test_choices_that_do_not_fit():
     with pytest.raises(ValueError, match="sketch=4 cannot hold 6 rows; use max_rows"):
         LowRank(max_rows=6, sketch=4)
     with pytest.raises(ValueError, match="sketch finds principal rows"):
-        LowRank(rows=Rows.CLASSES, sketch=4)
+        LowRank(rows=RowBasis.CLASSES, sketch=4)

@@ -10,7 +10,7 @@ import pytest
 from fisher_problems import inputs, mlp
 
 import npeff_jax as npeff
-from npeff_jax.pefs.store import StoredArray, WriterLock
+from npeff_jax.store import StoredArray, WriterLock
 
 X = inputs(10)
 LABELS = np.arange(10) % 5

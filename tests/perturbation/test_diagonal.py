@@ -34,7 +34,7 @@ def setting():
     model = make_model()
     examples, block = make_examples(60, leak=0.05)
     coefficients = np.eye(BLOCKS)[block] + 0.01
-    decomposition = make_decomposition(model, np.abs(block_vectors()), coefficients, npeff.Kind.DIAGONAL)
+    decomposition = make_decomposition(model, np.abs(block_vectors()), coefficients, npeff.FisherKind.DIAGONAL)
     labels = np.random.default_rng(0).integers(0, 3, 60)
     return model, decomposition, examples, block, labels, dataset_fisher(model, examples)
 
@@ -144,7 +144,7 @@ def test_bad_input_is_named(setting):
 
 def test_selectivity_of_diagonal_components(setting):
     model, decomposition, examples, block, labels, fisher = setting
-    pefs = make_pefs(model, examples, labels, npeff.Kind.DIAGONAL)
+    pefs = make_pefs(model, examples, labels, npeff.FisherKind.DIAGONAL)
     options = {"fit": decomposition, "n_top": 8, "progress": False}
     table = npeff.selectivity(model, decomposition, pefs, examples, fisher=fisher, **options)
     assert (table.kl_ratio > 3).all()  # 12 of the 52 others are of the same sub-network: at most about 4.3
@@ -175,9 +175,9 @@ def test_a_sign_out_of_reach_leaves_the_other(setting):
     model, decomposition, examples, _, _, _ = setting
     certain = npeff.Model(model.logits_fn, jax.tree.map(lambda leaf: 4 * leaf, model.params))
     decomposition = make_decomposition(
-        certain, np.abs(block_vectors()), decomposition.coefficients, npeff.Kind.DIAGONAL
+        certain, np.abs(block_vectors()), decomposition.coefficients, npeff.FisherKind.DIAGONAL
     )
-    pefs = make_pefs(certain, examples, kind=npeff.Kind.DIAGONAL)
+    pefs = make_pefs(certain, examples, kind=npeff.FisherKind.DIAGONAL)
     settings = DiagonalPerturbation(kl_range=(0.2, 0.4), max_delta=1.0)
     table = npeff.selectivity(
         certain, decomposition, pefs, examples, fit=decomposition, n_top=8, diagonal=settings, progress=False

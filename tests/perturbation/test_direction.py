@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from npeff_jax import Kind, Model, component_direction, perturb
+from npeff_jax import FisherKind, Model, component_direction, perturb
 from npeff_jax.perturbation import _rejection, component_directions, pseudo_fisher_gram
 from tests.planted_model import block_vectors, make_decomposition, make_model
 
@@ -93,7 +93,7 @@ def test_bad_input_is_named():
     zero = make_decomposition(model, np.zeros((1, 36)), np.ones((2, 1)))
     with pytest.raises(ValueError, match="zero pseudo-Fisher vector"):
         component_direction(model, zero, 0)
-    diagonal = make_decomposition(model, np.abs(block_vectors()), np.ones((2, 3)), Kind.DIAGONAL)
+    diagonal = make_decomposition(model, np.abs(block_vectors()), np.ones((2, 3)), FisherKind.DIAGONAL)
     with pytest.raises(ValueError, match="diagonal_edit"):
         component_direction(model, diagonal, 0)
 

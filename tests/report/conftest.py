@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from npeff_jax import Decomposition, History, Kind, Pefs, Selectivity
+from npeff_jax import Decomposition, FisherKind, History, Pefs, Selectivity
 from npeff_jax._parameters import Parameter, ParameterLayout
 from npeff_jax.pefs import Schema
 
@@ -42,7 +42,7 @@ def layout(names):
 NETWORK = {"Conv_0/bias": (8,), "Conv_0/kernel": (3, 3, 1, 8), "Dense_0/bias": (10,), "Dense_0/kernel": (16, 10)}
 
 
-def made(r=6, n=90, heldout=60, classes=3, names=NETWORK, kind=Kind.LOW_RANK, seed=0) -> Made:
+def made(r=6, n=90, heldout=60, classes=3, names=NETWORK, kind=FisherKind.LOW_RANK, seed=0) -> Made:
     """Component j belongs to class j % classes: its coefficients are large where that class is predicted."""
     random = np.random.default_rng(seed)
     where = layout(names)
@@ -55,7 +55,7 @@ def made(r=6, n=90, heldout=60, classes=3, names=NETWORK, kind=Kind.LOW_RANK, se
         return predicted, np.where(random.random((count, r)) < 0.2, 0.0, values).astype(np.float32)
 
     vectors = random.normal(size=(r, where.size)).astype(np.float32)
-    vectors = np.abs(vectors) if kind is Kind.DIAGONAL else vectors
+    vectors = np.abs(vectors) if kind is FisherKind.DIAGONAL else vectors
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     steps = np.arange(0, 50, 5)
     history = History(steps, 0.1 + 0.8 * np.exp(-steps / 10), steps / 10.0)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from npeff_jax import Kind, report
+from npeff_jax import FisherKind, report
 from npeff_jax.report import ReportData, Texts, read_report_data, report_data
 from npeff_jax.report._words import Words
 
@@ -114,14 +114,14 @@ def test_pairs_are_the_two_likeliest_classes(make):
     assert data.components[0].pair_mix[0][2] == max(pairs.count(pair) for pair in pairs) / len(pairs)
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", list(FisherKind))
 def test_energy_is_the_trace(make, kind):
     """Each array's share of the trace of H_j, against the dense matrix."""
     results = make(kind=kind)
     data = of(results)
     for component in data.components:
         vector = results.decomposition.pseudo_fisher(component.index).astype(np.float64)
-        matrix = np.outer(vector, vector) if kind is Kind.LOW_RANK else np.diag(vector)
+        matrix = np.outer(vector, vector) if kind is FisherKind.LOW_RANK else np.diag(vector)
         trace = np.diag(matrix) / np.trace(matrix)
         shares = {
             p.name: trace[p.offset : p.offset + p.size].sum() for p in results.decomposition.schema.layout.parameters

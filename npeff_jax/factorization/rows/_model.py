@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from npeff_jax._checks import count_examples, slice_examples
+from npeff_jax._examples import count_examples, slice_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._sharding import SHARDS, pad_rows, place, round_up, sharded
 from npeff_jax._types import Examples

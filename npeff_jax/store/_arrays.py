@@ -1,0 +1,213 @@
+"""Arrays as zarr3 through TensorStore: preallocated, written in stretches of rows, read by row.
+
+A chunk that is absent is an error and not zero: zeros that are data are stored.
+"""
+
+import hashlib
+import operator
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npeff_jax.store._files import GENERATION, REMEDY, DamageError, Generation
+
+_USED_IN: list[int] = []
+"""The process in which TensorStore was first used: its threads do not survive a fork."""
+
+METADATA = "zarr.json"
+
+
+class StoredArray:
+    """An array on disk that is read by row, as NumPy."""
+
+    def __init__(self, store: Any, path: Path, generation: Generation | None = None) -> None:
+        """Wrap an open TensorStore of the array in the directory ``path``."""
+        self._store, self._path, self._generation = store, path, generation
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._store.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._store.dtype.numpy_dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step == 1:
+                return self._read(slice(start, max(start, stop)))
+            rows = np.arange(start, stop, step)
+        if np.ndim(rows) == 0:
+            row = operator.index(rows)
+            self._check_range(row, row)
+            return self._read(row % len(self))
+        rows = np.asarray(rows)
+        if rows.dtype == bool:
+            if rows.shape != (len(self),):
+                raise IndexError(f"a mask of shape {rows.shape} is not one of {len(self)} rows")
+            return self._read(np.flatnonzero(rows))
+        if rows.size == 0:
+            return self._read(slice(0, 0))
+        self._check_range(rows.min(), rows.max())
+        return self._read(rows % len(self))
+
+    def _check_range(self, low: Any, high: Any) -> None:
+        if low < -len(self) or high >= len(self):
+            raise IndexError(f"row {high if high >= len(self) else low} is out of range; there are {len(self)}")
+
+    def _read(self, rows: Any) -> np.ndarray:
+        _check_process(self._path)
+        if self._generation is not None:
+            self._generation.check()
+        try:
+            found = np.asarray(self._store[rows].read().result())
+        except ValueError as error:
+            if self._generation is not None:
+                self._generation.check()
+            raise DamageError(_damage(self._path, error)) from error
+        if self._generation is not None:  # what was replaced while it was read is neither old nor new
+            self._generation.check()
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    def __reduce__(self) -> Any:
+        return _reopened, (self._path, self._generation)
+
+    def write(self, start: int, stop: int, rows: np.ndarray) -> Any:
+        """Begin to write rows ``start`` to ``stop``: a future, done when they are on disk and synced."""
+        _check_process(self._path)
+        return self._store[start:stop].write(rows)
+
+
+class WidenedArray:
+    """Rows kept in half precision, read as float32, each multiplied by its scale."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, values: Any, scales: np.ndarray) -> None:
+        """``values`` (n, K) in a narrow type and ``scales`` (n,)."""
+        self._values, self._scales = values, scales
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._values.shape
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        values = np.asarray(self._values[rows]).astype(np.float32)
+        return values * (self._scales[rows] if values.ndim == 1 else self._scales[rows][:, None])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+def create_array(path: Path, shape: tuple[int, ...], dtype: Any, chunk_rows: int) -> StoredArray:
+    """Create an array at ``path`` in chunks of ``chunk_rows`` rows, shaped like the writes, so that none is read back.
+
+    Nothing of it can be read before it is written.
+    """
+    import tensorstore
+
+    _check_process(path)
+    codecs: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    if np.issubdtype(dtype, np.integer):  # compression helps indices, hardly floats
+        codecs.append({"name": "zstd", "configuration": {"level": 1}})
+    codecs.append({"name": "crc32c"})
+    chunk = [max(1, min(chunk_rows, shape[0])), *(max(1, size) for size in shape[1:])]
+    metadata = {
+        "shape": list(shape),
+        "data_type": np.dtype(dtype).name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "codecs": codecs,
+    }
+    spec = _spec(path, strict=True) | {"metadata": metadata}
+    return StoredArray(tensorstore.open(spec, create=True, delete_existing=True).result(), path)
+
+
+def open_array(path: Path, *, manifest: dict[str, Any] | None = None) -> StoredArray:
+    """Open an array that exists on disk.
+
+    Args:
+        path: its directory.
+        manifest: of the directory that it is in; with it, the array notices when that directory is overwritten, and
+            its metadata are compared with what was written. In a directory from before manifests had a generation,
+            zeros were not stored: there an absent chunk is zero.
+
+    Raises:
+        OSError: it is missing or damaged; names the file.
+    """
+    import tensorstore
+
+    _check_process(path)
+    file = path / METADATA
+    known = {} if manifest is None else manifest.get("arrays", {})
+    try:
+        found = _metadata_digest(path)
+    except OSError as error:
+        raise DamageError(f"{file} is missing or cannot be read ({error.strerror}); {REMEDY}") from error
+    if known.get(path.name, found) != found:
+        raise DamageError(f"{file} is damaged on disk (it is not as it was written); {REMEDY}")
+    try:
+        store = tensorstore.open(_spec(path, strict=manifest is None or GENERATION in manifest)).result()
+    except ValueError as error:
+        raise DamageError(_damage(path, error)) from error
+    return StoredArray(store, path, None if manifest is None else Generation(path.parent, manifest))
+
+
+def open_arrays(path: Path, names: Sequence[str], manifest: dict[str, Any]) -> dict[str, StoredArray]:
+    """Open some arrays of the directory ``path``, as ``manifest`` describes it."""
+    return {name: open_array(path / name, manifest=manifest) for name in names}
+
+
+def describe_arrays(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return what to put into a manifest under ``"arrays"``: a digest of each array's metadata."""
+    return {name: _metadata_digest(path / name) for name in names}
+
+
+def remove_partial_writes(path: Path) -> None:
+    """Remove what a killed writer left of chunks that it had not finished."""
+    for file in path.rglob("*.__lock"):
+        file.unlink()
+
+
+def _spec(path: Path, strict: bool) -> dict[str, Any]:
+    spec: dict[str, Any] = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    return spec | ({"store_data_equal_to_fill_value": True, "fill_missing_data_reads": False} if strict else {})
+
+
+def _metadata_digest(path: Path) -> str:
+    return hashlib.blake2b((path / METADATA).read_bytes(), digest_size=16).hexdigest()
+
+
+def _reopened(path: Path, generation: Generation | None) -> StoredArray:
+    """An array in another process."""
+    array = open_array(path)
+    array._generation = generation
+    return array
+
+
+def _check_process(path: Path) -> None:
+    """Raise in a process that was forked from one which used TensorStore: there it would wait for ever."""
+    _USED_IN[:] = _USED_IN or [os.getpid()]
+    if _USED_IN[0] != os.getpid():
+        raise RuntimeError(
+            f"{path} is read or written in a forked process, where TensorStore has no threads; start workers with "
+            'multiprocessing.get_context("spawn")'
+        )
+
+
+def _damage(path: Path, error: Exception) -> str:
+    """What an error of TensorStore says, in a sentence that names the file."""
+    text = str(error).split(" [")[0].strip()
+    return f"{path} is damaged on disk: {text[:300]}; {REMEDY}"

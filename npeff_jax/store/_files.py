@@ -1,0 +1,183 @@
+"""The files of a stored directory beside its arrays: where it is, who writes it, and the manifest of what it holds."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+NAME, LOCK = "manifest.json", ".lock"
+
+PREFIX = '{\n "checksum": "'
+"""How a manifest begins: the digest of all that follows it, so that no changed byte is read as another number."""
+
+WITHOUT_CHECKSUM = ("format", "version")
+"""First keys of manifests from before there was a checksum."""
+
+GENERATION = "generation"
+"""The key of what tells a directory's contents from those that replace them."""
+
+REMEDY = "copy it again from where it came, or compute it anew"
+
+PATIENCE = 0.2
+"""Seconds to try for a lock: an attempt may meet the file that the last holder is just removing."""
+
+
+def absolute_path(path: str | os.PathLike[str], name: str = "path") -> Path:
+    """Return ``path`` as an absolute local path, with ``~`` expanded: what it means now, whatever the directory later.
+
+    Raises:
+        ValueError: it is empty, or of a remote scheme.
+        TypeError: it is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name}={path!r} is a {type(path).__name__}; expected the path of a local directory")
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{name}={text!r} is no path; expected that of a local directory")
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/", text)  # two letters at least: C:/ is a drive
+    if scheme:
+        raise ValueError(
+            f"{name}={text!r} has the scheme {scheme[1]}://; only local directories are written and read: pass a local "
+            "path, and copy the directory"
+        )
+    try:
+        return Path(os.path.abspath(Path(text).expanduser()))
+    except RuntimeError as error:
+        raise ValueError(f"{name}={text!r} names a home directory that does not exist; write it out") from error
+
+
+def read_manifest(path: Path, oldest: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, Any] | None:
+    """Return the manifest in the directory ``path``, or None if there is none.
+
+    Args:
+        path: the directory.
+        oldest: looks at what the file says before its checksum is compared: whether it is of a version that had none.
+            It may raise for one that cannot be read at all.
+
+    Raises:
+        OSError: it cannot be read, is empty, damaged or no JSON object; names the file.
+    """
+    file = path / NAME
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamageError(f"{file} cannot be read ({error}); {REMEDY}") from error
+    try:
+        manifest = json.loads(text)
+        if not isinstance(manifest, dict) or not manifest:
+            raise ValueError(f"it holds {type(manifest).__name__}")
+    except (ValueError, RecursionError) as error:
+        what = "is empty" if not text.strip() else f"is damaged ({error})"
+        raise DamageError(f"{file} {what}; {REMEDY}") from error
+    old = (
+        oldest(manifest)
+        if oldest is not None
+        else next(iter(manifest)) in WITHOUT_CHECKSUM and GENERATION not in manifest
+    )
+    if not old:
+        checksum, separator, body = text.removeprefix(PREFIX).partition('",\n')
+        if not text.startswith(PREFIX) or not separator or checksum != _digest(body):
+            raise DamageError(f"{file} is damaged (its checksum does not agree); {REMEDY}")
+    return {key: value for key, value in manifest.items() if key != "checksum"}
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Replace the manifest: afterwards it is the new one, or after a crash the old one, never a part.
+
+    Returns:
+        What was written: with a generation, a digest of itself where ``manifest`` has none.
+    """
+    manifest = {GENERATION: _digest(json.dumps(manifest))} | manifest
+    body = json.dumps(manifest, indent=1).removeprefix("{\n")
+    beside = path / f"{NAME}.part"
+    with beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(f'{PREFIX}{_digest(body)}",\n{body}')
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path / NAME)
+    _sync(path)
+    return manifest
+
+
+class DamageError(OSError, ValueError):
+    """A file of a stored directory is missing, damaged or replaced."""
+
+
+class Generation:
+    """Notices that the contents of a directory were replaced while something that reads them is held."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        """The directory ``path`` as ``manifest`` describes it."""
+        self._path, self._expected, self._seen = path, manifest.get(GENERATION), _signature(path / NAME)
+
+    def check(self) -> None:
+        """Raise unless the directory holds what it held.
+
+        Raises:
+            OSError: it was overwritten or removed.
+        """
+        now = _signature(self._path / NAME)
+        if now is not None and now == self._seen:
+            return
+        manifest = None if now is None else read_manifest(self._path)
+        if manifest is None or manifest.get(GENERATION) != self._expected:
+            what = f"removed ({NAME} is missing)" if manifest is None else "overwritten"
+            raise DamageError(f"{self._path} was {what} since it was opened; load it again")
+        self._seen = now
+
+
+class WriterLock:
+    """A lock of a directory against a second writer, released by the system when its process ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock of the directory ``path``.
+
+        Raises:
+            FileExistsError: another process, or another run of this one, is writing there.
+        """
+        self._file = path / LOCK
+        self._lock = filelock.FileLock(self._file, timeout=PATIENCE, poll_interval=0.02)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise FileExistsError(
+                f"{path} is being written by another run; wait for it, or choose another path"
+            ) from None
+
+    def release(self) -> None:
+        """Let go, leaving nothing behind. A file that is removed while it is locked is not taken by others."""
+        with contextlib.suppress(OSError):  # a system that keeps open files removes it with the lock
+            self._file.unlink(missing_ok=True)
+        self._lock.release()
+
+
+def _signature(file: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced; None if there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _sync(directory: Path) -> None:
+    """Flush a directory entry to disk (fsync), so that a rename survives a power loss."""
+    if os.name != "posix":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
