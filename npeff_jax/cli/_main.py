@@ -52,11 +52,12 @@ def _sentence(error: Exception) -> str:
 def _run(arguments: list[str]) -> None:
     import tyro
 
-    from npeff_jax.cli import _demo, _look, _plan, _record, _stages
+    from npeff_jax.cli import _demo, _look, _plan, _record, _stages, _verify
 
     app, demos = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
     demos.command(_demo.digits)
     demos.command(_demo.tracr)
+    app.command(_verify.verify)
     app.command(_plan.plan)
     for command in (_stages.pefs, _stages.decompose, _stages.fit, _stages.expand, _stages.perturb):
         app.command(command)

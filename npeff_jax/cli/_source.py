@@ -41,10 +41,10 @@ def load_model(name: str, mask: tuple[str, ...] = ()) -> Model:
         ValueError: it is none of these.
     """
     if ":" in name and not Path(name).exists():
-        model = _factory("--model", name)()
+        model = load_factory("--model", name)()
         if not isinstance(model, Model):
             raise ValueError(f"--model {name} returned {type(model).__name__}; expected a npeff_jax.Model")
-    elif (Path(name) / "config.json").exists():
+    elif is_checkpoint(name):
         model = from_huggingface(name)
     else:
         raise ValueError(
@@ -52,6 +52,11 @@ def load_model(name: str, mask: tuple[str, ...] = ()) -> Model:
             "a Hugging Face checkpoint (config.json and safetensors)"
         )
     return dataclasses.replace(model, mask=mask) if mask else model
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether ``name`` is a directory with a Hugging Face checkpoint or a PEFT adapter."""
+    return any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))
 
 
 def load_examples(name: str, part: str | None = None) -> ExampleSet:
@@ -67,7 +72,7 @@ def load_examples(name: str, part: str | None = None) -> ExampleSet:
         ValueError: it is neither, or the part is empty.
     """
     if ":" in name and not Path(name).exists():
-        made = _factory("--examples", name)()
+        made = load_factory("--examples", name)()
         found = ExampleSet(*made) if isinstance(made, tuple) and 2 <= len(made) <= 3 else ExampleSet(made)
     elif name.endswith(".npz"):
         with np.load(name, allow_pickle=False) as arrays:
@@ -83,7 +88,8 @@ def load_examples(name: str, part: str | None = None) -> ExampleSet:
     return found if part is None else _part(found, part)
 
 
-def _factory(option: str, name: str) -> Callable[[], Any]:
+def load_factory(option: str, name: str) -> Callable[[], Any]:
+    """The function that ``package.module:factory`` or ``path/file.py:factory`` names."""
     module_name, _, attribute = name.rpartition(":")
     if "" not in sys.path and "." not in sys.path:
         sys.path.insert(0, "")  # a module in the directory the command is run in, as `python -m` finds it

@@ -1,5 +1,6 @@
 """A checkpoint as `from_huggingface` reads it, against transformers in PyTorch."""
 
+import copy
 import pathlib
 from collections.abc import Mapping
 from functools import partial
@@ -24,6 +25,7 @@ def verify_checkpoint(
     n_examples: int = 3,
     seed: int = 0,
     tolerance: float = 1e-5,
+    in_float64: bool = False,
 ) -> Verification:
     """Compare a checkpoint's model with PyTorch, whichever way `from_huggingface` runs it.
 
@@ -33,6 +35,7 @@ def verify_checkpoint(
         n_examples: how many random ones.
         seed: of these.
         tolerance: of `Verification.passed`.
+        in_float64: measure from PyTorch in float64; takes memory for two more copies of the model.
 
     Raises:
         ImportError: PyTorch is missing.
@@ -50,6 +53,7 @@ def verify_checkpoint(
         random_examples(config, name, n_examples, seed) if examples is None else examples,
         forward=partial(_log_probabilities, forward) if own and name.endswith(LANGUAGE_MODELS) else forward,
         translate=converter_layout(directory, reference) if own else None,
+        exact=copy.deepcopy(reference).double() if in_float64 else None,
         tolerance=tolerance,
     )
 
