@@ -107,7 +107,13 @@ ARCHITECTURES = (
         "GPTNeoForCausalLM",
         _SIZES
         | _IDS
-        | {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": 4},
+        | {
+            "num_layers": 2,
+            "num_heads": 2,
+            "num_hidden_layers": 2,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 4,
+        },
     ),
     Architecture("GPT-J", "GPTJForCausalLM", _GPT | {"rotary_dim": 4}),
     Architecture("GPT-NeoX, Pythia", "GPTNeoXForCausalLM", _SIZES | _IDS),
@@ -126,7 +132,7 @@ ARCHITECTURES = (
     Architecture("Qwen3", "Qwen3ForCausalLM", _DECODER),
     Architecture("Qwen3, tokens", "Qwen3ForTokenClassification", _DECODER),
     Architecture("Gemma", "GemmaForCausalLM", _DECODER),
-    Architecture("Gemma 2", "Gemma2ForCausalLM", _DECODER | _GEMMA),
+    Architecture("Gemma 2", "Gemma2ForCausalLM", _DECODER | _GEMMA, scale=0.2),
     Architecture("Gemma 3", "Gemma3ForCausalLM", _DECODER | _GEMMA),
     Architecture("Phi", "PhiForCausalLM", _SIZES | _IDS | {"partial_rotary_factor": 0.5}),
     Architecture("Phi-3", "Phi3ForCausalLM", _DECODER),
@@ -150,7 +156,9 @@ ARCHITECTURES = (
     Architecture("ConvNeXt v2", "ConvNextV2ForImageClassification", _STAGES | {"num_stages": 2}),
     Architecture("ResNet", "ResNetForImageClassification", _STAGES | {"embedding_size": 8}),
     Architecture("RegNet", "RegNetForImageClassification", _STAGES | {"embedding_size": 8, "groups_width": 4}),
-    Architecture("MobileNet v2", "MobileNetV2ForImageClassification", {"depth_multiplier": 0.35, "image_size": IMAGE}),
+    Architecture(
+        "MobileNet v2", "MobileNetV2ForImageClassification", {"depth_multiplier": 0.35, "image_size": IMAGE}, scale=0.2
+    ),
     Architecture(
         "PoolFormer", "PoolFormerForImageClassification", {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 8, 8]}
     ),
@@ -165,6 +173,7 @@ ARCHITECTURES = (
             "key_dim": [8, 8, 8],
             "drop_path_rate": 0,
         },
+        scale=0.2,
     ),
 )
 

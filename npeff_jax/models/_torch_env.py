@@ -1,8 +1,8 @@
 """Where PyTorch code runs on JAX arrays: a torchax environment that refuses what would give other numbers than PyTorch.
 
 torchax answers every PyTorch operation with a JAX one. What it leaves to its caller is done here: no random number is
-drawn, ``torch.no_grad`` and ``detach`` stop gradients, a custom ``autograd.Function`` (whose backward pass JAX does not
-see) is refused, and plain CPU tensors become constants where they meet a traced one.
+drawn, ``torch.no_grad`` and ``detach`` stop gradients, an ``autograd.Function`` keeps its own backward pass, and plain
+CPU tensors become constants where they meet a traced one.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+
+from npeff_jax.models._torch_gradients import own_gradients
 
 _ADVICE = "pip install 'npeff_jax[torch]' (PyTorch, and torchax>=0.0.14.dev20260814: torch 2.13 needs that pre-release)"
 
@@ -101,7 +103,9 @@ class Environment:
             # PyTorch code asks for 64-bit integers everywhere; JAX has 32-bit ones, and would say so each time.
             warnings.filterwarnings("ignore", message="Explicitly requested dtype")
             stack.enter_context(_no_random_numbers())
-            stack.enter_context(_no_custom_gradients())
+            stack.enter_context(
+                own_gradients(self._is_traced, self.wrap, self.unwrap, lambda: self.running(stand_ins, folds))
+            )
             stack.enter_context(_data_is_detached())
             fast = torch.backends.mha.get_fastpath_enabled()
             stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
@@ -110,6 +114,12 @@ class Environment:
             self._torchax.stand_ins, self._torchax.folds = stand_ins, folds
             stack.enter_context(self._torchax)
             yield
+
+    def _is_traced(self, tensor: Any) -> bool:
+        from torchax.tensor import Tensor
+        from torchax.view import View
+
+        return isinstance(tensor, Tensor | View)
 
     def unwrap(self, tensor: Any) -> jax.Array:
         """The JAX array of a tensor; one that the code made on the CPU as a constant."""
@@ -136,29 +146,6 @@ _RANDOM = (
     "draws random numbers in its forward pass; a prediction must be the same each time: switch that off, with "
     "module.eval() and F.dropout(..., training=self.training)"
 )
-
-
-@contextlib.contextmanager
-def _no_custom_gradients() -> Iterator[None]:
-    """Refuse ``autograd.Function`` on this thread: JAX would differentiate its forward pass, not call its backward."""
-    import torch
-
-    function, here = torch.autograd.Function, threading.get_ident()
-    own = function.__dict__["apply"]
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != here:
-            return own.__get__(None, cls)(*args, **kwargs)
-        raise Refused(
-            f"calls {cls.__name__}, a torch.autograd.Function with its own backward pass, which JAX does not see; "
-            "write it with ordinary operations (and detach)"
-        )
-
-    function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        function.apply = own  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

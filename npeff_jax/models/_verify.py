@@ -44,10 +44,14 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether no error is above the tolerance, or above twice PyTorch's own rounding where that is known."""
+        """Whether no error is above the tolerance, or above four times PyTorch's own rounding where that is known.
+
+        The largest of a few rounding errors differs by such a factor between two ways to round. Beyond a hundred
+        times the tolerance nothing passes.
+        """
         own = self.rounding or (0.0, 0.0)
-        errors = (self.logit_errors, self.row_errors)
-        return all(bool(np.all(found <= max(self.tolerance, 2 * least))) for found, least in zip(errors, own))
+        allowed = [max(self.tolerance, min(4 * least, 100 * self.tolerance)) for least in own]
+        return all(bool(np.all(e <= most)) for e, most in zip((self.logit_errors, self.row_errors), allowed))
 
     def __str__(self) -> str:
         lines = [f"{name:<27}{value}" for name, value in self._facts()]
@@ -172,11 +176,19 @@ def _theirs(
     """PyTorch's side: one backward pass for each class, of those given or of the likeliest."""
     import torch
 
-    with torch.enable_grad():
-        logits, weights = _their_logits(module, example, forward)
-        if classes is None:
-            classes = to_numpy(logits.argsort(descending=True)[:max_rows]).astype(np.int32)
-        rows = [_their_row(model, weights, logits[int(c)], translate) for c in classes]
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    frozen = [weight for weight in weights.values() if not weight.requires_grad]
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)  # a row may be asked of a frozen one
+        with torch.enable_grad():
+            logits = _their_logits(module, example, forward)
+            if classes is None:
+                classes = to_numpy(logits.argsort(descending=True)[:max_rows]).astype(np.int32)
+            rows = [_their_row(model, weights, logits[int(c)], translate) for c in classes]
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
     return _Side(to_numpy(logits).astype(np.float64), classes, rows)
 
 
@@ -192,28 +204,21 @@ def _ours(
     return logits.astype(jnp.float32 if logits.dtype == jnp.bfloat16 else logits.dtype), rows
 
 
-def _their_logits(reference: Any, example: Example, forward: Forward | None) -> tuple[Any, dict[str, Any]]:
+def _their_logits(reference: Any, example: Example, forward: Forward | None) -> Any:
     import torch
 
     def tensor(leaf: Any) -> Any:
         made = torch.as_tensor(np.asarray(leaf))
         return (made if made.is_floating_point() or made.dtype == torch.bool else made.long())[None]
 
-    weights = dict(reference.named_parameters(remove_duplicate=False))
-    frozen = [weight for weight in weights.values() if not weight.requires_grad]
-    for weight in frozen:
-        weight.requires_grad_(True)  # a row may be asked of a frozen one; put back below
-    try:
-        output = (forward or default_forward)(reference, jax.tree.map(tensor, example))
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
+    output = (forward or default_forward)(reference, jax.tree.map(tensor, example))
     logits = output if isinstance(output, torch.Tensor) else output.logits
     if logits.ndim != 2 or logits.shape[0] != 1:
+        got = tuple(logits.shape)
         raise ValueError(
-            f"the reference returned logits of shape {tuple(logits.shape)} for a batch of 1; pass forward="
+            f"the reference returned logits of shape {got} for a batch of 1; expected (1, C): pass forward="
         )
-    return logits[0], weights
+    return logits[0]
 
 
 def _their_row(model: Model, weights: Mapping[str, Any], logit: Any, translate: Translate | None) -> list[np.ndarray]:
