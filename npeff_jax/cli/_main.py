@@ -125,13 +125,14 @@ def _fitting_help(arguments: Sequence[str]) -> Iterator[None]:
 def _run(arguments: list[str]) -> None:
     import tyro
 
-    from npeff_jax.cli import _demos, _explain, _files_demo, _look, _record, _stages
+    from npeff_jax.cli import _demos, _explain, _files_demo, _look, _record, _stages, _verify
 
     app, demos = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
     demos.command(_demos.digits)
     demos.command(_demos.tracr)
     demos.command(_files_demo.files)
     app.command(_explain.explain)
+    app.command(_verify.verify)
     for command in (_stages.plan, _stages.pefs, _stages.decompose, _stages.fit, _stages.expand, _stages.perturb):
         app.command(command)
     for command in (_look.report, _look.export, _record.rerun):

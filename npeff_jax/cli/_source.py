@@ -51,10 +51,10 @@ def load_model(name: str, mask: tuple[str, ...] = ()) -> Model:
         ValueError: it is none of these.
     """
     if ":" in name and not Path(name).exists():
-        model = _factory("--model", name)()
+        model = load_factory("--model", name)()
         if not isinstance(model, Model):
             raise ValueError(f"--model {name} returned {type(model).__name__}; expected a npeff_jax.Model")
-    elif (Path(name) / "config.json").exists():
+    elif is_checkpoint(name):
         model = from_huggingface(name)
     else:
         raise ValueError(
@@ -62,6 +62,11 @@ def load_model(name: str, mask: tuple[str, ...] = ()) -> Model:
             "a Hugging Face checkpoint (config.json and safetensors)"
         )
     return dataclasses.replace(model, mask=mask) if mask else model
+
+
+def is_checkpoint(name: str) -> bool:
+    """Return whether ``name`` is a directory with a Hugging Face checkpoint or a PEFT adapter."""
+    return any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))
 
 
 def load_examples(
@@ -90,7 +95,7 @@ def load_examples(
     reading, path = reading or Reading(), Path(name).expanduser()
     names = reading.label_names or None
     if ":" in name and not path.exists():
-        made = _factory("--examples", name)()
+        made = load_factory("--examples", name)()
         if isinstance(made, Dataset):
             found = made if names is None else dataclasses.replace(made, label_names=names)
         else:
@@ -147,7 +152,7 @@ def _from_npz(name: str, names: tuple[str, ...] | None) -> Dataset:
 
 
 def _processor(examples: str, model: str | None) -> Any:
-    if model is None or not (Path(model) / "config.json").exists():
+    if model is None or not is_checkpoint(model):
         raise ValueError(
             f"--examples {examples} is raw data: it wants --model with a Hugging Face directory, to encode it as that "
             "model does; for another model pass package.module:factory, a function that returns the examples"
@@ -172,7 +177,8 @@ def _columns(file: Path, reading: Reading) -> Columns:
     return Columns(text, pair, label, reading.label_names or None, skip=("-",) if label == "gold_label" else ())
 
 
-def _factory(option: str, name: str) -> Callable[[], Any]:
+def load_factory(option: str, name: str) -> Callable[[], Any]:
+    """The function that ``package.module:factory`` or ``path/file.py:factory`` names."""
     module_name, _, attribute = name.rpartition(":")
     if "" not in sys.path and "." not in sys.path:
         sys.path.insert(0, "")  # a module in the directory the command is run in, as `python -m` finds it

@@ -15,5 +15,10 @@ from npeff_jax.models._outputs import Output as Output
 from npeff_jax.models._processor import ImageProcessor as ImageProcessor
 from npeff_jax.models._processor import TextProcessor as TextProcessor
 from npeff_jax.models._processor import huggingface_processor as huggingface_processor
+from npeff_jax.models._torch import from_torch as from_torch
 from npeff_jax.models._tracr import encode_tokens as encode_tokens
 from npeff_jax.models._tracr import from_tracr as from_tracr
+from npeff_jax.models._verify import Verification as Verification
+from npeff_jax.models._verify import verify as verify
+from npeff_jax.models._verify_checkpoint import converter_layout as converter_layout
+from npeff_jax.models._verify_checkpoint import verify_checkpoint as verify_checkpoint

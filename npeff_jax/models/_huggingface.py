@@ -14,10 +14,13 @@ import numpy as np
 from npeff_jax._extras import needs
 from npeff_jax._parameters import Mask
 from npeff_jax._types import Example, PyTree
+from npeff_jax.models import _huggingface_torch
 from npeff_jax.models._checkpoint import read_checkpoint
+from npeff_jax.models._huggingface_torch import is_adapter
 from npeff_jax.models._linen import from_linen
 from npeff_jax.models._model import Model
 from npeff_jax.models._outputs import Categorical, Gaussian, Output
+from npeff_jax.models._torch_tasks import LANGUAGE_MODELS
 from npeff_jax.models._weight_maps import NOTHING, Architecture, flatten_paths, map_weights, nest_paths, without_prefix
 
 
@@ -44,12 +47,20 @@ def from_huggingface(
     revision: str | None = None,
 ) -> Model:
     """A model from what ``save_pretrained`` wrote: configuration and weights, in safetensors or PyTorch files, sharded
-    or whole. Pickled code is not executed, and PyTorch is not needed.
+    or whole; or from a PEFT adapter (LoRA), whose own parameters are then explained, with its base where its
+    configuration says. Pickled code is not executed.
+
+    Classifiers of BERT, RoBERTa, DistilBERT, ViT and ResNet, and GPT-2, have converters of their own and need no
+    PyTorch. Every other class of transformers for the classification of sequences, tokens or images, and causal and
+    masked language models, run their PyTorch code as `from_torch` does, with the extra ``npeff_jax[torch]``.
 
     An example is a dictionary, as `huggingface_processor` makes it: ``input_ids``, ``attention_mask`` and
-    ``token_type_ids`` of shape (L,) for text, ``pixel_values`` of shape (height, width, channels) for images. Dropout
-    is off, and BatchNorm uses its stored statistics, which are constants. ``Model.intermediates_fn`` gives the
-    value after each layer or stage, and ``"pooled"``, the one before the classifier.
+    ``token_type_ids`` of shape (L,) for text, ``pixel_values`` of shape (height, width, channels) for images. A causal
+    language model is explained by its distribution after the last token shown, or after the token at ``position``; a
+    token classifier at the token ``position``; a masked language model there, or where its tokenizer's mask token
+    stands. Dropout is off, and BatchNorm uses its stored statistics, which are constants. Where the converter is our
+    own, ``Model.intermediates_fn`` gives the value after each layer or stage, and ``"pooled"``, the one before the
+    classifier.
 
     Args:
         directory_or_id: a directory, or a name on the Hugging Face hub, fetched once and cached.
@@ -58,26 +69,42 @@ def from_huggingface(
             become these, a logit being the log-probability of the whole answer after the prompt. Without it the classes
             are the vocabulary.
         dtype: of the parameters.
-        mask: which parameters to explain, as in `Model`.
+        mask: which parameters to explain, as in `Model`; of an adapter, its own by default.
         revision: of a model on the hub.
 
     Returns:
         A model whose ``label_names`` come from the configuration.
 
     Raises:
+        ImportError: the architecture runs through PyTorch, and that, torchax or PEFT is missing.
         FileNotFoundError: the directory has no configuration or no weights, or the name cannot be fetched.
         ValueError: the architecture is not supported, or the weights do not fit the configuration: missing, unknown and
             misshapen ones are named.
     """
     directory = locate(directory_or_id, revision)
-    config = read_config(directory)
+    config = _huggingface_torch.adapter_config(directory) if is_adapter(directory) else read_config(directory)
     if new_head is not None:
         config.id2label = dict(enumerate(new_head.label_names))
     token_ids = None if answers is None else _token_ids(answers, directory)
+    other = _huggingface_torch.class_to_run(directory, config, {*_builders(), *_CLASSIFIERS}, new_head is not None)
+    if other is not None:
+        writes = other.endswith(LANGUAGE_MODELS)
+        return _huggingface_torch.torch_checkpoint(
+            directory,
+            config,
+            other,
+            answers=token_ids,
+            dtype=dtype,
+            mask=mask,
+            head_is_new=new_head is not None,
+            seed=0 if new_head is None else new_head.seed,
+            output=Categorical() if writes else _output(config),
+            label_names=_answer_names(answers) if writes else read_label_names(config),
+        )
     architecture = _architecture(config, new_head is not None, token_ids)
     if architecture.is_language_model:
         output: Output = Categorical()
-        names = None if answers is None else tuple(a if isinstance(a, str) else str(tuple(a)) for a in answers)
+        names = _answer_names(answers)
     else:
         output, names = _output(config), read_label_names(config)
     variables = _variables(directory, architecture, dtype, new_head)
@@ -101,7 +128,9 @@ def locate(directory_or_id: str | pathlib.Path, revision: str | None = None) -> 
 
     fetch = partial(huggingface_hub.snapshot_download, str(directory_or_id), revision=revision)
     try:
-        found = pathlib.Path(fetch(allow_patterns=["*.json", "*.txt", "model*.safetensors"]))
+        found = pathlib.Path(
+            fetch(allow_patterns=["*.json", "*.txt", "model*.safetensors", "adapter_model.safetensors"])
+        )
         if not any(found.glob("*.safetensors")):
             fetch(allow_patterns=["pytorch_model*.bin"])
         return found
@@ -163,15 +192,21 @@ def _architecture(config: Any, pretrained: bool, answers: tuple[tuple[int, ...],
     if len(names) != 1 or names[0] not in builders:
         headless = not pretrained and config.model_type in _CLASSIFIERS
         raise ValueError(
-            f"the checkpoint is a {' or '.join(names) or config.model_type}; supported are {', '.join(builders)}. "
+            f"the checkpoint is a {' or '.join(names) or config.model_type}; supported are {', '.join(builders)}, and "
+            "through PyTorch any other class for sequence, token or image classification, causal and masked language "
+            "models. "
             + ("To train a classifier on it, pass new_head=NewHead(label_names). " if headless else "")
-            + "For any other, write its forward pass as a pure function and pass Model(logits_fn, params)"
+            + "For any other, pass from_torch(module, forward=...), or a pure function: Model(logits_fn, params)"
         )
     if answers is None:
         return builders[names[0]](config)
     if names[0] != _LANGUAGE_MODEL:
         raise ValueError(f"answers were given, but the checkpoint is a {names[0]}; only {_LANGUAGE_MODEL} takes them")
     return builders[names[0]](config, answers)
+
+
+def _answer_names(answers: Sequence[str | Sequence[int]] | None) -> tuple[str, ...] | None:
+    return None if answers is None else tuple(a if isinstance(a, str) else str(tuple(a)) for a in answers)
 
 
 def _token_ids(answers: Sequence[str | Sequence[int]], directory: pathlib.Path) -> tuple[tuple[int, ...], ...]:
