@@ -12,6 +12,7 @@ from npeff_jax.evaluation import Selectivity as Selectivity
 from npeff_jax.evaluation import compare_runs as compare_runs
 from npeff_jax.evaluation import find_splits as find_splits
 from npeff_jax.evaluation import predicted_kl as predicted_kl
+from npeff_jax.evaluation import scan as scan
 from npeff_jax.evaluation import selectivity as selectivity
 from npeff_jax.evaluation import stability as stability
 from npeff_jax.evaluation import top_examples as top_examples

@@ -27,6 +27,8 @@ from npeff_jax.evaluation._ranking import top_examples as top_examples
 from npeff_jax.evaluation._repairs import Repairs as Repairs
 from npeff_jax.evaluation._repairs import find_repairs as find_repairs
 from npeff_jax.evaluation._repairs import top_share as top_share
+from npeff_jax.evaluation._scan import Scan as Scan
+from npeff_jax.evaluation._scan import scan as scan
 from npeff_jax.evaluation._selectivity import Fitted as Fitted
 from npeff_jax.evaluation._selectivity import selectivity as selectivity
 from npeff_jax.evaluation._selectivity_table import Selectivity as Selectivity
