@@ -37,6 +37,7 @@ from npeff_jax.factorization import expand as expand
 from npeff_jax.factorization import fit_coefficients as fit_coefficients
 from npeff_jax.factorization import load_decomposition as load_decomposition
 from npeff_jax.factorization import model_rows as model_rows
+from npeff_jax.models import Bernoulli as Bernoulli
 from npeff_jax.models import Categorical as Categorical
 from npeff_jax.models import Gaussian as Gaussian
 from npeff_jax.models import Model as Model

@@ -17,7 +17,7 @@ from npeff_jax.models._architecture import Architecture
 from npeff_jax.models._checkpoint import Tensors, read_checkpoint
 from npeff_jax.models._linen import from_linen
 from npeff_jax.models._model import Model
-from npeff_jax.models._outputs import Categorical, Gaussian, Output
+from npeff_jax.models._outputs import Bernoulli, Categorical, Gaussian, Output
 from npeff_jax.models._weight_maps import NOTHING, flatten_paths, map_weights, nest_paths
 
 
@@ -224,11 +224,9 @@ def _label_names(config: Any) -> tuple[str, ...]:
 
 
 def _output(config: Any) -> Output:
-    """Regression has a Gaussian Fisher; labels that do not exclude one another have none of the output families."""
+    """Return the output family that the configuration's ``problem_type`` stands for."""
     if config.problem_type == "multi_label_classification":
-        raise ValueError(
-            "the checkpoint is a multi-label classifier; pass a Model by hand, with an output family for it"
-        )
+        return Bernoulli()
     return Gaussian() if config.problem_type == "regression" or config.num_labels == 1 else Categorical()
 
 
