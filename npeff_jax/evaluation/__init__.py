@@ -24,6 +24,8 @@ from npeff_jax.evaluation._prediction import component_curvatures as component_c
 from npeff_jax.evaluation._prediction import predicted_kl as predicted_kl
 from npeff_jax.evaluation._ranking import rank_correlation as rank_correlation
 from npeff_jax.evaluation._ranking import top_examples as top_examples
+from npeff_jax.evaluation._recovery import Recovery as Recovery
+from npeff_jax.evaluation._recovery import recovery as recovery
 from npeff_jax.evaluation._repairs import Repairs as Repairs
 from npeff_jax.evaluation._repairs import find_repairs as find_repairs
 from npeff_jax.evaluation._repairs import top_share as top_share
