@@ -14,6 +14,7 @@ from npeff_jax.evaluation import Selectivity as Selectivity
 from npeff_jax.evaluation import compare_runs as compare_runs
 from npeff_jax.evaluation import find_splits as find_splits
 from npeff_jax.evaluation import predicted_kl as predicted_kl
+from npeff_jax.evaluation import scan as scan
 from npeff_jax.evaluation import selectivity as selectivity
 from npeff_jax.evaluation import stability as stability
 from npeff_jax.evaluation import top_examples as top_examples
@@ -40,6 +41,7 @@ from npeff_jax.factorization import expand as expand
 from npeff_jax.factorization import fit_coefficients as fit_coefficients
 from npeff_jax.factorization import load_decomposition as load_decomposition
 from npeff_jax.factorization import model_rows as model_rows
+from npeff_jax.models import Bernoulli as Bernoulli
 from npeff_jax.models import Categorical as Categorical
 from npeff_jax.models import Gaussian as Gaussian
 from npeff_jax.models import Model as Model

@@ -27,8 +27,12 @@ from npeff_jax.evaluation._prediction import rank_agreement as rank_agreement
 from npeff_jax.evaluation._prediction import rank_correlation as rank_correlation
 from npeff_jax.evaluation._ranking import top_examples as top_examples
 from npeff_jax.evaluation._ranking import top_share as top_share
+from npeff_jax.evaluation._recovery import Recovery as Recovery
+from npeff_jax.evaluation._recovery import recovery as recovery
 from npeff_jax.evaluation._repairs import Repairs as Repairs
 from npeff_jax.evaluation._repairs import find_repairs as find_repairs
+from npeff_jax.evaluation._scan import Scan as Scan
+from npeff_jax.evaluation._scan import scan as scan
 from npeff_jax.evaluation._selectivity import Fitted as Fitted
 from npeff_jax.evaluation._selectivity import NotLocalWarning as NotLocalWarning
 from npeff_jax.evaluation._selectivity import Nulls as Nulls

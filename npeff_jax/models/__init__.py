@@ -9,6 +9,7 @@ from npeff_jax.models._model import IntermediatesFn as IntermediatesFn
 from npeff_jax.models._model import Model as Model
 from npeff_jax.models._model import check_model as check_model
 from npeff_jax.models._nnx import from_nnx as from_nnx
+from npeff_jax.models._outputs import Bernoulli as Bernoulli
 from npeff_jax.models._outputs import Categorical as Categorical
 from npeff_jax.models._outputs import Gaussian as Gaussian
 from npeff_jax.models._outputs import Output as Output

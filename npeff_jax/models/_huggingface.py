@@ -19,7 +19,7 @@ from npeff_jax.models._checkpoint import read_checkpoint
 from npeff_jax.models._huggingface_torch import is_adapter
 from npeff_jax.models._linen import from_linen
 from npeff_jax.models._model import Model
-from npeff_jax.models._outputs import Categorical, Gaussian, Output
+from npeff_jax.models._outputs import Bernoulli, Categorical, Gaussian, Output
 from npeff_jax.models._torch_tasks import LANGUAGE_MODELS
 from npeff_jax.models._weight_maps import NOTHING, Architecture, flatten_paths, map_weights, nest_paths, without_prefix
 
@@ -274,11 +274,9 @@ def read_label_names(config: Any) -> tuple[str, ...]:
 
 
 def _output(config: Any) -> Output:
-    """Regression has a Gaussian Fisher; labels that do not exclude one another have none of the output families."""
+    """Return the output family that the configuration's ``problem_type`` stands for."""
     if config.problem_type == "multi_label_classification":
-        raise ValueError(
-            "the checkpoint is a multi-label classifier; pass a Model by hand, with an output family for it"
-        )
+        return Bernoulli()
     return Gaussian() if config.problem_type == "regression" or config.num_labels == 1 else Categorical()
 
 

@@ -149,6 +149,41 @@ class Gaussian(Output):
         return jnp.sum((logits - perturbed) ** 2) / (2 * self.scale**2)
 
 
+@dataclasses.dataclass(frozen=True)
+class Bernoulli(Output):
+    """Independent yes-or-no labels, a logit each: multi-label classifiers, and binary ones with a single logit.
+
+    Label j has probability σ(x_j). S is diagonal with entries σ(x_j) σ(−x_j), so every label is a row of its own.
+    `probabilities` are those of "yes"; a threshold on them leaves out labels that are hardly possible, and
+    ``lost_mass`` is then the expected number of labels left out.
+    """
+
+    minimum_size = 1
+
+    def factor(self, logits: Logits) -> Cotangents:
+        return jnp.diag(self._deviations(logits))
+
+    def weighted(self, logits: Logits, weights: Float[Array, "c C"]) -> Cotangents:
+        return weights * self._deviations(logits)
+
+    def sample(self, key: jax.Array, logits: Logits, n_samples: int) -> Cotangents:
+        yes = jax.random.bernoulli(key, self.probabilities(logits), (n_samples, logits.size))
+        return jnp.where(yes, jax.nn.sigmoid(-logits), -jax.nn.sigmoid(logits)) / jnp.sqrt(n_samples * 1.0)
+
+    def probabilities(self, logits: Logits) -> Logits:
+        return jax.nn.sigmoid(logits)
+
+    def kl(self, logits: Logits, perturbed: Logits) -> jax.Array:
+        """The sum over labels; each is a categorical over "yes" and "no" with logits x_j and 0."""
+        before, after = (jnp.stack([x, jnp.zeros_like(x)], axis=1) for x in (logits, perturbed))
+        return jnp.sum(jax.vmap(Categorical().kl)(before, after))
+
+    @staticmethod
+    def _deviations(logits: Logits) -> Logits:
+        """Return √(p (1 − p)) per label, from the logarithms of both sigmoids: without a difference."""
+        return jnp.exp((jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits)) / 2)
+
+
 def _others(values: Float[Array, "*c C"], top: Int[Array, ""]) -> Float[Array, "*c C"]:
     """For each entry the sum of all others. That of ``top``, the likeliest class, is not a difference: 1 − p of a
     confident p is exact.

@@ -45,7 +45,7 @@ FILES = Preset(
     n_examples=1_000,
     n_heldout=500,
     n_components=24,
-    representation=LowRank(rows=Rows.CLASSES, max_rows=4),
+    representation=LowRank(rows=RowBasis.CLASSES, max_rows=4),
     keep=8_192,
     keep_explored=(4_096, 8_192, 16_384),
 )

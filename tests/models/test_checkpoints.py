@@ -207,8 +207,8 @@ def test_what_is_not_supported_says_what_is(bert, tmp_path):
         npeff.models.from_huggingface(with_config(architectures=["BertForQuestionAnswering"]))
     with pytest.raises(ValueError, match="activation 'mish' is not one of"):
         npeff.models.from_huggingface(with_config(hidden_act="mish"))
-    with pytest.raises(ValueError, match="multi-label"):
-        npeff.models.from_huggingface(with_config(problem_type="multi_label_classification"))
+    multi_label = npeff.models.from_huggingface(with_config(problem_type="multi_label_classification"))
+    assert multi_label.output == npeff.Bernoulli()
     with pytest.raises(ValueError, match="answers were given"):
         npeff.models.from_huggingface(with_config(), answers=[[1], [2]])
     (tmp_path / "nothing").mkdir()

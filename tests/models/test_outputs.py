@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from npeff_jax.models import Categorical, Gaussian
+from npeff_jax.models import Bernoulli, Categorical, Gaussian
 
 pytestmark = pytest.mark.fast
 
@@ -71,7 +71,7 @@ def test_temperature(temperature):
         np.testing.assert_allclose(rows.T @ rows, fisher_of_logits(logits, temperature), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("output", [Categorical(), Categorical(0.5), Gaussian(0.7)], ids=str)
+@pytest.mark.parametrize("output", [Categorical(), Categorical(0.5), Gaussian(0.7), Bernoulli()], ids=str)
 def test_sampled_rows_average_to_the_fisher(output):
     logits = jnp.array([1.0, 0.0, -0.5])
     expected = np.asarray(output.factor(logits))
@@ -111,6 +111,37 @@ def test_gaussian():
     output, logits = Gaussian(2.0), jnp.array([1.0, -1.0])
     np.testing.assert_allclose(output.factor(logits).T @ output.factor(logits), np.eye(2) / 4)
     assert float(output.kl(logits, logits + 2.0)) == pytest.approx(2 * 4 / 8)
+
+
+@pytest.mark.parametrize("margin", [*MARGINS, 88.0])
+def test_bernoulli_fisher_is_exact_for_confident_labels(margin):
+    logits = np.array([0.3, -margin, margin, 2.0], np.float32)
+    p, q = (1 / (1 + np.exp(sign * logits.astype(np.float64))) for sign in (-1, 1))
+    for rows in (Bernoulli().factor(jnp.asarray(logits)), Bernoulli().class_rows(jnp.asarray(logits))):
+        fisher = np.asarray(rows, np.float64).T @ np.asarray(rows, np.float64)
+        np.testing.assert_allclose(np.diagonal(fisher), p * q, rtol=1e-5)
+        assert np.count_nonzero(fisher - np.diag(np.diagonal(fisher))) == 0
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 1.0, 20.0])
+def test_bernoulli_kl(size):
+    logits, change = np.array([0.4, -3.0, 5.0], np.float32), np.array([1.0, -0.5, -1.0], np.float32)
+    perturbed = (logits + np.float32(size) * change).astype(np.float32)
+    x, y = logits.astype(np.float64), perturbed.astype(np.float64)
+    log_yes, log_no = (lambda v: -np.logaddexp(0, -v)), (lambda v: -np.logaddexp(0, v))
+    p = np.exp(log_yes(x))
+    expected = np.sum(p * (log_yes(x) - log_yes(y)) + (1 - p) * (log_no(x) - log_no(y)))
+    assert float(Bernoulli().kl(jnp.asarray(logits), jnp.asarray(perturbed))) == pytest.approx(expected, rel=1e-3)
+
+
+def test_one_logit_is_a_binary_classifier_with_two():
+    """The same Fisher of the parameters and the same divergence as a softmax over (x, 0)."""
+    x = jnp.array([1.7])
+    both = Categorical().factor(jnp.array([1.7, 0.0]))[:, :1]
+    np.testing.assert_allclose(Bernoulli().factor(x) ** 2, both**2, rtol=1e-5)
+    np.testing.assert_allclose(
+        Bernoulli().kl(x, x - 3), Categorical().kl(jnp.array([1.7, 0.0]), jnp.array([-1.3, 0.0])), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("make", [lambda: Categorical(0.0), lambda: Gaussian(-1.0)])
