@@ -4,11 +4,9 @@ import dataclasses
 import enum
 import operator
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-
-T = TypeVar("T")
 
 
 def check_labels(labels: Any, n_examples: int, n_classes: int | None = None) -> np.ndarray | None:
@@ -86,7 +84,7 @@ def check_real(
     return found
 
 
-def as_instance(name: str, value: Any, base: type[T], *, none: bool = False) -> T:
+def as_instance(name: str, value: Any, base: Any, *, none: bool = False) -> Any:
     """Return a choice: an instance of ``base``, also where its class was given and can be made without arguments.
 
     Raises:
@@ -131,7 +129,10 @@ def normalise(choice: Any, **fields: Any) -> None:
 
 
 def _descendants(base: type) -> set[type]:
-    return {base, *(kind for child in base.__subclasses__() for kind in _descendants(child))}
+    found: set[type] = {base}
+    for child in base.__subclasses__():
+        found |= _descendants(child)
+    return found
 
 
 def check_in_range(name: str, value: float | int, low: float | int, high: float | int) -> None:

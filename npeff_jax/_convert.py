@@ -32,7 +32,7 @@ def arrays_of(value: Any, name: str) -> Any:
         return _array(value, name)
     nested = (list, tuple, dict)
     found, tree = jax.tree_util.tree_flatten_with_path(value, lambda v: v is not value and isinstance(v, nested))
-    return tree.unflatten([arrays_of(leaf, name + jax.tree_util.keystr(path)) for path, leaf in found])
+    return jax.tree.unflatten(tree, [arrays_of(leaf, name + jax.tree_util.keystr(path)) for path, leaf in found])
 
 
 def _array(value: Any, name: str) -> Any:
@@ -126,7 +126,8 @@ def joined(rows: list[Any], join: Callable[[list[Any]], np.ndarray]) -> Any:
 
 def checked(array: np.ndarray, name: str) -> np.ndarray:
     """The array, if its 64-bit integers fit into the 32 bits that JAX makes of them."""
-    if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size and not jax.config.jax_enable_x64:
+    wide: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size and not wide:
         limits = np.iinfo(np.int32 if array.dtype.kind == "i" else np.uint32)
         if array.max() > limits.max or array.min() < limits.min:
             raise ExampleError(

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -261,6 +262,7 @@ def perturb(
     import npeff_jax
 
     model, data = explained.load(progress_of(progress))
+    settings: dict[str, Any] = {} if norm is None else {"norm": norm}
     table = npeff_jax.selectivity(
         model,
         npeff_jax.load_decomposition(decomposition),
@@ -272,7 +274,7 @@ def perturb(
         seed=seed,
         passes=npeff_jax.Passes(mesh=mesh_of(all_devices)),
         progress=progress_of(progress),
-        **({} if norm is None else {"norm": norm}),
+        **settings,
     )
     save_arrays(out, table)
     print(repr(table))

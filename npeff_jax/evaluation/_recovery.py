@@ -134,7 +134,8 @@ def recovery(
     active, f1 = np.asarray(coefficients) > 0, np.zeros(len(cosines))
     for j, k in zip(rows, columns, strict=True):
         f1[j] = _f1(found[:, k], active[:, j])
-    return Recovery(cosines, np.stack([rows, columns], axis=1), f1, active.sum(axis=0), ~(found > 0).any(axis=0))
+    pairs, dead = np.stack([rows, columns], axis=1), np.asarray((found <= 0).all(axis=0))
+    return Recovery(cosines, pairs, f1, active.sum(axis=0), dead)
 
 
 def _f1(scores: Float[np.ndarray, "n"], active: Bool[np.ndarray, "n"]) -> float:

@@ -166,4 +166,5 @@ def scan(
             again = np.mean(stability(runs).matched >= FOUND_AGAIN)
             losses = [run.history.loss[-1] for run in runs]
             found[:, point] = np.median(losses), np.median(heldout_losses), again, np.median(seconds)
-    return Scan(points, *found, n_heldout=heldout.n_examples, n_seeds=n_seeds)
+    loss, heldout_loss, found_again, took = found
+    return Scan(points, loss, heldout_loss, found_again, took, heldout.n_examples, n_seeds)

@@ -264,7 +264,7 @@ class _Moves:
 def _edit_of(decomposition: Decomposition, edits: Edit | None, settings: dict[str, Any]) -> Edit:
     """The edit to use: the given one, or the default of the decomposition's kind with some settings."""
     if edits is not None:
-        edits = as_instance("edits", edits, Edit)  # type: ignore[type-abstract]
+        edits = as_instance("edits", edits, Edit)
         if settings:
             raise TypeError(
                 f"{', '.join(settings)} given beside edits; put it into the edit: {type(edits).__name__}(…)"

@@ -268,4 +268,4 @@ def least_missed(
 def _regular(P: Float[np.ndarray, "r r"]) -> Float[np.ndarray, "r r"]:
     """P in float64 with `RIDGE`, also where a vector is zero."""
     P = P.astype(np.float64)
-    return P + RIDGE * max(float(np.mean(np.diagonal(P))), np.finfo(np.float32).tiny) * np.eye(len(P))
+    return P + RIDGE * max(float(np.mean(np.diagonal(P))), float(np.finfo(np.float32).tiny)) * np.eye(len(P))

@@ -214,9 +214,9 @@ def _environment_class() -> Any:
             self._ops: dict[Any, Any] = {**self._ops}  # a copy: what is changed below is changed here alone
             for name in ("exponential_", "cauchy_", "exponential", "cauchy"):  # torchax draws them with a fixed key
                 self.override_op_definition(getattr(torch.ops.aten, name), _draw)
-            for name in (torch.nn.functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention):
-                self._ops[name] = dataclasses.replace(
-                    self._ops[name], func=_attention, is_jax_function=True, needs_env=False
+            for op in (torch.nn.functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention):
+                self._ops[op] = dataclasses.replace(
+                    self._ops[op], func=_attention, is_jax_function=True, needs_env=False
                 )
 
         @property

@@ -85,7 +85,7 @@ def compute_pefs(
     """
     check_model(model)
     representation, selection = as_representation(representation), as_selection(keep)
-    normalization = as_enum("normalization", normalization, Normalization)
+    normalization = Normalization(as_enum("normalization", normalization, Normalization))
     check_choice("precision", precision, PRECISIONS)
     check_choice("on_existing", on_existing, get_args(OnExisting))
     check_choice("on_failure", on_failure, get_args(OnFailure))

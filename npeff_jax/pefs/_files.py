@@ -244,7 +244,7 @@ def _check(path: Path, manifest: dict[str, Any], schema: Schema, labels: np.ndar
     if manifest["schema"]["version"] < SCHEMA_VERSION and manifest["committed"] < there.n_examples:
         raise ValueError(f"{path} was begun by an older version and is unfinished; {remedy}")
     found = open_array(path / "labels", manifest=manifest)[:] if manifest["labels"] else None
-    if (found is None) != (labels is None) or (labels is not None and not np.array_equal(found, labels)):
+    if (found is None) != (labels is None) or (labels is not None and not np.array_equal(np.asarray(found), labels)):
         raise ValueError(f"{path} holds PEFs with another labels; {remedy}")
 
 

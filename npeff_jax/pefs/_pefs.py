@@ -14,7 +14,7 @@ from npeff_jax._parameters import Parameter, ParameterLayout
 from npeff_jax._types import RowArray
 from npeff_jax.models import Model
 from npeff_jax.pefs._arrays import ARRAYS, checked_entries, dense_entries, layout_of, norms_of
-from npeff_jax.pefs._schema import Normalization, Schema
+from npeff_jax.pefs._schema import SOFTMAX, Normalization, Schema
 from npeff_jax.pefs.representations import FisherKind
 
 SPREADS = 5.0
@@ -266,7 +266,7 @@ class Pefs:
             n_classes=logits.shape[1],
             keep=found.values.shape[1],
             constants=None if model is None else model.constants_digest,
-            **({} if model is None else {"output": describe(model.output)}),
+            output=dict(SOFTMAX) if model is None else describe(model.output),
         )
         narrow = {field: np.zeros(n, np.float32) for field in ("fisher_error", "lost_mass", "lost_trace")}
         return cls(

@@ -172,7 +172,7 @@ def dataset_fisher(
         True
     """
     check_model(model)
-    estimate = as_instance("estimate", estimate, Estimate)  # type: ignore[type-abstract]
+    estimate = as_instance("estimate", estimate, Estimate)
     mesh, examples = default_mesh(mesh), take_examples(examples)
     n = count_examples(examples)
     size = round_up(min(check_integer("batch_size", batch_size), n), mesh.shape[EXAMPLES])

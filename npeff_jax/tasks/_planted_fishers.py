@@ -107,7 +107,7 @@ def planted_fishers(
         values[i, k], indices[i, k], owners[i, k] = rows.flat[kept], columns[kept % columns.size], kept // columns.size
         n_rows[i], kept_energy[i] = len(active), np.sum(sparse**2) / np.sum(rows**2)
         cross = np.linalg.norm(rows @ sparse.T) ** 2  # ‖F − F̂‖² = ‖F‖² − 2 ⟨F, F̂⟩ + ‖F̂‖², and ‖F‖ = 1
-        fisher_error[i] = np.sqrt(max(0.0, 1 - 2 * cross + np.linalg.norm(sparse @ sparse.T) ** 2))
+        fisher_error[i] = np.sqrt(max(0.0, float(1 - 2 * cross + np.linalg.norm(sparse @ sparse.T) ** 2)))
 
     layout = ParameterLayout((Parameter("w", (m,), 0),))
     schema = Schema(

@@ -207,7 +207,7 @@ def products_without_precision(lowered):
         (npeff.HALS(), planted_diagonal),
         (npeff.Multiplicative(), planted_diagonal),
     ],
-    ids=str,
+    ids=["als", "orthogonality", "stiefel", "gradient", "hals", "multiplicative"],
 )
 @pytest.mark.parametrize("rows", [npeff.DenseRows(), npeff.KernelRows()])
 def test_every_product_of_a_step_states_its_precision(solver, make, rows):
