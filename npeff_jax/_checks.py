@@ -130,6 +130,7 @@ def normalise(choice: Any, **fields: Any) -> None:
 
 def _descendants(base: type) -> set[type]:
     found: set[type] = {base}
+    child: type
     for child in base.__subclasses__():
         found |= _descendants(child)
     return found

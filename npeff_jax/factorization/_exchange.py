@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from npeff_jax._sharding import fetch, replicate
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
-from npeff_jax.factorization._compile import jit
+from npeff_jax.factorization._compile import full_precision, jit
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
 from npeff_jax.pefs import FisherKind
@@ -140,6 +140,7 @@ def make_offer(problem: Problem, W: Coefficients, G: Vectors) -> Offer:
 
 
 @functools.partial(jit, static_argnames=("count",))
+@full_precision
 def candidates(
     problem: Problem, energy: Float[Array, "N"], W: Coefficients, G: Vectors, *, count: int
 ) -> tuple[Vectors, Float[Array, "n p"], Float[Array, "r p"], Float[Array, "p p"], ComponentGram]:

@@ -75,7 +75,7 @@ class Run:
         """Take over the end of a window, unless it was a trial, of so many replacements, that did not pay."""
         if replaced:
             best = self.losses[-1]
-            paid = found[-1] < (1 - PAYS) * best  # false for what is not finite
+            paid = bool(found[-1] < (1 - PAYS) * best)  # false for what is not finite
             self.losses += np.minimum(np.nan_to_num(found, nan=best), best).tolist() if paid else [best] * len(found)
             self.trials, self.since = self.trials + 1, self.steps
             self.search.judge(replaced, paid=paid)
