@@ -219,6 +219,6 @@ def test_modules_are_sent_to_their_adapter():
             npeff.Model(module, {"w": W})
     with pytest.raises(TypeError, match=r"npeff_jax\.Model\(logits_fn, params\)"):
         compute_pefs(lambda p, x: x, X)
-    with pytest.raises(TypeError, match=r"output=.* is a function; expected a Output: Categorical\(...\), Gaussian"):
+    with pytest.raises(TypeError, match=r"output=.* is a function; expected a Output: Bernoulli.*, Gaussian"):
         as_instance("output", jax.nn.softmax, npeff.models.Output)
     assert as_instance("output", npeff.Gaussian, npeff.models.Output) == npeff.Gaussian()

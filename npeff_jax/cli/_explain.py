@@ -129,7 +129,7 @@ def explain(
             n_top=top,
             norm=norm,
             seed=seed,
-            mesh=mesh,
+            passes=npeff.Passes(mesh=mesh),
             progress=shown,
         )
         save_arrays(path, found)

@@ -101,7 +101,7 @@ def _version() -> str:
 
     import jax
 
-    from npeff_jax import __version__
+    from npeff_jax._version import __version__
 
     return f"npeff {__version__} (jax {jax.__version__}, Python {platform.python_version()})"
 

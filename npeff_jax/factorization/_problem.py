@@ -59,8 +59,11 @@ class Problem:
         weights: (n, r), the weight of each squared distance from the targets, as a fraction of ‖F‖².
 
     Examples:
-        >>> problem = npeff_jax.Problem.of(pefs, n_components=8)  # doctest: +SKIP
-        >>> value, gradient = jax.value_and_grad(problem.loss, argnums=(0, 1))(W, G)  # doctest: +SKIP
+        >>> problem = Problem.of(npeff_jax.tasks.planted().pefs, n_components=3)
+        >>> start = DampedALS().start(problem, 3, 0, InitialFactors())
+        >>> loss, (by_W, by_G) = jax.value_and_grad(problem.loss, argnums=(0, 1))(start.W, start.G)
+        >>> by_W.shape == start.W.shape, by_G.shape == start.G.shape
+        (True, True)
     """
 
     rows: RowSpace

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import random
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -128,7 +127,10 @@ class Environment:
 
 @contextlib.contextmanager
 def _no_random_numbers() -> Iterator[None]:
-    """Refuse random numbers drawn on the host; those of torchax are refused where they are asked for."""
+    """Refuse random numbers drawn on the host; those of torchax are refused where they are asked for.
+
+    Python's own generator is not watched: checkers of types at run time (beartype) draw from it.
+    """
     before = _random_states()
     yield
     if _random_states() != before:
@@ -139,7 +141,7 @@ def _random_states() -> tuple[Any, ...]:
     import torch
 
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (the one that a module may draw from)
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), kind, *rest
+    return torch.get_rng_state().numpy().tobytes(), np.asarray(keys).tobytes(), kind, *rest
 
 
 _RANDOM = (

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 
 from npeff_jax._checks import listing
@@ -256,7 +257,8 @@ def _where(error: BaseException) -> str:
     import torch
     import torchax
 
-    inner = [str(pathlib.Path(file).parent) + os.sep for file in (jax.__file__, torch.__file__, torchax.__file__)]
+    packages = (jax, jaxtyping, torch, torchax)
+    inner = [str(pathlib.Path(str(package.__file__)).parent) + os.sep for package in packages]
     inner += [__file__, _torch_env.__file__, "<"]
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(tuple(inner))

@@ -86,8 +86,9 @@ def _answer_log_probabilities(module: Any, batch: Mapping[str, Any], *, answers:
 
     ids, mask, end = _prompt(batch)
     longest = max(map(len, answers))
-    tokens = ids.new_tensor([(*answer, *[0] * (longest - len(answer))) for answer in answers])  # (C, T)
-    real = ids.new_tensor([[t < len(answer) for t in range(longest)] for answer in answers]).bool()
+    padded = [(*answer, *[0] * (longest - len(answer))) for answer in answers]
+    tokens = torch.tensor(padded, dtype=ids.dtype, device=ids.device)  # (C, T)
+    real = torch.tensor([[t < len(answer) for t in range(longest)] for answer in answers], device=ids.device)
     if longest > 1:
         ids, mask = (torch.nn.functional.pad(x, (0, longest - 1)) for x in (ids, mask))
         after = torch.arange(ids.shape[1], device=ids.device) - end - 1  # 0 where an answer's first token stands

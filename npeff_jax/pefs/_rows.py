@@ -217,12 +217,12 @@ def unreached(model: Model, example: Example) -> list[str]:
     selected = model.space.select(model.params)
     shape = jax.eval_shape(model.logits_fn, model.params, example)
 
-    def gradients(cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    def gradients(cotangent: jax.Array, example: Example) -> tuple[jax.Array, ...]:
         _, pull = jax.vjp(lambda leaves: model.selected_logits(leaves, model.params, example), selected)
         return pull(cotangent)[0]
 
-    jaxpr = jax.make_jaxpr(gradients)(shape).jaxpr
-    reached = {id(variable) for variable in jaxpr.invars}
+    jaxpr = jax.make_jaxpr(gradients)(shape, example).jaxpr
+    reached = {id(jaxpr.invars[0])}
     for equation in jaxpr.eqns:
         if any(id(variable) in reached for variable in equation.invars):
             reached |= {id(variable) for variable in equation.outvars}

@@ -181,7 +181,7 @@ def test_the_model_itself_as_rows(devices):
 def test_expansion_is_the_same_in_every_row_space(choice):
     problem = planted(noise=0.5)
     found = npeff.decompose(problem.pefs.subset(np.arange(30)), 2, progress=False)
-    stopping = npeff.Stopping(max_steps=50, tolerance=0.0)
+    stopping = npeff.Stopping(max_steps=50, tolerance=-1.0)
     wider = npeff.expand(found, problem.pefs, 3, rows=choice, stopping=stopping, mesh=npeff.make_mesh(), progress=False)
     for j in range(2):
         np.testing.assert_array_equal(wider.pseudo_fisher(j), found.pseudo_fisher(j))

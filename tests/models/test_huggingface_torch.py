@@ -70,7 +70,7 @@ def at_position(module, batch):
 
 
 def images_first(module, batch):
-    return module(batch["pixel_values"].permute(0, 3, 1, 2)).logits
+    return module(batch["pixel_values"].permute(0, 3, 1, 2).to(next(module.parameters()).dtype)).logits
 
 
 def last_shown(module, batch):

@@ -343,7 +343,14 @@ def test_the_rest_of_the_library_takes_it(tmp_path):
     from_model = npeff.decompose(rows, 2, seed=0, progress=False)
     assert abs(from_model.history.loss[-1] - decomposition.history.loss[-1]) < 1e-3
     table = npeff.selectivity(
-        model, decomposition, pefs, images, fit=decomposition, n_top=3, n_directions=2, progress=False
+        model,
+        decomposition,
+        pefs,
+        images,
+        fit=decomposition,
+        n_top=3,
+        nulls=npeff.Nulls(n_random_directions=2),
+        progress=False,
     )
     assert np.isfinite(table.selectivity).all() if hasattr(table, "selectivity") else len(repr(table))
     fisher = npeff.perturbation.dataset_fisher(model, images)

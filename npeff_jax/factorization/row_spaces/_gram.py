@@ -191,7 +191,7 @@ class _OnDevices:
     def __init__(self, size: int, mesh: Mesh) -> None:
         self.size, self.mesh = size, mesh
         self.width = max(64, TILE_BYTES // (4 * size))
-        zeros = jax.jit(lambda: jnp.zeros((size, size)), out_shardings=sharded(mesh, SHARDS, None))
+        zeros = jax.jit(lambda: jnp.zeros((size, size), jnp.float32), out_shardings=sharded(mesh, SHARDS, None))
         self.Q = zeros()
 
     def add(self, tile: scipy.sparse.csr_array) -> None:
@@ -214,7 +214,7 @@ def _add_tile(
     Q: jax.Array, row: jax.Array, column: jax.Array, value: jax.Array, *, width: int, mesh: Mesh
 ) -> jax.Array:
     def on_shard(Q: jax.Array, row: jax.Array, column: jax.Array, value: jax.Array) -> jax.Array:
-        tile = jnp.zeros((Q.shape[1], width)).at[row, column].set(value, mode="drop", unique_indices=True)
+        tile = jnp.zeros((Q.shape[1], width), jnp.float32).at[row, column].set(value, mode="drop", unique_indices=True)
         own = jax.lax.dynamic_slice_in_dim(tile, jax.lax.axis_index(SHARDS) * len(Q), len(Q))
         return Q + matmul(own, tile.T)
 

@@ -121,7 +121,8 @@ class SparseSpace(RowSpace):
             def write_block(b: jax.Array, pulled: jax.Array) -> jax.Array:
                 return _write(pulled, by_column, b, _pulled(by_column, b, M))
 
-            return jax.lax.fori_loop(0, len(by_row[0]), write_block, jnp.zeros((M.shape[1], _width(by_column))))
+            blank = jnp.zeros((M.shape[1], _width(by_column)), jnp.float32)
+            return jax.lax.fori_loop(0, len(by_row[0]), write_block, blank)
 
         return on_shard(self.by_row, self.by_column, M)
 
@@ -145,7 +146,7 @@ class SparseSpace(RowSpace):
                 D_block = matmul(C, G_block) + _pulled(by_column, b, M)
                 return _write(D, by_column, b, D_block), self._add_products(sums, by_row, b, G_block, D_block)
 
-            start = jnp.zeros((len(C), _width(by_column))), self._zero_products(len(G), len(C))
+            start = jnp.zeros((len(C), _width(by_column)), jnp.float32), self._zero_products(len(G), len(C))
             D, sums = jax.lax.fori_loop(0, len(by_row[0]), do_block, start)
             return D, jax.lax.psum(sums, SHARDS)
 
@@ -162,7 +163,8 @@ class SparseSpace(RowSpace):
         )
 
     def _zero_products(self, r: int, f: int) -> Inner:
-        return jnp.zeros((self.N, f)), jnp.zeros((r, f)), jnp.zeros((f, f))
+        zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+        return zeros((self.N, f)), zeros((r, f)), zeros((f, f))
 
     def _add_products(self, sums: Inner, by_row: Csr, b: jax.Array, G: jax.Array, D: jax.Array) -> Inner:
         """Add what block ``b`` of the columns adds to A Dᵀ, G Dᵀ and D Dᵀ."""
