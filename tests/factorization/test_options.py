@@ -30,7 +30,7 @@ def test_planted_components_are_recovered_in_nine_of_ten_seeds(make, r):
 
 def test_exchanges_leave_local_minima():
     """Sixteen noisy components: from these starts, steps alone keep one component for two and two for one."""
-    for seed in (0, 3):
+    for seed in (0, 4):
         problem = planted(seed, n=200, m=500, r=16, shared=1.0, noise=0.3)
         options = {"stopping": npeff.Stopping(tolerance=1e-4), **QUIET}  # no warm-up: it leaves these minima too
         alone = npeff.decompose(problem.pefs, 16, seed=seed, solver=npeff.DampedALS(exchanges=0, warm_up=0), **options)
