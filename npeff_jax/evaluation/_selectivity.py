@@ -194,7 +194,8 @@ def selectivity(
         left_out=np.setdiff1d(np.arange(pefs.n_examples), known),
         failures=np.array(moves.failures).reshape(-1, 2),
     )
-    _warn_unless_local(table)
+    if decomposition.kind is FisherKind.LOW_RANK:  # a diagonal PEF lacks what parameters do together: it predicts less
+        _warn_unless_local(table)
     return table
 
 
