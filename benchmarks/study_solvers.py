@@ -95,9 +95,9 @@ def study(options: argparse.Namespace) -> None:
                         "components": r,
                         "variant": variant,
                         "seed": seed,
-                        "loss": float(found.history.loss.min() if "paper" in variant else found.history.loss[-1]),
+                        "loss": float(min(found.history.loss, default=np.inf)),  # overflowed at once: a rate too large
                         "steps": len(found.history.loss),
-                        "seconds": float(found.history.seconds[-1]),
+                        "seconds": float(max(found.history.seconds, default=0.0)),
                         "stopped": found.stopped,
                         "rows": int(problem.rows.n_rows),
                         "jax": jax.__version__,

@@ -5,7 +5,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
-from jax.extend.core import get_opaque_trace_state
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # jax before 0.8
+    from jax.core import get_opaque_trace_state
 
 CPU_OPTIONS: dict[str, bool | int] = {
     "xla_cpu_use_fusion_emitters": False,
