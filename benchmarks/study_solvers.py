@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict] = {
     "neither": {"solver": npeff.DampedALS(exchanges=0, warm_up=0)},
     **{
         f"paper, rate {rate:g}": {"solver": npeff.GradientDescent(learning_rate=rate), "stopping": PAPER}
-        for rate in (1e-3, 1e-2, 0.03, 0.1, 0.3)
+        for rate in (3e-4, 1e-3, 3e-3, 1e-2, 0.03)
     },
 }
 """The default, what it consists of, and the paper's algorithm."""
