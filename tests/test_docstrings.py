@@ -24,6 +24,10 @@ from tests.planted_model import (
 pytestmark = pytest.mark.fast
 
 
+EXTRAS = {"npeff_jax.models._torch": ("torch", "torchax"), "npeff_jax.models._tracr": ("tracr",)}
+"""What examples import beside the package's own dependencies."""
+
+
 def modules():
     found = pkgutil.walk_packages(npeff_jax.__path__, "npeff_jax.")
     return ["npeff_jax", *(module.name for module in found if not module.name.endswith("__main__"))]
@@ -63,8 +67,8 @@ def examples_of(name):
 def test_examples_in_docstrings(names):
     attempted = 0
     for name in modules():
-        if name.startswith("npeff_jax.models._torch") and importlib.util.find_spec("torchax") is None:
-            continue  # other interpreters run without it
+        if any(importlib.util.find_spec(extra) is None for extra in EXTRAS.get(name, ())):
+            continue  # not installed with the subset that other interpreters run
         module, tests = examples_of(name)
         for test in tests:
             attempted += run(test, vars(module) | names)

@@ -70,7 +70,9 @@ def test_every_row_space_reads_blocks(small_blocks, monkeypatch, make):
     monkeypatch.undo()
     for rows, found in blocked.items():
         whole = npeff.decompose(problem.pefs, 4, rows=rows, min_count=5, **SHORT)
-        np.testing.assert_allclose(found.history.loss, whole.history.loss, rtol=1e-5, err_msg=str(rows))
+        # The first steps show the products alone; after them the steep descent magnifies how sums were rounded.
+        np.testing.assert_allclose(found.history.loss[:10], whole.history.loss[:10], rtol=1e-5, err_msg=str(rows))
+        np.testing.assert_allclose(found.history.loss, whole.history.loss, rtol=1e-4, err_msg=str(rows))
         assert found.settings["lost_energy"] == pytest.approx(whole.settings["lost_energy"])
         fit = npeff.fit_coefficients(found, problem.pefs)
         np.testing.assert_allclose(fits[rows].coefficients, fit.coefficients, atol=1e-4)
