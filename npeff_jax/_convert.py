@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -46,7 +47,7 @@ def _array(value: Any, name: str) -> Any:
         raise ExampleError(f"{name} is {what}; encode it first with the model's tokenizer or image processor")
     if kind.__module__.startswith("scipy.sparse"):
         raise ExampleError(f"{name} is a sparse matrix; pass .toarray(), or a source that gives dense slices")
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         raise ExampleError(f"{name} holds random keys; pass what they are to draw, or jax.random.key_data of them")
     if hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
         raise TypeError(only_iterated(value, name))
@@ -170,7 +171,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | np.number | np.bool_)
 
 
-def _is_plain_row(row: Mapping) -> bool:
+def _is_plain_row(row: Mapping[Any, Any]) -> bool:
     return len(row) > 0 and all(_is_plain(entry) for entry in row.values())
 
 

@@ -203,7 +203,7 @@ def tree_digest(tree: PyTree) -> str:
     """Return a digest of every leaf's path, shape, type and bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path, simple=True, separator='/')}{array.shape}{array.dtype}".encode())

@@ -164,7 +164,7 @@ def _type_of(leaf: Any, name: str) -> Any:
     """The type that a leaf of the parameters has for JAX."""
     shown = f"the leaf {name!r} of params" if name else "params"
     dtype = getattr(leaf, "dtype", None)
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise ValueError(f"{shown} holds random keys, which are no parameters; take them out of params")
     if isinstance(dtype, np.dtype) and not dtype.isnative:
         raise ValueError(

@@ -8,6 +8,7 @@ the smallest input that shows it. The suite runs a short slice (``--inputs``).
 
 import argparse
 import collections
+import dataclasses
 import json
 import pathlib
 import random
@@ -65,7 +66,7 @@ scalars = st.one_of(numbers, st.integers(1, 14).map(np.int64), st.integers(0, 3)
 def representations(draw):
     """Any class, with any values for its fields."""
     kind = draw(st.sampled_from([npeff.LowRank, npeff.Diagonal, npeff.Sampled]))
-    names = list(kind.__dataclass_fields__)
+    names = [field.name for field in dataclasses.fields(kind)]
     chosen = draw(st.lists(st.sampled_from(names), max_size=2, unique=True))
     usual = {
         "rows": st.sampled_from(["classes", "factor", "PRINCIPAL", npeff.RowBasis.CLASSES]),

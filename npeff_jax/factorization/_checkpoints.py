@@ -25,7 +25,7 @@ class Checkpoints:
         every: windows of ``Stopping.window`` steps between checkpoints.
     """
 
-    directory: str | os.PathLike
+    directory: str | os.PathLike[str]
     every: int = 4
 
 

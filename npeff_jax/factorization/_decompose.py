@@ -39,7 +39,7 @@ def decompose(
     products: ProductPrecision = ProductPrecision.FLOAT32,
     min_count: int = 1,
     mesh: Mesh | None = None,
-    path: str | os.PathLike | None = None,
+    path: str | os.PathLike[str] | None = None,
     checkpoints: Checkpoints | None = None,
     callback: Callback | None = None,
     progress: Progress = True,
@@ -277,7 +277,7 @@ def check_vectors_fit(r: int, m: int, path: pathlib.Path | None) -> None:
         )
 
 
-def check_path(path: str | os.PathLike | None) -> pathlib.Path | None:
+def check_path(path: str | os.PathLike[str] | None) -> pathlib.Path | None:
     """Return where the result will be saved; raise where it could not be."""
     if path is None:
         return None

@@ -164,7 +164,7 @@ class Decomposition:
         """Pairs of components whose pseudo-Fishers are nearly the same vector."""
         return [(i, j) for i, j in self.settings.get("duplicates", [])]
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to the directory ``path``.
 
         Raises:
@@ -251,7 +251,7 @@ BLOCK_BYTES = 1 << 30
 """Size of a block of pseudo-Fishers in memory while they are formed and written: each block reads all rows once."""
 
 
-def load_decomposition(path: str | os.PathLike) -> Decomposition:
+def load_decomposition(path: str | os.PathLike[str]) -> Decomposition:
     """What `Decomposition.save` wrote. The pseudo-Fishers stay on disk and are read by row.
 
     Raises:

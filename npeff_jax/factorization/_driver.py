@@ -234,7 +234,7 @@ def _advance(
             G = jnp.where((source >= 0)[:, None], new[jnp.maximum(source, 0)], G)
         at = solver.init(problem, Factors(W, G, steps))
 
-    def body(k: Any, carry: tuple) -> tuple:
+    def body(k: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         state, terms = carry
         state = solver.step(problem, state)
         return state, terms.at[k].set(solver.loss_terms(problem, state))

@@ -29,7 +29,7 @@ def expand(
     stopping: Stopping | None = None,
     rows: RowChoice | None = None,
     mesh: Mesh | None = None,
-    path: str | os.PathLike | None = None,
+    path: str | os.PathLike[str] | None = None,
     checkpoints: Checkpoints | None = None,
     callback: Callback | None = None,
     progress: Progress = True,

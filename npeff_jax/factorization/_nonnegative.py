@@ -89,11 +89,11 @@ def solve_nonnegative(
         The solution and its residuals.
     """
 
-    def unfinished(carry: tuple) -> Any:
+    def unfinished(carry: tuple[Any, ...]) -> Any:
         sweep, _, residual = carry
         return (sweep < max_sweeps) & jnp.any(residual > tolerance)
 
-    def sweep(carry: tuple) -> tuple:
+    def sweep(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         count, V, _ = carry
         V = jax.lax.fori_loop(0, SWEEPS_BETWEEN_CHECKS, lambda _, V: hals_sweep(V, b, P), V)
         return count + SWEEPS_BETWEEN_CHECKS, V, kkt_residual(V, b, P)

@@ -12,12 +12,14 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from npeff_jax._checks import listing
+from npeff_jax._extras import needs
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -177,11 +179,13 @@ class _TensorUnpickler(pickle.Unpickler):
         return _Storage(str(pid[2]), pid[1])
 
 
-def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
+def _rebuild_tensor(
+    storage: _Storage, offset: int, shape: tuple[Any, ...], strides: tuple[Any, ...], *_: Any
+) -> _Tensor:
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-_REBUILD: dict[tuple[str, str], Callable] = {
+_REBUILD: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -247,3 +251,48 @@ def _tensors(state: Any) -> dict[str, _Tensor]:
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}; expected a dictionary of tensors, a state_dict")
     return {name: value for name, value in state.items() if isinstance(value, _Tensor)}
+
+
+def locate(directory_or_id: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
+    """The directory itself, or the cached copy of a name on the hub.
+
+    Raises:
+        FileNotFoundError: there is no such directory, and the hub did not give one of that name.
+    """
+    directory = pathlib.Path(directory_or_id)
+    if directory.is_dir():
+        return directory
+    with needs("a model on the hub"):
+        import huggingface_hub
+
+    fetch = partial(huggingface_hub.snapshot_download, str(directory_or_id), revision=revision)
+    try:
+        found = pathlib.Path(
+            fetch(allow_patterns=["*.json", "*.txt", "model*.safetensors", "adapter_model.safetensors"])
+        )
+        if not any(found.glob("*.safetensors")):
+            fetch(allow_patterns=["pytorch_model*.bin"])
+        return found
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{directory_or_id} is not a directory, and the Hugging Face hub did not give a model of that name "
+            f"({type(error).__name__}: {error}); without a network, pass a directory that save_pretrained wrote"
+        ) from error
+
+
+def read_config(directory: pathlib.Path) -> Any:
+    """The configuration of a checkpoint, with the defaults of its class.
+
+    Raises:
+        FileNotFoundError: there is no ``config.json``.
+        ValueError: it cannot be read.
+    """
+    if not (directory / "config.json").is_file():
+        raise FileNotFoundError(f"{directory} has no config.json; pass a directory that save_pretrained wrote")
+    with needs("a Hugging Face checkpoint"):
+        import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{directory / 'config.json'} cannot be read as a configuration: {error}") from error

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from npeff_jax import _identity
@@ -51,5 +52,5 @@ def from_equinox(module: Any, state: Any = None, **options: Any) -> Model:
 
 def _on_host(leaf: Any) -> Any:
     """An array as NumPy, copied: tied to no device and no caller. Random keys and functions stay what they are."""
-    is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return np.array(leaf) if isinstance(leaf, jax.Array | np.ndarray) and not is_key else leaf

@@ -15,7 +15,7 @@ from npeff_jax._extras import needs
 from npeff_jax._parameters import Mask
 from npeff_jax._types import Example, PyTree
 from npeff_jax.models import _huggingface_torch
-from npeff_jax.models._checkpoint import read_checkpoint
+from npeff_jax.models._checkpoint import locate, read_checkpoint, read_config
 from npeff_jax.models._huggingface_torch import is_adapter
 from npeff_jax.models._linen import from_linen
 from npeff_jax.models._model import Model
@@ -112,51 +112,6 @@ def from_huggingface(
         from_linen(architecture.module, variables, mask=mask, output=output, label_names=names),
         intermediates_fn=_intermediates(architecture.module, variables),
     )
-
-
-def locate(directory_or_id: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
-    """The directory itself, or the cached copy of a name on the hub.
-
-    Raises:
-        FileNotFoundError: there is no such directory, and the hub did not give one of that name.
-    """
-    directory = pathlib.Path(directory_or_id)
-    if directory.is_dir():
-        return directory
-    with needs("a model on the hub"):
-        import huggingface_hub
-
-    fetch = partial(huggingface_hub.snapshot_download, str(directory_or_id), revision=revision)
-    try:
-        found = pathlib.Path(
-            fetch(allow_patterns=["*.json", "*.txt", "model*.safetensors", "adapter_model.safetensors"])
-        )
-        if not any(found.glob("*.safetensors")):
-            fetch(allow_patterns=["pytorch_model*.bin"])
-        return found
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{directory_or_id} is not a directory, and the Hugging Face hub did not give a model of that name "
-            f"({type(error).__name__}: {error}); without a network, pass a directory that save_pretrained wrote"
-        ) from error
-
-
-def read_config(directory: pathlib.Path) -> Any:
-    """The configuration of a checkpoint, with the defaults of its class.
-
-    Raises:
-        FileNotFoundError: there is no ``config.json``.
-        ValueError: it cannot be read.
-    """
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory} has no config.json; pass a directory that save_pretrained wrote")
-    with needs("a Hugging Face checkpoint"):
-        import transformers
-
-    try:
-        return transformers.AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{directory / 'config.json'} cannot be read as a configuration: {error}") from error
 
 
 def _builders() -> dict[str, Callable[..., Architecture]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from npeff_jax._checks import listing
 from npeff_jax._parameters import Mask
-from npeff_jax.models._checkpoint import read_weights
+from npeff_jax.models._checkpoint import locate, read_config, read_weights
 from npeff_jax.models._model import Model
 from npeff_jax.models._torch import model_of
 from npeff_jax.models._torch_env import import_torch
@@ -132,8 +132,6 @@ def class_to_run(directory: pathlib.Path, config: Any, native: Collection[str], 
 
 def adapter_config(directory: pathlib.Path) -> Any:
     """The configuration of an adapter's base, with as many labels as a head that is stored with the adapter."""
-    from npeff_jax.models._huggingface import read_config
-
     config, labels = read_config(base_directory(directory)), _adapter_labels(directory)
     if labels is not None and labels != config.num_labels:
         config.id2label = {i: f"LABEL_{i}" for i in range(labels)}
@@ -147,8 +145,6 @@ def base_directory(directory: pathlib.Path) -> pathlib.Path:
         ValueError: the adapter's configuration names none.
         FileNotFoundError: it is not there.
     """
-    from npeff_jax.models._huggingface import locate
-
     name = json.loads((directory / ADAPTER).read_text()).get("base_model_name_or_path")
     if not name:
         raise ValueError(f"{directory / ADAPTER} names no base_model_name_or_path; write there where its base model is")

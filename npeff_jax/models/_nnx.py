@@ -60,4 +60,4 @@ def from_nnx(module: Any, **options: Any) -> Model:
 
 def _on_host(leaf: Any) -> Any:
     """A constant of the traced function as NumPy, copied: tied to no device or caller. A random key stays one."""
-    return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.array(leaf)
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.array(leaf)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from npeff_jax._extras import needs
-from npeff_jax.models._huggingface import locate, read_config, read_label_names
+from npeff_jax.models._checkpoint import locate, read_config
+from npeff_jax.models._huggingface import read_label_names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -123,7 +123,7 @@ def resnet(config: Any) -> Architecture:
     )
 
 
-def _stages(config: Any) -> tuple:
+def _stages(config: Any) -> tuple[Any, ...]:
     """Where the stride goes: into the first block of every stage but, unless the configuration says so, the first."""
     stages = []
     for i, (features, depth) in enumerate(zip(config.hidden_sizes, config.depths)):

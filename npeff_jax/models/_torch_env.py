@@ -205,7 +205,7 @@ def _environment_class() -> Any:
                 return jax.ensure_compile_time_eval()
             return contextlib.nullcontext()
 
-    class Own(Base):
+    class Own(Base):  # type: ignore[misc]  # torchax has no types
         def __init__(self) -> None:
             super().__init__()
             self._function_mode = Functions(self)

@@ -34,7 +34,7 @@ Running = Callable[[], contextlib.AbstractContextManager[None]]
 
 @contextlib.contextmanager
 def own_gradients(
-    is_traced: Callable[[Any], bool], wrap: Callable, unwrap: Callable, running: Running
+    is_traced: Callable[[Any], bool], wrap: Callable[..., Any], unwrap: Callable[..., Any], running: Running
 ) -> Iterator[None]:
     """Inside it, on this thread, ``Function.apply`` of JAX arrays is a JAX function with that backward pass.
 
@@ -62,7 +62,12 @@ def own_gradients(
 
 
 def _apply(
-    cls: Any, args: Sequence[Any], is_traced: Callable, wrap: Callable, unwrap: Callable, running: Running
+    cls: Any,
+    args: Sequence[Any],
+    is_traced: Callable[..., Any],
+    wrap: Callable[..., Any],
+    unwrap: Callable[..., Any],
+    running: Running,
 ) -> Any:
     import torch
 
@@ -101,7 +106,7 @@ def _apply(
     return tuple(map(wrap, output)) if several[-1] else wrap(output)
 
 
-def _cotangent(array: jax.Array, gradient: Any, unwrap: Callable) -> Any:
+def _cotangent(array: jax.Array, gradient: Any, unwrap: Callable[..., Any]) -> Any:
     if not jax.numpy.issubdtype(array.dtype, np.floating):
         return np.zeros(array.shape, jax.dtypes.float0)
     return (

@@ -11,6 +11,7 @@ import numpy as np
 
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.models import _huggingface, _huggingface_torch
+from npeff_jax.models._checkpoint import locate, read_config
 from npeff_jax.models._torch_env import to_numpy
 from npeff_jax.models._torch_function import Forward
 from npeff_jax.models._torch_tasks import LANGUAGE_MODELS, forward_of, task_of
@@ -41,7 +42,7 @@ def verify_checkpoint(
         ImportError: PyTorch is missing.
         ValueError: the checkpoint cannot be read, or examples of its kind cannot be made up.
     """
-    directory = _huggingface.locate(directory)
+    directory = locate(directory)
     config, name = _class(directory)
     model = _huggingface.from_huggingface(directory)
     reference = _huggingface_torch.load_module(directory, config, name)
@@ -73,7 +74,7 @@ def converter_layout(directory: str | pathlib.Path, reference: Any) -> Translate
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
-    architecture = _huggingface._architecture(_huggingface.read_config(pathlib.Path(directory)), False, None)
+    architecture = _huggingface._architecture(read_config(pathlib.Path(directory)), False, None)
     expected = jax.eval_shape(architecture.module.init, jax.random.key(0), architecture.example)
     expected = {name: tree for name, tree in expected.items() if name != "intermediates"}
     state = {name: to_numpy(tensor) for name, tensor in reference.state_dict().items()}
@@ -119,7 +120,7 @@ def _class(directory: pathlib.Path) -> tuple[Any, str]:
     if _huggingface_torch.is_adapter(directory):
         config = _huggingface_torch.adapter_config(directory)
         return config, _huggingface_torch.adapter_class(directory, config)
-    config = _huggingface.read_config(directory)
+    config = read_config(directory)
     names = list(config.architectures or [])
     if len(names) != 1 or task_of(names[0]) is None:
         raise ValueError(

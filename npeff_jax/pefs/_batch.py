@@ -73,7 +73,7 @@ class BatchRows:
                 room = 1 << (needed - 1).bit_length()
             return self._rows(room, *arguments)
 
-    def _mapped(self, of_one: Callable) -> Callable:
+    def _mapped(self, of_one: Callable[..., Any]) -> Callable[..., Any]:
         """``of_one`` for parameters, seed, a batch of examples, their numbers and their labels."""
         each = PartitionSpec(EXAMPLES)
         return jax.shard_map(

@@ -15,13 +15,14 @@ from jaxtyping import Float
 from npeff_jax._checks import check_integer, check_labels, check_real
 from npeff_jax._examples import count_examples, first_example, slice_examples, take_examples
 from npeff_jax._html import facts_html, table_html
+from npeff_jax._machine import size_text
 from npeff_jax._sharding import examples_mesh
 from npeff_jax._types import Examples
 from npeff_jax.models import Model, check_model
 from npeff_jax.pefs._batch import BatchRows, on_host
 from npeff_jax.pefs._driver import as_representation, describe_run, labels_for
 from npeff_jax.pefs._keep import as_selection
-from npeff_jax.pefs._memory import WORKING, choose_batch_size, size_text
+from npeff_jax.pefs._memory import WORKING, choose_batch_size
 from npeff_jax.pefs._rows import HostRows
 from npeff_jax.pefs._schema import Normalization
 from npeff_jax.pefs._sparsify import Sparsifier

@@ -6,6 +6,7 @@ whoever wrote it. What cannot be told is called by its outermost module and is o
 
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -112,7 +113,7 @@ def _words(part: str) -> list[str]:
     return [word.lower() for word in [*camel, *pieces, "".join(pieces)]]
 
 
-def _depth(layer: str) -> tuple:
+def _depth(layer: str) -> tuple[Any, ...]:
     """A sort key: embeddings first, then convolutions, counted layers, dense ones, heads; numbers as numbers."""
     counted = re.match(r"(layer|block|stage)s? \d", layer)
     order = {"embedding": 0, "convolution": 1, "norm": 1, "dense": 3, "head": 5}

@@ -70,7 +70,7 @@ class RowSpace(abc.ABC):
     def pull_back(self, M: RowProducts) -> Vectors:
         """Return Mᵀ A, in coordinates."""
 
-    def combine(self, G: Vectors, C: Float[Array, "f r"], M: Float[Array, "N f"]) -> tuple[Vectors, tuple]:
+    def combine(self, G: Vectors, C: Float[Array, "f r"], M: Float[Array, "N f"]) -> tuple[Vectors, tuple[Any, ...]]:
         """Return D = C G + Mᵀ A, and A Dᵀ, G Dᵀ, D Dᵀ: every step of a solver has this form.
 
         Override it where one pass over the coordinates can do all of it.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class DenseSpace(RowSpace):
             out_specs=P(),
             check_vma=False,
         )
-        def on_shard(A: jax.Array, G: jax.Array, D: jax.Array) -> tuple:
+        def on_shard(A: jax.Array, G: jax.Array, D: jax.Array) -> tuple[Any, ...]:
             AD = matmul(A, D.astype(A.dtype).T)
             return jax.lax.psum((AD, matmul(G, D.T), matmul(D, D.T)), SHARDS)
 

@@ -11,6 +11,7 @@ rows that share up to 65,536 columns within 5e-5 (tested, typically 1e-6).
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,7 @@ def _add_full_on_host(Q: Float[np.ndarray, "size size"], tile: scipy.sparse.csr_
 
 
 def _add_thin(
-    Q: Float[np.ndarray, "size size"], A: scipy.sparse.csr_array, counts: Int[np.ndarray, "w"], each: Callable
+    Q: Float[np.ndarray, "size size"], A: scipy.sparse.csr_array, counts: Int[np.ndarray, "w"], each: Callable[..., Any]
 ) -> None:
     """Add the products of sparse rows to the upper triangle, bands of rows in parallel. The diagonal is left undefined.
 

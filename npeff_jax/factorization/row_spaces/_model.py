@@ -136,7 +136,7 @@ class _Passes:
             return tuple(leaf.reshape(leaf.shape[0], -1) for leaf in leaves)
 
         def pull_batch(params: Any, examples: Any, U: jax.Array) -> jax.Array:
-            def logits_of(selected: tuple) -> jax.Array:
+            def logits_of(selected: tuple[Any, ...]) -> jax.Array:
                 return jax.vmap(lambda example: model.selected_logits(selected, params, example))(examples)
 
             # One pass for all examples of the batch: their rows are never formed.

@@ -7,6 +7,7 @@ between machines, and with what else runs on them, so it is measured instead of 
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ def _measured(device: jax.Device) -> Rates:
     return Rates(dense, sparse, stream, pair, 2 * A.nnz * 16 / _shortest(lambda: A @ right))
 
 
-def _shortest(function: Callable, *arguments: object) -> float:
+def _shortest(function: Callable[..., Any], *arguments: object) -> float:
     jax.block_until_ready(function(*arguments))  # compiled, and in the cache where it fits
     took = []
     for _ in range(TRIES):

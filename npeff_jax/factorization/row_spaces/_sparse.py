@@ -126,7 +126,7 @@ class SparseSpace(RowSpace):
 
         return on_shard(self.by_row, self.by_column, M)
 
-    def combine(self, G: Vectors, C: Float[Array, "f r"], M: Float[Array, "N f"]) -> tuple[Vectors, tuple]:
+    def combine(self, G: Vectors, C: Float[Array, "f r"], M: Float[Array, "N f"]) -> tuple[Vectors, tuple[Any, ...]]:
         """Return D = C G + Mᵀ A, and A Dᵀ, G Dᵀ, D Dᵀ, a block of columns after the other while it is in the cache.
 
         G is read once and D written once, 8 r m' bytes; the entries of A are read twice, 16 bytes each. The rest is
@@ -152,7 +152,7 @@ class SparseSpace(RowSpace):
 
         return on_shard(self.by_row, self.by_column, G, C, M)
 
-    def _on_shards(self, in_specs: tuple, out_specs: Any) -> Callable:
+    def _on_shards(self, in_specs: tuple[Any, ...], out_specs: Any) -> Callable[..., Any]:
         """Map a function of the blocks of A and Aᵀ, and of more, over the shards."""
         return functools.partial(
             jax.shard_map,
