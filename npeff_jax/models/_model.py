@@ -108,6 +108,25 @@ class Model:
         """``logits_fn``, jitted once for this model."""
         return jax.jit(self.logits_fn)
 
+    @functools.cached_property
+    def _programs(self) -> dict[Any, Callable[..., Any]]:
+        return {}
+
+    def program(self, function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+        """Return ``function(*arguments, *static)`` as a compiled function of its arguments, made once for this model.
+
+        The model keeps it, and lets it go with itself. A cache of `jax.jit` that is keyed on a function of a user's
+        grows by a program for each fresh lambda.
+
+        Args:
+            function: pure.
+            *static: its last arguments, hashable: functions, choices, numbers.
+        """
+        key = (function, static)
+        if key not in self._programs:
+            self._programs[key] = jax.jit(lambda *arguments: function(*arguments, *static))
+        return self._programs[key]
+
     def __repr__(self) -> str:
         return f"Model of {self.space.size:,} explained parameters, {type(self.output).__name__} outputs"
 

@@ -75,9 +75,11 @@ class BatchRows:
 
     def _mapped(self, of_one: Callable[..., Any]) -> Callable[..., Any]:
         """``of_one`` for parameters, seed, a batch of examples, their numbers and their labels."""
-        each = PartitionSpec(EXAMPLES)
+        each, batched = PartitionSpec(EXAMPLES), jax.vmap(of_one, (None, None, 0, 0, 0))
+        if self.mesh.size == 1:  # nothing to split, and a cache of JAX would keep what it maps
+            return batched
         return jax.shard_map(
-            jax.vmap(of_one, (None, None, 0, 0, 0)),
+            batched,
             mesh=self.mesh,
             in_specs=(PartitionSpec(), PartitionSpec(), each, each, each),
             out_specs=PartitionSpec(EXAMPLES),

@@ -179,6 +179,7 @@ def _run(
     params = place(model.params, mesh)
     C = jax.eval_shape(model.logits_fn, model.params, first_example(examples)).shape[0]
     width = max(1, min(_MOST_DIRECTIONS, _CALL_BYTES // (4 * (m + S * size * C))))
+    moved_logits = model.program(_moved_logits, model.logits_fn, model.space, mesh, S)
     references: list[jax.Array] = []
     waiting, position = iter(directions), 0
     while group := list(itertools.islice(waiting, width)):
@@ -193,9 +194,7 @@ def _run(
         parts = []
         for i, batch in enumerate(batches(examples, size)):
             with jax.default_matmul_precision(passes.precision):  # never while a generator waits
-                logits = _moved_logits(
-                    params, stacked, steps, first, last, batch, model.logits_fn, model.space, mesh, S
-                )
+                logits = moved_logits(params, stacked, steps, first, last, batch)
             if first == 0:
                 references.append(logits[0])
             parts.append(_measured(references[i], logits, model.output, measure))
@@ -254,7 +253,6 @@ def place(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(put, tree)
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
 def _moved_logits(
     params: PyTree,
     directions: tuple[jax.Array, ...],

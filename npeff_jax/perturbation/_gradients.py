@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -49,10 +48,10 @@ def loss_gradient(
     size = min(check_integer("batch_size", batch_size), n)
     y = pad_rows(np.full(n, -1) if known is None else known, -(-n // size) * size).reshape(-1, size)
     valid = (np.arange(y.size) < n).reshape(y.shape)
-    total = None
+    total, gradient = None, model.program(_gradient, model.logits_fn, model.space, model.output)
     with jax.default_matmul_precision(precision):
         for i, batch in enumerate(batches(examples, size)):
-            part = _gradient(model.params, batch, y[i], valid[i], model.logits_fn, model.space, model.output)
+            part = gradient(model.params, batch, y[i], valid[i])
             total = part if total is None else jax.tree.map(jnp.add, total, part)
     assert total is not None  # n >= 1: count_examples and min reject nothing smaller
     return model.space.unravel(jnp.concatenate([jnp.ravel(leaf) for leaf in total]))
@@ -80,7 +79,6 @@ def loss_sign(model: Model, direction: PyTree, examples: Examples, labels: Int[n
     return -1.0 if float(jnp.vdot(gradient, model.space.ravel(direction))) > 0 else 1.0
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _gradient(
     params: PyTree,
     batch: Examples,
@@ -179,9 +177,10 @@ def dataset_fisher(
     index = pad_rows(np.arange(n), round_up(n, size)).reshape(-1, size)
     valid = (np.arange(index.size) < n).reshape(index.shape)
     placed, total = place(model, mesh), np.zeros(model.space.size)
+    summed = model.program(_sum, estimate, mesh)
     with jax.default_matmul_precision(precision):
         for i, batch in enumerate(batches(examples, size)):
-            parts, scales = _sum(placed, batch, index[i], valid[i], estimate, mesh)
+            parts, scales = summed(placed, batch, index[i], valid[i])
             # Fishers of confident predictions are of second order in their tiny cotangents: float64 puts them back.
             total += np.asarray(scales, np.float64) ** 2 @ np.asarray(parts, np.float64)
     if not np.isfinite(total).all():
@@ -189,7 +188,6 @@ def dataset_fisher(
     return model.space.unravel(jnp.asarray(total / n, jnp.float32))
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
 def _sum(
     model: Model,
     batch: Examples,
