@@ -44,6 +44,7 @@ from npeff_jax.factorization import model_rows as model_rows
 from npeff_jax.models import Bernoulli as Bernoulli
 from npeff_jax.models import Categorical as Categorical
 from npeff_jax.models import Gaussian as Gaussian
+from npeff_jax.models import Generated as Generated
 from npeff_jax.models import Model as Model
 from npeff_jax.pefs import Diagonal as Diagonal
 from npeff_jax.pefs import FisherKind as FisherKind

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from npeff_jax.cli._language import Question, load_question, writes_words
 from npeff_jax.cli._options import Flag, MaybePath, MaybeText, Paths
 from npeff_jax.cli._record import load_arrays, stage
 from npeff_jax.cli._source import Reading, load_examples, load_model
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.report import output_file
+from npeff_jax.tasks import Dataset
 
 
 @stage
@@ -62,7 +64,7 @@ def report(
     fitted = None if fit is None else load_arrays(fit, npeff_jax.CoefficientFit)
     reading = Reading(text_column, pair_column)
     found = None if examples is None else load_examples(examples, part, model=model, reading=reading, progress=True)
-    explained = None if model is None else load_model(model)
+    explained = None if model is None else _model(model, found)
     runs = [npeff_jax.compare_runs(components, npeff_jax.load_decomposition(other)).forward for other in others]
     coefficients = components.coefficients if fitted is None else fitted.coefficients
     traced = None
@@ -82,6 +84,12 @@ def report(
     write_html(out, collected)
     if data is not None:
         collected.write(data)
+
+
+def _model(name: str, found: Dataset | None) -> Model:
+    if not writes_words(name):
+        return load_model(name)
+    return load_question(name, (), Question(), None if found is None else found.examples)
 
 
 def _as_decomposed(model: Model, components: Decomposition) -> Model:

@@ -71,6 +71,32 @@ def plan(
 
 
 @stage
+def encode(explained: Explained, out: Path, progress: Show = Show.BAR, overwrite: Flag = False) -> None:
+    """Write examples as arrays, once, for every command after it: --examples OUT. Next: npeff plan, npeff pefs.
+
+    Texts are tokenized, the positions that a causal language model predicts become examples of their own, and answers
+    are drawn (--generate), which takes longest. What is shown of each example goes with it.
+
+    Args:
+        explained: what is explained.
+        out: .npz file to write.
+        progress: a bar, JSON lines, or none.
+        overwrite: replace what is there.
+    """
+    if out.suffix != ".npz":
+        raise ValueError(f"--out {out} must end in .npz")
+    _, data = explained.load(progress_of(progress))
+    arrays = data.examples if isinstance(data.examples, dict) else {"inputs": data.examples}
+    beside = {"labels": data.labels, "groups": data.groups}
+    if data.display is not None and not hasattr(data.display, "shape"):
+        beside["display"] = np.array(data.display, dtype=np.str_)
+    part = out.with_name(out.name + ".part.npz")
+    np.savez_compressed(part, **arrays, **{name: array for name, array in beside.items() if array is not None})
+    part.replace(out)
+    print(f"{len(data):,} examples of {', '.join(f'{k} {np.shape(v)[1:]}' for k, v in arrays.items())}")
+
+
+@stage
 def pefs(
     explained: Explained,
     fishers: Fishers,
