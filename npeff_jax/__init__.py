@@ -63,6 +63,7 @@ from npeff_jax.pefs import fisher_vector_product as fisher_vector_product
 from npeff_jax.pefs import load_pefs as load_pefs
 from npeff_jax.pefs import pef_rows as pef_rows
 from npeff_jax.pefs import plan as plan
+from npeff_jax.pefs import plan_parameters as plan_parameters
 from npeff_jax.perturbation import DiagonalEdit as DiagonalEdit
 from npeff_jax.perturbation import DirectionEdit as DirectionEdit
 from npeff_jax.perturbation import Edit as Edit

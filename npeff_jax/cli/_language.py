@@ -3,18 +3,12 @@
 import dataclasses
 import enum
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from npeff_jax._examples import slice_examples
 from npeff_jax._progress import Progress
 from npeff_jax.models import Generation, LanguageModel, Model, language_model
-from npeff_jax.models._huggingface import is_language_model
-from npeff_jax.tasks import Dataset, read_passages
-from npeff_jax.tasks._labels import number_labels
-from npeff_jax.tasks._tables import read_rows
+from npeff_jax.tasks import Dataset, column_names, read_passages
 
 
 class Predicted(enum.Enum):
@@ -44,13 +38,6 @@ class Question:
     max_tokens: int = 16
     temperature: float = 1.0
     max_length: int = 128
-
-
-def writes_words(name: str) -> bool:
-    """Whether ``name`` is a directory with a causal language model, or an adapter over one."""
-    return any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json")) and is_language_model(
-        Path(name)
-    )
 
 
 def load_question(name: str, mask: tuple[str, ...], question: Question, examples: Any = None) -> Model:
@@ -96,12 +83,14 @@ def load_passages(
     room = question.max_tokens if question.generate else 0
     most = question.max_length if model.max_length is None else min(question.max_length, model.max_length - room)
     text, answer, label = columns
-    found = read_passages(file, model.tokenizer, text=text, answer=answer, max_length=most)
+    if label is None and question.answers and "label" in column_names(file):
+        label = "label"
+    found = read_passages(file, model.tokenizer, text=text, answer=answer, label=label, max_length=most)
     if question.generate:
         drawn = Generation(question.generate, question.max_tokens, question.temperature, seed)
         data = found.answered(model, drawn, progress=progress)
     elif question.answers:
-        data = dataclasses.replace(found.prompts(), **_labels(Path(file), label, question.answers))
+        data = found.prompts(question.answers)
     else:
         # Words are no labels of a task: accuracy says nothing here, and a split by label would split texts.
         data = dataclasses.replace(found.positions(question.predicted.value), labels=None)
@@ -113,14 +102,3 @@ def _asked(model: LanguageModel, question: Question, examples: Any) -> Model:
     if question.generate or (isinstance(first, Mapping) and "answer_ids" in first):
         return model.generated()
     return model.choices(question.answers) if question.answers else model.next_token()
-
-
-def _labels(file: Path, column: str | None, answers: tuple[str, ...]) -> dict[str, Any]:
-    """Labels that say which answer is right, by its text or number, if there is such a column."""
-    rows = list(read_rows(file.expanduser(), []))
-    column = column or ("label" if "label" in rows[0][1] else None)
-    if column is None:
-        return {"label_names": answers}
-    cells = [(place, row.get(column)) for place, row in rows]
-    labels, names = number_labels(cells, None, answers, file)
-    return {"labels": np.asarray(labels), "label_names": names}

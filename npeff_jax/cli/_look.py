@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from npeff_jax.cli._language import Question, load_question, writes_words
+from npeff_jax.cli._language import Question, load_question
 from npeff_jax.cli._options import Flag, MaybePath, MaybeText, Paths
 from npeff_jax.cli._record import load_arrays, stage
 from npeff_jax.cli._source import Reading, load_examples, load_model
 from npeff_jax.factorization import Decomposition
-from npeff_jax.models import Model
+from npeff_jax.models import Model, is_language_model
 from npeff_jax.report import output_file
 from npeff_jax.tasks import Dataset
 
@@ -87,7 +87,7 @@ def report(
 
 
 def _model(name: str, found: Dataset | None) -> Model:
-    if not writes_words(name):
+    if not is_language_model(name):
         return load_model(name)
     return load_question(name, (), Question(), None if found is None else found.examples)
 

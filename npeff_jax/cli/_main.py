@@ -15,7 +15,7 @@ COMMANDS = {
     "explain": "all of it: from a model and a data set to a report",
     "demo": "from nothing to a report, on data that needs no download",
     "plan": "what PEFs will cost in time and memory, and what --keep loses",
-    "encode": "write examples as arrays: tokens, predicted positions, drawn answers",
+    "encode": "write examples as arrays: tokens, positions, drawn answers",
     "pefs": "compute per-example Fishers: how predictions react to parameters",
     "decompose": "decompose them into components that many examples share",
     "fit": "coefficients of held-out examples",

@@ -11,10 +11,10 @@ import tyro
 
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import make_mesh
-from npeff_jax.cli._language import Predicted, Question, load_passages, load_question, writes_words
+from npeff_jax.cli._language import Predicted, Question, load_passages, load_question
 from npeff_jax.cli._source import Reading, check_labels, is_table, load_examples, load_model, part_of
 from npeff_jax.factorization import DenseRows, KernelRows, SparseRows
-from npeff_jax.models import Model
+from npeff_jax.models import Model, is_language_model
 from npeff_jax.pefs import Diagonal, LowRank, RowBasis, Sampled
 from npeff_jax.tasks import Dataset
 
@@ -115,7 +115,7 @@ class Explained:
 
     def load(self, progress: Progress = False) -> tuple[Model, Dataset]:
         """The model, and the part of the examples with labels that are classes of the model."""
-        if writes_words(self.model):
+        if is_language_model(self.model):
             return self._load_language(progress)
         asked = [name for name in _QUESTIONS if getattr(self, name) != getattr(Explained, name)]
         if asked:
@@ -168,8 +168,8 @@ class Fishers:
     sample_seed: int = 0
     sketch: MaybeInt = None
 
-    def representation(self) -> LowRank | Diagonal | Sampled:
-        """The library's form of these options.
+    def representation(self) -> LowRank | Diagonal | Sampled | None:
+        """The library's form of these options; None where none of them was given.
 
         Raises:
             ValueError: an option that the flavour does not have.
@@ -188,6 +188,8 @@ class Fishers:
             return Diagonal(min_probability=self.min_probability)
         if self.flavour is Flavour.SAMPLED:
             return Sampled(n_samples=16 if self.n_samples is None else self.n_samples, seed=self.sample_seed)
+        if self == Fishers():
+            return None
         return LowRank(self.rows, self.min_probability, self.max_rows, self.min_trace, self.sketch)
 
 

@@ -7,8 +7,10 @@ from npeff_jax.models._generation import generate as generate
 from npeff_jax.models._haiku import from_haiku as from_haiku
 from npeff_jax.models._huggingface import NewHead as NewHead
 from npeff_jax.models._huggingface import from_huggingface as from_huggingface
+from npeff_jax.models._huggingface import is_language_model as is_language_model
 from npeff_jax.models._huggingface import language_model as language_model
 from npeff_jax.models._language import LanguageModel as LanguageModel
+from npeff_jax.models._language import pad_tokens as pad_tokens
 from npeff_jax.models._linen import from_linen as from_linen
 from npeff_jax.models._model import IntermediatesFn as IntermediatesFn
 from npeff_jax.models._model import Model as Model

@@ -14,7 +14,7 @@ from npeff_jax._checks import check_integer, check_real, normalise
 from npeff_jax._examples import count_examples, slice_examples, take_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import Examples, PyTree
-from npeff_jax.models._language import LanguageModel, TokenLogits, padded
+from npeff_jax.models._language import LanguageModel, TokenLogits, pad_tokens
 
 _SHORTEST = 16
 """Prompts are padded to this or a power of two times it: each length is a program to compile."""
@@ -94,11 +94,11 @@ def generate(
     with progress_bar(progress, "answers", n, "prompt") as advance:
         for width, chosen in _batches(texts, batch_size):
             rows = [*chosen, *[chosen[-1]] * (batch_size - len(chosen))]
-            ids, ends = padded([texts[i] for i in rows], width)
+            ids, ends = pad_tokens([texts[i] for i in rows], width)
             found = draw(model.params, ids, ends, np.array(rows, np.int32))
             answers[chosen], lengths[chosen] = (np.asarray(part)[: len(chosen)] for part in found)
             advance(len(chosen))
-    ids, ends = padded(texts)
+    ids, ends = pad_tokens(texts)
     mask = (np.arange(ids.shape[1]) < ends[:, None]).astype(np.int32)
     temperature = np.full(n, generation.temperature, np.float32)
     return {
@@ -115,8 +115,8 @@ def answer_texts(model: LanguageModel, examples: Examples) -> list[tuple[str, ..
     found = []
     for i in range(count_examples(examples)):
         one = jax.tree.map(lambda leaf: leaf[0], slice_examples(examples, slice(i, i + 1)))
-        prompt = one["input_ids"][one["attention_mask"] != 0]
-        answers = [ids[:length] for ids, length in zip(one["answer_ids"], one["answer_length"])]
+        prompt = one["input_ids"][one["attention_mask"] != 0].tolist()
+        answers = [ids[:length].tolist() for ids, length in zip(one["answer_ids"], one["answer_length"])]
         found.append((model.decode(prompt), *(model.decode(answer) for answer in answers)))
     return found
 

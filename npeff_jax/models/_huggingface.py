@@ -176,9 +176,11 @@ def language_model(
     )
 
 
-def is_language_model(directory: pathlib.Path) -> bool:
-    """Whether a directory holds a causal language model, or an adapter over one."""
-    return writes(_class_of(directory)[1])
+def is_language_model(directory: str | pathlib.Path) -> bool:
+    """Return whether a directory holds a causal language model, or a PEFT adapter over one; False where it is none."""
+    directory = pathlib.Path(directory)
+    found = is_adapter(directory) or (directory / "config.json").is_file()
+    return found and writes(_class_of(directory)[1])
 
 
 def _class_of(directory: pathlib.Path) -> tuple[Any, str]:

@@ -85,7 +85,7 @@ class LanguageModel:
             ValueError: fewer than two answers, one without tokens, or a string where there is no tokenizer.
         """
         given = self._token_ids(answers)
-        tokens, lengths = padded(given)
+        tokens, lengths = pad_tokens(given)
         names = tuple(a if isinstance(a, str) else str(tuple(a)) for a in answers)
         if lengths.max() == 1:  # one pass serves all
 
@@ -173,7 +173,9 @@ def prompt_of(example: Mapping[str, Any]) -> tuple[Int[Array, "L"], Int[Array, "
     return ids, shown, jnp.asarray(example.get("position", place), jnp.int32)
 
 
-def padded(sequences: Sequence[Sequence[int]], width: int = 0) -> tuple[Int[np.ndarray, "n T"], Int[np.ndarray, "n"]]:
+def pad_tokens(
+    sequences: Sequence[Sequence[int]], width: int = 0
+) -> tuple[Int[np.ndarray, "n T"], Int[np.ndarray, "n"]]:
     """Token ids of different lengths as one array, zeros behind them, and the lengths."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int32)
     tokens = np.zeros((len(sequences), max(width, int(lengths.max(initial=1)))), np.int32)

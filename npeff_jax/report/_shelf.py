@@ -33,7 +33,7 @@ class Shelf:
 
     coefficients: Float[np.ndarray, "n r"]
     probabilities: Float[np.ndarray, "n C"]
-    outputs: Float[np.ndarray, "n C"] | None
+    outputs: Float[np.ndarray, "n outputs"] | None
     predicted: Int[np.ndarray, "n"]
     pairs: Int[np.ndarray, "n 2"] | None
     labels: Int[np.ndarray, "n"] | None

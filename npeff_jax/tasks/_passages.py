@@ -1,19 +1,21 @@
 """Texts, pairs and conversations as a causal language model reads them, and the positions that it predicts."""
 
 import dataclasses
+import logging
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
 
 from npeff_jax._checks import check_choice, check_integer, listing
-from npeff_jax.models import Generation, LanguageModel, answer_texts, generate
-from npeff_jax.models._language import padded
-from npeff_jax.models._processor import said_truncated
+from npeff_jax.models import Generation, LanguageModel, answer_texts, generate, pad_tokens
 from npeff_jax.tasks._dataset import Dataset
+from npeff_jax.tasks._labels import number_labels
 from npeff_jax.tasks._tables import read_rows
+
+_LOG = logging.getLogger("npeff_jax")
 
 Positions = Literal["last", "answer", "all"]
 
@@ -34,23 +36,36 @@ class Passages:
             message. The length of the text where there is none.
         tokenizer: of ``transformers``.
         n_truncated: texts of which only the end was kept.
+        labels: of each text its place in the source and the cell that says which of given answers is right; or None.
     """
 
     tokens: tuple[tuple[int, ...], ...]
     starts: Int[np.ndarray, "n"]
     tokenizer: Any
     n_truncated: int = 0
+    labels: tuple[tuple[str, Any], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def prompts(self) -> Dataset:
-        """Return the texts without their answers: what is to be answered."""
+    def prompts(self, answers: Sequence[str] | None = None) -> Dataset:
+        """Return the texts without their answers: what is to be answered.
+
+        Args:
+            answers: of `LanguageModel.choices`: the names of the classes, to which labels are matched.
+
+        Raises:
+            ValueError: a text that begins with its answer, or a label that is none of the answers.
+        """
         for i, start in enumerate(self.starts):
             if start == 0:
                 raise ValueError(f"text {i} has no tokens before its answer; give it a prompt, or drop it")
         kept = [ids[:start] for ids, start in zip(self.tokens, self.starts)]
-        return Dataset(_examples(kept), display=[self._decode(ids) for ids in kept])
+        names = None if answers is None else tuple(answers)
+        labels = None
+        if names is not None and self.labels is not None:
+            labels, names = number_labels(self.labels, None, names, "labels")
+        return Dataset(_examples(kept), labels, [self._decode(ids) for ids in kept], names)
 
     def positions(self, which: Positions = "all") -> Dataset:
         """Return predictions of the next token as examples of their own, each with its text's tokens and a position.
@@ -111,6 +126,7 @@ def read_passages(
     *,
     text: str | None = None,
     answer: str | None = None,
+    label: str | None = None,
     max_length: int = 128,
 ) -> Passages:
     """Read texts for a causal language model: plain ones, pairs of prompt and answer, or conversations.
@@ -125,6 +141,7 @@ def read_passages(
         text: the column of the text, or of the messages; by its usual names if not given (``messages``, ``prompt``,
             ``text``, …).
         answer: the column of what is written after the text; by its usual names if neither is given.
+        label: the column that says which of given answers is right.
         max_length: the most tokens kept, from the end of a text. How many texts were cut is logged.
 
     Raises:
@@ -137,6 +154,8 @@ def read_passages(
     if not rows:
         raise ValueError("there are no texts to read")
     text, answer = _columns(rows[0][1], text, answer)
+    if label is not None and label not in rows[0][1]:
+        raise ValueError(f"there is no column {label!r}; the columns are {listing(list(rows[0][1]), 20)}")
     found, starts, n_cut = [], [], 0
     for place, row in rows:
         prompt, own = _parts(tokenizer, row, text, answer, place)
@@ -147,8 +166,10 @@ def read_passages(
             raise ValueError(f"{place}: the text is empty; there must be a token to write after")
         found.append(ids)
         starts.append(max(0, len(prompt) - cut))
-    said_truncated(n_cut, len(rows), max_length)
-    return Passages(tuple(found), np.array(starts), tokenizer, n_cut)
+    if n_cut:
+        _LOG.warning("%d of %d texts are longer than %d tokens and were cut", n_cut, len(rows), max_length)
+    cells = None if label is None else tuple((place, row.get(label)) for place, row in rows)
+    return Passages(tuple(found), np.array(starts), tokenizer, n_cut, cells)
 
 
 def _rows(source: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -159,9 +180,9 @@ def _rows(source: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
         return
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas frame
         source = source.to_dict("records")
-    if not isinstance(source, Iterable):
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")) or isinstance(source, Mapping):
         raise TypeError(f"source is a {type(source).__name__}; expected a file, a table, or a sequence of texts")
-    for i, row in enumerate(source):
+    for i, row in enumerate(source[i] for i in range(len(source))):
         if not isinstance(row, str | Mapping):
             raise ValueError(f"source[{i}] is a {type(row).__name__}; expected a text, or a mapping of columns")
         yield f"source[{i}]", {"text": row} if isinstance(row, str) else row
@@ -231,5 +252,5 @@ def _text(cell: Any, place: str) -> str:
 
 
 def _examples(texts: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    ids, lengths = padded(texts)
+    ids, lengths = pad_tokens(texts)
     return {"input_ids": ids, "attention_mask": (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int32)}
