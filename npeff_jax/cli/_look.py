@@ -112,3 +112,38 @@ def export(data: Path, out: Path, n_top: int = 16, overwrite: Flag = False) -> N
     from npeff_jax.report import read_report_data, write_table
 
     write_table(out, read_report_data(data), n_top)
+
+
+@stage
+def bundle(
+    decomposition: Path,
+    data: Path,
+    out: Path,
+    model_name: str = "",
+    examples_name: str = "",
+    license: str = "",
+    push: MaybeText = None,
+    public: Flag = False,
+    overwrite: Flag = False,
+) -> None:
+    """Put a decomposition, its report, settings and a model card into one folder, to send or to push to the hub.
+
+    Args:
+        decomposition: what "npeff decompose" or "npeff expand" wrote.
+        data: report data, from "npeff report --data", or report.json of "npeff explain".
+        out: the folder to make.
+        model_name: what was explained, for the card.
+        examples_name: which examples, for the card.
+        license: of the result, as the hub names them.
+        push: also upload it to the Hugging Face hub, under this name, user/name.
+        public: let everybody see a repository that is made by this.
+        overwrite: replace what is there.
+    """
+    import npeff_jax
+    from npeff_jax.report import push_to_hub, read_report_data, save_pretrained
+
+    components = npeff_jax.load_decomposition(decomposition)
+    named = {"model_name": model_name, "examples_name": examples_name, "license": license}
+    folder = save_pretrained(out, components, read_report_data(data), **named)
+    if push is not None:
+        print(push_to_hub(folder, push, private=not public))

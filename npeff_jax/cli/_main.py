@@ -23,6 +23,7 @@ COMMANDS = {
     "perturb": "move the model along components: does it really use them?",
     "report": "one HTML file to look at and to send to colleagues",
     "export": "the top examples of components as a table",
+    "bundle": "components, report and a model card in one folder, to send or push",
     "rerun": "run a recorded command again",
 }
 
@@ -138,7 +139,7 @@ def _run(arguments: list[str]) -> None:
         app.command(command)
     for command in (_stages.fit, _stages.expand, _stages.perturb):
         app.command(command)
-    for command in (_look.report, _look.export, _record.rerun):
+    for command in (_look.report, _look.export, _look.bundle, _record.rerun):
         app.command(command)
     app.command(demos, name="demo", help="From nothing to a report, on data that needs no download.")
     plain = (tyro.conf.EnumChoicesFromValues, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
