@@ -149,7 +149,7 @@ def language_model(
     if not writes(name):
         raise ValueError(
             f"answers were given, or a language model asked for, but the checkpoint is a {name or config.model_type}; "
-            "only causal language models (…ForCausalLM, …LMHeadModel) write answers"
+            "only causal language models take and write them (…ForCausalLM, …LMHeadModel)"
         )
     tokenizer = read_tokenizer(directory) if tokenizer is None else tokenizer
     if is_adapter(directory) or name not in _builders():
