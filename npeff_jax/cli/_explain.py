@@ -208,7 +208,10 @@ def _split(
     n = len(data) if limit is None else min(limit, len(data))
     if n < _LEAST:
         raise ValueError(f"there are {n} examples; expected at least {_LEAST} to decompose and to hold out")
-    chosen = np.random.default_rng(seed).permutation(len(data))[:n]
+    rng = np.random.default_rng(seed)
+    if data.groups is not None:
+        return _split_groups(data.groups, heldout, n, rng)
+    chosen = rng.permutation(len(data))[:n]
     labels = np.zeros(len(data), int) if data.labels is None else data.labels
     parts: tuple[list[int], list[int]] = ([], [])
     for label in np.unique(labels[chosen]):
@@ -217,6 +220,19 @@ def _split(
         parts[0].extend(own[rest:])
         parts[1].extend(own[:rest])
     return np.sort(parts[0]), np.sort(parts[1])
+
+
+def _split_groups(
+    groups: Any, heldout: float, n: int, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "h"]]:
+    """Positions of about n examples, drawn in whole groups: what is held out has nothing in common with the rest."""
+    order = rng.permutation(np.unique(groups))
+    if len(order) < 2:
+        raise ValueError("all examples are parts of one text; expected two or more, one of them to hold out")
+    sizes = np.cumsum([np.sum(groups == group) for group in order])
+    used = order[: max(2, int(np.searchsorted(sizes, n)) + 1)]
+    rest = min(len(used) - 1, max(1, round(heldout * len(used))))
+    return np.flatnonzero(np.isin(groups, used[rest:])), np.flatnonzero(np.isin(groups, used[:rest]))
 
 
 def _check_accuracy(model: Model, train: Dataset, any_accuracy: bool) -> None:

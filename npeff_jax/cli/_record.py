@@ -199,7 +199,9 @@ def load_arrays(path: Path, kind: type) -> Any:
     import numpy as np
 
     with np.load(path, allow_pickle=False) as arrays:
-        names = {field.name for field in dataclasses.fields(kind)}
-        if set(arrays.files) != names:
+        fields = dataclasses.fields(kind)
+        names = {field.name for field in fields}
+        needed = {field.name for field in fields if field.default_factory is dataclasses.MISSING}
+        if not needed <= set(arrays.files) <= names:
             raise ValueError(f"{path} holds {sorted(arrays.files)}; expected {kind.__name__}, {sorted(names)}")
-        return kind(**{name: arrays[name].item() if arrays[name].ndim == 0 else arrays[name] for name in names})
+        return kind(**{n: arrays[n].item() if arrays[n].ndim == 0 else arrays[n] for n in arrays.files})

@@ -113,6 +113,16 @@ def load_examples(
             f"--examples {name} is neither a file, nor a folder, nor package.module:factory; expected a table, a "
             "folder of image folders, an .npz, or a function that returns the examples"
         )
+    return part_of(found, part)
+
+
+def is_table(name: str) -> bool:
+    """Return whether ``name`` is a file of rows and columns."""
+    return Path(name).expanduser().is_file() and not name.endswith(".npz")
+
+
+def part_of(found: Dataset, part: str | None) -> Dataset:
+    """The part ``start:stop`` of a data set; all of it without one."""
     return found if part is None else _part(found, part)
 
 
@@ -144,11 +154,11 @@ def _from_npz(name: str, names: tuple[str, ...] | None) -> Dataset:
             loaded = {key: arrays[key] for key in arrays.files}
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"--examples {name} cannot be read as arrays without pickles ({error})") from error
-    labels, display = loaded.pop("labels", None), loaded.pop("display", None)
+    labels, display, groups = (loaded.pop(key, None) for key in ("labels", "display", "groups"))
     if not loaded:
         raise ValueError(f"--examples {name} has no arrays besides labels and display; expected the model's inputs")
     inputs = next(iter(loaded.values())) if len(loaded) == 1 else loaded
-    return _dataset(name, names, inputs, labels, _texts(display))
+    return dataclasses.replace(_dataset(name, names, inputs, labels, _texts(display)), groups=groups)
 
 
 def _processor(examples: str, model: str | None) -> Any:

@@ -20,6 +20,10 @@ from npeff_jax.report._figures import prediction_figure as prediction_figure
 from npeff_jax.report._figures import selectivity_figure as selectivity_figure
 from npeff_jax.report._figures import similarity_figure as similarity_figure
 from npeff_jax.report._figures import split_figure as split_figure
+from npeff_jax.report._folder import Published as Published
+from npeff_jax.report._folder import from_pretrained as from_pretrained
+from npeff_jax.report._folder import push_to_hub as push_to_hub
+from npeff_jax.report._folder import save_pretrained as save_pretrained
 from npeff_jax.report._tables import latex_table as latex_table
 from npeff_jax.report._tables import top_table as top_table
 from npeff_jax.report._tables import write_coefficients as write_coefficients

@@ -97,7 +97,8 @@ class Example:
         predicted: (class, probability), most probable first, at most three.
         label: of the data set, if there are labels.
         text: its segments, where it is shown as text.
-        output: the model's output where that is no distribution over classes (a Gaussian model).
+        output: the model's output where that is no distribution over classes (a Gaussian model, log-probabilities of
+            drawn answers).
     """
 
     index: int
