@@ -73,4 +73,5 @@ from npeff_jax.perturbation import diagonal_move as diagonal_move
 from npeff_jax.perturbation import loss_sign as loss_sign
 from npeff_jax.perturbation import perturb as perturb
 from npeff_jax.perturbation import perturbed_kl as perturbed_kl
+from npeff_jax.report import explain_example as explain_example
 from npeff_jax.report import write_report as write_report
