@@ -193,6 +193,6 @@ def _image_axes(example: PyTree) -> tuple[int, int]:
     if len(shape) == 3 and shape[0] in (1, 3, 4):
         return 1, 2
     raise ValueError(
-        f"examples have {len(leaves)} arrays, the first of shape {np.shape(leaves[0]) if leaves else ()} each; expected "
+        f"examples have {len(leaves)} arrays, the first of shape {np.shape(leaves[0]) if leaves else ()}; expected "
         "images, one array (height, width) with channels first or last. For texts pass texts= and encode="
     )

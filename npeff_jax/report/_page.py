@@ -24,6 +24,6 @@ class Page(_Concrete):  # type: ignore[valid-type, misc]
         else:
             source = f'src="{html.escape(os.path.relpath(self), quote=True)}"'
         return (
-            f'<iframe {source} title="report" width="100%" height="720" style="border:1px solid #8884;border-radius:8px">'
-            f"</iframe><div><code>{place}</code> ({size / 1e6:.1f} MB)</div>"
+            f'<iframe {source} title="report" width="100%" height="720" style="border:1px solid #8884"></iframe>'
+            f"<div><code>{place}</code> ({size / 1e6:.1f} MB)</div>"
         )

@@ -71,7 +71,7 @@ def report_data(
     title: str | None = None,
     class_names: Sequence[str] | None = None,
     stability: Any = None,
-    notes: Sequence[str] | Mapping[int, str] | None = None,
+    notes: Sequence[str] | Mapping[Any, str] | None = None,
     traces: Sequence[Sequence[Trace]] | None = None,
     marks: Sequence[Sequence[Marks]] | None = None,
     audit: Any = None,
@@ -168,11 +168,12 @@ def _check_types(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, m
         raise TypeError(f"fit is of type {type(fit).__name__}; expected the result of fit_coefficients")
 
 
-def _notes(notes: Mapping[int, str], r: int) -> list[str]:
-    strange = [key for key in notes if not isinstance(key, int | np.integer) or not 0 <= key < r]
+def _notes(notes: Mapping[Any, str], r: int) -> list[str]:
+    numbered = {str(key): note for key, note in notes.items()}  # JSON, as the page exports notes, has texts as keys
+    strange = [key for key in numbered if not (key.isdecimal() and int(key) < r)]
     if strange:
         raise ValueError(f"notes has the key {strange[0]!r}; expected numbers of components, 0 to {r - 1}")
-    return [str(notes.get(j, "")) for j in range(r)]
+    return [str(numbered.get(str(j), "")) for j in range(r)]
 
 
 def _check_stability(stability: Any, r: int) -> np.ndarray | None:
