@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from npeff_jax.evaluation import Selectivity
+from npeff_jax.evaluation import Audit, Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.report._anatomy import Anatomy
-from npeff_jax.report._component import Causal, Component, Trace
+from npeff_jax.report._component import AuditCheck, Audited, Causal, Component, Trace
 from npeff_jax.report._examples import Shown, mix_of, near_misses_of, pair_mix_of, random_of, top_of
 from npeff_jax.report._places import Places
 from npeff_jax.report._shelf import Shelf
@@ -29,12 +29,14 @@ class Extras:
         stability: (r,) or (runs, r), similarity with the matched component of other runs.
         notes: r strings.
         traces: for each component its traces.
+        audit: of all components or of some.
     """
 
     selectivity: Selectivity | None = None
     stability: Any = None
     notes: Sequence[str] | None = None
     traces: Sequence[Sequence[Trace]] | None = None
+    audit: Audit | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -118,6 +120,7 @@ class Cards:
             parameters=tuple((self.decomposition.schema.layout.parameters[a].name, float(energy[a])) for a in largest),
             neighbours=self._neighbours(j),
             causal=_causal(extras.selectivity, j),
+            audit=_audited(extras.audit, j),
             stability=None if stability is None else float(stability.mean()),
             note=note,
             traces=() if extras.traces is None else tuple(extras.traces[j]),
@@ -176,6 +179,30 @@ def _causal(table: Selectivity | None, j: int) -> Causal | None:
     place = int(np.flatnonzero(table.components == j)[0])
     ratios = (table.kl_ratio, table.pef_norm_ratio, table.null_kl_ratio, table.null_exceeds)
     return Causal(*(float(ratio[place]) if np.isfinite(ratio[place]) else None for ratio in ratios))
+
+
+def _audited(audit: Audit | None, j: int) -> Audited | None:
+    place = None if audit is None else audit.place(j)
+    if audit is None or place is None:
+        return None
+
+    def finite(value: float) -> float | None:
+        return float(value) if np.isfinite(value) else None
+
+    checks = tuple(
+        AuditCheck(
+            name=check.name,
+            result=check.result(place),
+            statistic=finite(check.statistic[place]),
+            null=finite(check.null[place]),
+            threshold=finite(check.at_least[place]),
+            at_most=finite(check.at_most[place]),
+            p_value=finite(check.p_value[place]),
+            note=check.not_applicable or (check.notes[place] if check.notes else ""),
+        )
+        for check in audit.checks
+    )
+    return Audited(bool(audit.passed[place]), audit.verdict(j), checks)
 
 
 def _decay(column: Float[np.ndarray, "n"], at: Float[np.ndarray, "points"]) -> tuple[float, ...]:

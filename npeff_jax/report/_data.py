@@ -17,9 +17,9 @@ from npeff_jax.report._component import Component
 from npeff_jax.report._json import dumps, from_plain, json_schema_of, to_plain
 
 FORMAT = "npeff-report"
-VERSION = 3
-"""3: a headline for each component. 2: base rates of pairs of classes, words of top texts, wrong predictions, how many
-components exceed a ratio."""
+VERSION = 4
+"""4: the audit of each component. 3: a headline for each component. 2: base rates of pairs of classes, words of top
+texts, wrong predictions, how many components exceed a ratio."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from npeff_jax._extras import needs
-from npeff_jax.evaluation import Selectivity
+from npeff_jax.evaluation import Audit, Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.pefs import Pefs
@@ -42,8 +42,8 @@ def write_report(
         fit: coefficients of ``heldout``, from `fit_coefficients`.
         selectivity: from `selectivity`, of all components or of some.
         display: what to show of each example: an array of images, a text each, several texts each, `Images` or `Texts`.
-        **options: ``model``, ``title``, ``class_names``, ``stability``, ``notes``, ``traces`` and ``shown``, as for
-            `report_data`.
+        **options: ``model``, ``title``, ``class_names``, ``stability``, ``notes``, ``traces``, ``audit`` and
+            ``shown``, as for `report_data`.
 
     Returns:
         The path written. Its data is available from `report_data`.
@@ -70,6 +70,7 @@ def report_data(
     stability: Any = None,
     notes: Sequence[str] | None = None,
     traces: Sequence[Sequence[Trace]] | None = None,
+    audit: Audit | None = None,
     shown: Shown | None = None,
 ) -> ReportData:
     """The data of a report: everything it shows, as one versioned document.
@@ -87,12 +88,13 @@ def report_data(
             `evaluation.compare_runs(decomposition, other).forward`.
         notes: a line for each component, such as the concept its top examples share.
         traces: for each component the traces of some of its top examples, from `report.trace_components`.
+        audit: from `audit`, of all components or of some.
         shown: how many examples a card shows.
 
     Raises:
         ValueError: the arguments do not belong together.
     """
-    _check_types(decomposition, heldout, fit, selectivity, model)
+    _check_types(decomposition, heldout, fit, selectivity, model, audit)
     r = decomposition.n_components
     coefficients = None if fit is None else np.asarray(fit.coefficients)
     _check_examples(decomposition, heldout, coefficients)
@@ -105,6 +107,10 @@ def report_data(
             f"selectivity is of component {max(selectivity.components)} too, the decomposition has {r} components; "
             "measure it on this decomposition"
         )
+    if audit is not None and max(audit.components) >= r:
+        raise ValueError(
+            f"audit is of component {max(audit.components)} too, the decomposition has {r} components; audit this one"
+        )
     for name, value in (("notes", notes), ("traces", traces)):
         if value is not None and (isinstance(value, str) or len(value) != r):
             raise ValueError(f"{name} has {len(value)} entries; expected one for each of the {r} components")
@@ -115,7 +121,7 @@ def report_data(
             "name a class"
         )
     title = title if title is not None else f"{r} components of {n:,} examples"
-    extras = Extras(selectivity, stability, notes, traces)
+    extras = Extras(selectivity, stability, notes, traces, audit)
     return collect(decomposition, heldout, fit, display, model, title, class_names, shown or Shown(), extras)
 
 
@@ -130,12 +136,13 @@ def write_html(path: str | os.PathLike[str], report: ReportData) -> Path:
     return path
 
 
-def _check_types(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any) -> None:
+def _check_types(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any, audit: Any) -> None:
     wanted = (
         ("decomposition", decomposition, Decomposition, "from decompose or load_decomposition"),
         ("heldout", heldout, Pefs, "from compute_pefs or load_pefs"),
         ("selectivity", selectivity, Selectivity, "from selectivity"),
         ("model", model, Model, "what was explained"),
+        ("audit", audit, Audit, "from audit"),
     )
     for name, value, kind, source in wanted:
         if not isinstance(value, kind) and (value is not None or kind is Decomposition):
