@@ -1,5 +1,7 @@
 """What people look at: report data, figures, tables, one self-contained HTML file."""
 
+from npeff_jax.report._component import AuditCheck as AuditCheck
+from npeff_jax.report._component import Audited as Audited
 from npeff_jax.report._component import Causal as Causal
 from npeff_jax.report._component import Component as Component
 from npeff_jax.report._component import Evidence as Evidence

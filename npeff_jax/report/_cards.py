@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from npeff_jax.evaluation import Selectivity
+from npeff_jax.evaluation import Audit, Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.report._anatomy import Anatomy
-from npeff_jax.report._component import Causal, Component, Evidence, Marks, Trace
+from npeff_jax.report._component import AuditCheck, Audited, Causal, Component, Marks, Trace
 from npeff_jax.report._evidence import evidence_of
 from npeff_jax.report._examples import Shown, mix_of, near_misses_of, pair_mix_of, random_of, top_of
 from npeff_jax.report._places import Places
@@ -32,7 +32,7 @@ class Extras:
         notes: r strings.
         traces: for each component its traces.
         marks: for each component its marked examples.
-        evidence: r marks of an audit, before those that ``selectivity`` gives.
+        audit: of all components or of some.
     """
 
     selectivity: Selectivity | None = None
@@ -40,7 +40,7 @@ class Extras:
     notes: Sequence[str] | None = None
     traces: Sequence[Sequence[Trace]] | None = None
     marks: Sequence[Sequence[Marks]] | None = None
-    evidence: Sequence[Evidence] | None = None
+    audit: Audit | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -105,7 +105,7 @@ class Cards:
         pairs = pair_mix_of(shelf.pairs, most) if shelf.pairs is not None and len(most) else ()
         words = () if shelf.words is None else shelf.words.typical(most)
         note = "" if extras.notes is None or extras.notes[j] is None else str(extras.notes[j])
-        causal = _causal(extras.selectivity, j)
+        causal, audited = _causal(extras.selectivity, j), _audited(extras.audit, j)
         largest = [a for a in np.argsort(-energy, kind="stable")[:_LARGEST_ARRAYS] if energy[a] > 0]
         return Component(
             index=j,
@@ -130,9 +130,10 @@ class Cards:
             places=as_rows(self.places.table(energy)),
             parameters=tuple((self.decomposition.schema.layout.parameters[a].name, float(energy[a])) for a in largest),
             neighbours=self._neighbours(j),
-            evidence=evidence_of(causal) if extras.evidence is None else extras.evidence[j],
+            evidence=evidence_of(causal, audited),
             coherence=_coherence(predicted, self.rates, pairs, words),
             causal=causal,
+            audit=audited,
             stability=None if stability is None else float(stability.mean()),
             note=note,
             traces=() if extras.traces is None else tuple(extras.traces[j]),
@@ -203,6 +204,30 @@ def _causal(table: Selectivity | None, j: int) -> Causal | None:
     place = int(np.flatnonzero(table.components == j)[0])
     ratios = (table.kl_ratio, table.pef_norm_ratio, table.null_kl_ratio, table.null_exceeds)
     return Causal(*(float(ratio[place]) if np.isfinite(ratio[place]) else None for ratio in ratios))
+
+
+def _audited(audit: Audit | None, j: int) -> Audited | None:
+    place = None if audit is None else audit.place(j)
+    if audit is None or place is None:
+        return None
+
+    def finite(value: float) -> float | None:
+        return float(value) if np.isfinite(value) else None
+
+    checks = tuple(
+        AuditCheck(
+            name=check.name,
+            result=check.result(place),
+            statistic=finite(check.statistic[place]),
+            null=finite(check.null[place]),
+            threshold=finite(check.at_least[place]),
+            at_most=finite(check.at_most[place]),
+            p_value=finite(check.p_value[place]),
+            note=check.not_applicable or (check.notes[place] if check.notes else ""),
+        )
+        for check in audit.checks
+    )
+    return Audited(bool(audit.passed[place]), audit.verdict(j), checks)
 
 
 def _decay(column: Float[np.ndarray, "n"], at: Float[np.ndarray, "points"]) -> tuple[float, ...]:

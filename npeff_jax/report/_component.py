@@ -54,6 +54,46 @@ class Marks:
 
 
 @dataclasses.dataclass(frozen=True)
+class AuditCheck:
+    """One check of the component's audit. What the checks are stands in the guide "Auditing components".
+
+    Attributes:
+        name: "selective", "found again", "held out", "readable" or "predicted".
+        result: "passed", "failed" or "not applicable".
+        statistic: what was measured.
+        null: what chance gives.
+        threshold: the least that passes.
+        at_most: the most that passes; None without an upper bound.
+        p_value: adjusted for the number of components; None where the check is of size alone.
+        note: why it does not apply, or what was found, such as the rule that was read.
+    """
+
+    name: str
+    result: str
+    statistic: float | None
+    null: float | None
+    threshold: float | None
+    at_most: float | None
+    p_value: float | None
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Audited:
+    """The component's audit.
+
+    Attributes:
+        passed: whether it passes every check that applies.
+        verdict: the same in words: "passes all 5", "fails: readable".
+        checks: one by one.
+    """
+
+    passed: bool
+    verdict: str
+    checks: tuple[AuditCheck, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Trace:
     """Where a perturbation along the component enters, and how it reaches the output, to first order.
 
@@ -108,6 +148,7 @@ class Component:
         coherence: how alike its top examples are, from 0 to 1: by how much the fraction of them in one class, with one
             typical word, or with one pair of likeliest classes exceeds that of all examples; the largest of the three.
         causal: is it what the model uses, if that was measured for it.
+        audit: its audit, if it was audited.
         stability: similarity with its match in other runs, from 0 to 1, the mean over runs, if given.
         note: what someone or something says of it, if given.
         traces: of some of its top examples, if made.
@@ -137,6 +178,7 @@ class Component:
     evidence: Evidence
     coherence: float
     causal: Causal | None = None
+    audit: Audited | None = None
     stability: float | None = None
     note: str = ""
     traces: tuple[Trace, ...] = ()

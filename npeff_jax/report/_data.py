@@ -18,9 +18,9 @@ from npeff_jax.report._json import dumps, from_plain, json_schema_of, to_plain
 
 FORMAT = "npeff-report"
 VERSION = 4
-"""4: evidence, marked parts and coherence of components, a table of all examples, what the report is about.
-3: a headline for each component. 2: base rates of pairs of classes, words of top texts, wrong predictions, how many
-components exceed a ratio."""
+"""4: the audit of each component, its evidence, coherence and marked parts, a table of all examples, what the report is
+about. 3: a headline for each component. 2: base rates of pairs of classes, words of top texts, wrong predictions, how
+many components exceed a ratio."""
 
 
 @dataclasses.dataclass(frozen=True)

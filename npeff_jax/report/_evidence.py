@@ -1,9 +1,6 @@
 """The mark of a component: whether the model uses it for its examples, and what that is said from."""
 
-from collections.abc import Sequence
-from typing import Any
-
-from npeff_jax.report._component import Causal, Evidence
+from npeff_jax.report._component import Audited, Causal, Evidence
 
 USED, WEAK, NONE, UNKNOWN = "used by the model", "weak evidence", "no evidence", "not measured"
 """The four marks, strongest first."""
@@ -12,8 +9,16 @@ MARGIN = 1.5
 """A KL ratio must exceed its null and the ratio of PEF norms by this factor to count as use: half as much again."""
 
 
-def evidence_of(causal: Causal | None) -> Evidence:
-    """Mark a component by its KL ratio against the largest of 1, its null and the ratio of PEF norms."""
+def evidence_of(causal: Causal | None, audited: Audited | None = None) -> Evidence:
+    """Mark a component by its audit, else by its KL ratio.
+
+    Audited: used if it passes all checks that apply; weak if it fails some but passes that of selectivity; else none.
+    Otherwise by the KL ratio against the largest of 1, its null and the ratio of PEF norms.
+    """
+    if audited is not None:
+        selective = any(check.name == "selective" and check.result == "passed" for check in audited.checks)
+        mark = USED if audited.passed else WEAK if selective else NONE
+        return Evidence(mark, f"Its audit {audited.verdict}.")
     if causal is None or causal.kl_ratio is None:
         return Evidence(UNKNOWN, "No perturbation was measured for it.")
     most = max(1.0, causal.null_kl_ratio or 0.0, causal.pef_norm_ratio or 0.0)
@@ -21,28 +26,3 @@ def evidence_of(causal: Causal | None) -> Evidence:
     if causal.kl_ratio > MARGIN * most:
         return Evidence(USED, f"{told}.")
     return Evidence(WEAK if causal.kl_ratio > most else NONE, f"{told}; {MARGIN:g} times as much would count as use.")
-
-
-def audited(audit: Any, r: int) -> Sequence[Evidence] | None:
-    """Read the marks of an audit, one per component.
-
-    Args:
-        audit: what has ``marks``, r of the four marks, and ``reasons``, r sentences; or None.
-        r: components of the decomposition.
-
-    Raises:
-        TypeError: it has no marks.
-        ValueError: the marks are not r, or none of the four.
-    """
-    if audit is None:
-        return None
-    if not (hasattr(audit, "marks") and hasattr(audit, "reasons")):
-        raise TypeError(
-            f"audit is of type {type(audit).__name__}; expected the result of audit, with marks and reasons"
-        )
-    marks, reasons = [str(mark) for mark in audit.marks], [str(reason) for reason in audit.reasons]
-    strange = sorted(set(marks) - {USED, WEAK, NONE, UNKNOWN})
-    if len(marks) != r or len(reasons) != r or strange:
-        got = f"the marks {strange}" if strange else f"{len(marks)} marks and {len(reasons)} reasons"
-        raise ValueError(f"audit has {got}; expected one of {(USED, WEAK, NONE, UNKNOWN)} for each of {r} components")
-    return [Evidence(mark, reason) for mark, reason in zip(marks, reasons)]

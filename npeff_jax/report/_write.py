@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from npeff_jax._extras import needs
-from npeff_jax.evaluation import Selectivity
+from npeff_jax.evaluation import Audit, Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.pefs import Pefs
@@ -21,7 +21,6 @@ from npeff_jax.report._collect import collect
 from npeff_jax.report._component import Marks, Trace
 from npeff_jax.report._data import About, ReportData, output_file
 from npeff_jax.report._display import as_display
-from npeff_jax.report._evidence import audited
 from npeff_jax.report._examples import Shown
 from npeff_jax.report._json import dumps, valid_text
 from npeff_jax.report._page import Page
@@ -74,7 +73,7 @@ def report_data(
     notes: Sequence[str] | Mapping[Any, str] | None = None,
     traces: Sequence[Sequence[Trace]] | None = None,
     marks: Sequence[Sequence[Marks]] | None = None,
-    audit: Any = None,
+    audit: Audit | None = None,
     about: About | None = None,
     shown: Shown | None = None,
 ) -> ReportData:
@@ -94,14 +93,15 @@ def report_data(
         notes: a line for each component, such as the concept its top examples share; or a mapping from components.
         traces: for each component the traces of some of its top examples, from `report.trace_components`.
         marks: for each component which parts of some of its top examples matter, from `report.mark_examples`.
-        audit: from `audit`; its verdict is then the mark of evidence, which is read off ``selectivity`` otherwise.
+        audit: from `audit`, of all components or of some; its verdict is then the mark of evidence, which is read off
+            ``selectivity`` otherwise.
         about: names of model and data, how they were split, and the command, for readers.
         shown: how many examples a card shows.
 
     Raises:
         ValueError: the arguments do not belong together.
     """
-    check_belongs(decomposition, heldout, fit, selectivity, model)
+    check_belongs(decomposition, heldout, fit, selectivity, model, audit)
     r = decomposition.n_components
     coefficients = None if fit is None else np.asarray(fit.coefficients)
     n = len(decomposition.coefficients if coefficients is None else coefficients)
@@ -112,6 +112,10 @@ def report_data(
         raise ValueError(
             f"selectivity is of component {max(selectivity.components)} too, the decomposition has {r} components; "
             "measure it on this decomposition"
+        )
+    if audit is not None and max(audit.components) >= r:
+        raise ValueError(
+            f"audit is of component {max(audit.components)} too, the decomposition has {r} components; audit this one"
         )
     if isinstance(notes, Mapping):
         notes = _notes(notes, r)
@@ -125,7 +129,7 @@ def report_data(
             "name a class"
         )
     title = title if title is not None else f"{r} components of {n:,} examples"
-    extras = Extras(selectivity, stability, notes, traces, marks, audited(audit, r))
+    extras = Extras(selectivity, stability, notes, traces, marks, audit)
     about = About() if about is None else about
     if not about.date:
         now = datetime.datetime.now(datetime.UTC).isoformat(" ", "minutes")
@@ -144,22 +148,23 @@ def write_html(path: str | os.PathLike[str], report: ReportData) -> Page:
     return Page(path)
 
 
-def check_belongs(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any) -> None:
+def check_belongs(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any, audit: Any = None) -> None:
     """Check the types of results, and that coefficients are of these examples and components.
 
     Raises:
         TypeError, ValueError: they are not.
     """
-    _check_types(decomposition, heldout, fit, selectivity, model)
+    _check_types(decomposition, heldout, fit, selectivity, model, audit)
     _check_examples(decomposition, heldout, None if fit is None else np.asarray(fit.coefficients))
 
 
-def _check_types(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any) -> None:
+def _check_types(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any, audit: Any = None) -> None:
     wanted = (
         ("decomposition", decomposition, Decomposition, "from decompose or load_decomposition"),
         ("heldout", heldout, Pefs, "from compute_pefs or load_pefs"),
         ("selectivity", selectivity, Selectivity, "from selectivity"),
         ("model", model, Model, "what was explained"),
+        ("audit", audit, Audit, "from audit"),
     )
     for name, value, kind, source in wanted:
         if not isinstance(value, kind) and (value is not None or kind is Decomposition):

@@ -207,6 +207,7 @@ function card(c) {
       heatFigure(c),
       classesFigure(c),
       wordsFigure(c),
+      auditFigure(c),
       causalFigure(c),
       fadeFigure(c),
       neighboursFigure(c),
