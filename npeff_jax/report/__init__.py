@@ -1,5 +1,8 @@
 """What people look at: report data, figures, tables, one self-contained HTML file."""
 
+from npeff_jax.report._compare import ReportComparison as ReportComparison
+from npeff_jax.report._compare import compare_reports as compare_reports
+from npeff_jax.report._compare import write_comparison as write_comparison
 from npeff_jax.report._component import AuditCheck as AuditCheck
 from npeff_jax.report._component import Audited as Audited
 from npeff_jax.report._component import Causal as Causal
@@ -27,6 +30,7 @@ from npeff_jax.report._figures import prediction_figure as prediction_figure
 from npeff_jax.report._figures import selectivity_figure as selectivity_figure
 from npeff_jax.report._figures import similarity_figure as similarity_figure
 from npeff_jax.report._figures import split_figure as split_figure
+from npeff_jax.report._marks import NoPartsError as NoPartsError
 from npeff_jax.report._marks import mark_examples as mark_examples
 from npeff_jax.report._page import Page as Page
 from npeff_jax.report._tables import latex_table as latex_table

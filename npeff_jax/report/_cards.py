@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,11 @@ class Cards:
         chosen = self.shelf.predicted[self.shelf.usable]
         return np.bincount(chosen, minlength=self.shelf.n_classes) / max(len(chosen), 1)
 
+    @functools.cached_property
+    def causals(self) -> dict[int, Causal]:
+        """What was measured of each component."""
+        return _causals(self.extras.selectivity)
+
     @property
     def decay_at(self) -> Float[np.ndarray, "points"]:
         """Ranks from the first example to the last, evenly in their logarithm, as fractions of the examples."""
@@ -105,7 +111,7 @@ class Cards:
         pairs = pair_mix_of(shelf.pairs, most) if shelf.pairs is not None and len(most) else ()
         words = () if shelf.words is None else shelf.words.typical(most)
         note = "" if extras.notes is None or extras.notes[j] is None else str(extras.notes[j])
-        causal, audited = _causal(extras.selectivity, j), _audited(extras.audit, j)
+        causal, audited = self.causals.get(j), _audited(extras.audit, j)
         largest = [a for a in np.argsort(-energy, kind="stable")[:_LARGEST_ARRAYS] if energy[a] > 0]
         return Component(
             index=j,
@@ -198,12 +204,14 @@ def as_rows(table: Float[np.ndarray, "a b"]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(v) for v in row) for row in table)
 
 
-def _causal(table: Selectivity | None, j: int) -> Causal | None:
-    if table is None or j not in table.components:
-        return None
-    place = int(np.flatnonzero(table.components == j)[0])
-    ratios = (table.kl_ratio, table.pef_norm_ratio, table.null_kl_ratio, table.null_exceeds)
-    return Causal(*(float(ratio[place]) if np.isfinite(ratio[place]) else None for ratio in ratios))
+def _causals(table: Selectivity | None) -> dict[int, Causal]:
+    """The ratios of every component that was measured; the nulls' medians are over all of them, and taken once."""
+    if table is None:
+        return {}
+    columns = (table.kl_ratio, table.pef_norm_ratio, table.null_kl_ratio, table.null_exceeds)
+    rows = zip(*(np.asarray(column, float).tolist() for column in columns))
+    measured = (Causal(*(value if math.isfinite(value) else None for value in row)) for row in rows)
+    return dict(zip(np.asarray(table.components).tolist(), measured))
 
 
 def _audited(audit: Audit | None, j: int) -> Audited | None:

@@ -39,6 +39,10 @@ _BATCH = 32
 _WORD = re.compile(r"\S+")
 
 
+class NoPartsError(ValueError):
+    """The inputs are neither texts nor images: nothing can be left out of them."""
+
+
 def mark_examples(
     model: Model,
     decomposition: Decomposition,
@@ -47,6 +51,7 @@ def mark_examples(
     *,
     texts: Sequence[Any] | None = None,
     encode: Callable[..., Examples] | None = None,
+    placeholder: str = "",
     n_top: int = 2,
     grid: int = 8,
     progress: Progress = True,
@@ -63,6 +68,8 @@ def mark_examples(
             first or last.
         texts: n strings, or pairs of strings, that ``examples`` were encoded from.
         encode: turns lists of texts (and of second texts) into examples, such as `models.huggingface_processor`.
+        placeholder: what stands where words were left out, such as a tokenizer's mask; nothing by default. A model of
+            texts of one length needs one.
         n_top: top examples of each component to mark.
         grid: cells along the longer side of an image.
         progress: a bar, a stream for JSON lines, or False.
@@ -71,8 +78,8 @@ def mark_examples(
         For each component the marks of its top examples.
 
     Raises:
-        ValueError: texts without ``encode``, another number of texts, inputs that are no images, or components that are
-            no directions.
+        NoPartsError: a `ValueError`: without texts, inputs that are no images.
+        ValueError: texts without ``encode``, another number of texts, or components that are no directions.
     """
     n = count_examples(examples)
     if (texts is None) != (encode is None):
@@ -98,7 +105,8 @@ def mark_examples(
             if texts is None or encode is None:
                 made.append(tuple(_mark_image(of, _one(examples, int(i)), int(i), grid) for i in top))
             else:
-                made.append(tuple(_mark_text(of, _one(examples, int(i)), texts[int(i)], int(i), encode) for i in top))
+                mark = functools.partial(_mark_text, of, encode=encode, placeholder=placeholder)
+                made.append(tuple(mark(_one(examples, int(i)), texts[int(i)], int(i)) for i in top))
             advance(1)
     return made
 
@@ -131,7 +139,9 @@ def _lost(model: Model) -> Callable[..., np.ndarray]:
     return all_parts
 
 
-def _mark_text(lost: Any, example: PyTree, text: Any, i: int, encode: Callable[..., Examples]) -> Marks:
+def _mark_text(
+    lost: Any, example: PyTree, text: Any, i: int, *, encode: Callable[..., Examples], placeholder: str
+) -> Marks:
     segments = [text] if isinstance(text, str) else list(text)
     words = [(s, *match.span()) for s, segment in enumerate(segments) for match in _WORD.finditer(segment)]
     if not words:
@@ -147,7 +157,7 @@ def _mark_text(lost: Any, example: PyTree, text: Any, i: int, encode: Callable[.
     columns: list[list[str]] = [[] for _ in segments]
     for segment, first, last in spans:
         for s, column in enumerate(columns):
-            column.append(segments[s][:first] + segments[s][last:] if s == segment else segments[s])
+            column.append(segments[s][:first] + placeholder + segments[s][last:] if s == segment else segments[s])
     values = lost(example, jax.tree.map(np.asarray, encode(*columns)))
     places = ((s, _units(segments[s], a), _units(segments[s], b)) for s, a, b in spans)
     return Marks(i, tuple((*place, float(value)) for place, value in zip(places, values)))
@@ -192,7 +202,7 @@ def _image_axes(example: PyTree) -> tuple[int, int]:
         return 0, 1
     if len(shape) == 3 and shape[0] in (1, 3, 4):
         return 1, 2
-    raise ValueError(
-        f"examples have {len(leaves)} arrays, the first of shape {np.shape(leaves[0]) if leaves else ()}; expected "
+    raise NoPartsError(
+        f"an example has {len(leaves)} arrays, the first of shape {np.shape(leaves[0]) if leaves else ()}; expected "
         "images, one array (height, width) with channels first or last. For texts pass texts= and encode="
     )

@@ -14,7 +14,7 @@ const measuredEvidence = data.components.some((c) => c.evidence.mark !== "not me
 function map(colour) {
   const many = data.components.length,
     size = many > 100 ? 640 : 380;
-  const largestRadius = Math.min(17, (0.42 * size) / Math.sqrt(many)),
+  const largestRadius = Math.min(17, (0.36 * size) / Math.sqrt(many)),
     smallest = Math.max(2, 0.3 * largestRadius);
   const at = (v) => largestRadius + 5 + v * (size - 2 * largestRadius - 10),
     largest = Math.max(...data.components.map((c) => c.share)) || 1;
@@ -36,7 +36,7 @@ function map(colour) {
   // Large ones first, so that small ones stay on top and can be clicked.
   const points = [...data.components]
     .sort((a, b) => b.share - a.share)
-    .map((c) => {
+    .map((c, rank) => {
       const r = smallest + (largestRadius - smallest) * Math.sqrt(c.share / largest),
         [x, y] = data.map[c.index].map(at);
       return s(
@@ -44,7 +44,7 @@ function map(colour) {
         { href: `#c${c.index}`, tabindex: "-1", class: "map-point", "data-component": c.index },
         s("title", {}, `${c.index}: ${c.headline} (${c.evidence.mark})`),
         s("circle", { cx: x, cy: y, r, class: "point", fill: colour(c) }),
-        r >= 7 && s("text", { x, y: y + 3.5, "text-anchor": "middle", class: "point-label" }, c.index),
+        (many > 100 ? rank < 24 : r >= 7) && s("text", { x, y: y + 3.5, "text-anchor": "middle", class: "point-label" }, c.index),
       );
     });
   return frame(
