@@ -55,6 +55,11 @@ def write_report(
         TypeError: an argument of another type.
         ValueError: the arguments do not belong together.
     """
+    if isinstance(path, Decomposition) or not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"path is of type {type(path).__name__}; expected the file to write first, then the decomposition: "
+            'write_report("report.html", decomposition)'
+        )
     output_file(path)  # before any work
     return write_html(path, report_data(decomposition, heldout, fit, selectivity, display, **options))
 
@@ -123,6 +128,7 @@ def report_data(
         if value is not None and (isinstance(value, str) or len(value) != r):
             raise ValueError(f"{name} has {len(value)} entries; expected one for each of the {r} components")
     stability = _check_stability(stability, r)
+    _check_choices(title, class_names, marks, traces, about, shown)
     if class_names is not None and len(class_names) != decomposition.schema.n_classes:
         raise ValueError(
             f"class_names has {len(class_names)} names, the model {decomposition.schema.n_classes} classes; pass one "
@@ -171,6 +177,26 @@ def _check_types(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, m
             raise TypeError(f"{name} is of type {type(value).__name__}; expected a {kind.__name__}, {source}")
     if fit is not None and not hasattr(fit, "coefficients"):
         raise TypeError(f"fit is of type {type(fit).__name__}; expected the result of fit_coefficients")
+
+
+def _check_choices(title: Any, class_names: Any, marks: Any, traces: Any, about: Any, shown: Any) -> None:
+    for name, value, kind, expected in (
+        ("title", title, str, "a text"),
+        ("about", about, About, 'report.About(model="...", data="...")'),
+        ("shown", shown, Shown, "report.Shown(top=16)"),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} is of type {type(value).__name__}; expected {expected}")
+    if isinstance(class_names, str):
+        raise TypeError(f"class_names={class_names!r} is one text; expected a list of names, one per class")
+    for name, value, kind in (("marks", marks, Marks), ("traces", traces, Trace)):
+        entries = (
+            [] if value is None else [one for own in value for one in (own if isinstance(own, list | tuple) else [own])]
+        )
+        strange = next((one for one in entries if not isinstance(one, kind)), None)
+        if strange is not None:
+            source = "mark_examples" if kind is Marks else "trace_components"
+            raise TypeError(f"{name} holds a {type(strange).__name__}; expected the result of report.{source}")
 
 
 def _notes(notes: Mapping[Any, str], r: int) -> list[str]:
