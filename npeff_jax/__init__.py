@@ -9,8 +9,10 @@ from npeff_jax import models as models
 from npeff_jax import tasks as tasks
 from npeff_jax._sharding import make_mesh as make_mesh
 from npeff_jax._version import __version__ as __version__
+from npeff_jax.evaluation import Audit as Audit
 from npeff_jax.evaluation import Nulls as Nulls
 from npeff_jax.evaluation import Selectivity as Selectivity
+from npeff_jax.evaluation import audit as audit
 from npeff_jax.evaluation import compare_runs as compare_runs
 from npeff_jax.evaluation import find_splits as find_splits
 from npeff_jax.evaluation import predicted_kl as predicted_kl
@@ -75,4 +77,5 @@ from npeff_jax.perturbation import diagonal_move as diagonal_move
 from npeff_jax.perturbation import loss_sign as loss_sign
 from npeff_jax.perturbation import perturb as perturb
 from npeff_jax.perturbation import perturbed_kl as perturbed_kl
+from npeff_jax.report import explain_example as explain_example
 from npeff_jax.report import write_report as write_report

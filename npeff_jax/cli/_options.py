@@ -12,9 +12,9 @@ import tyro
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import make_mesh
 from npeff_jax.cli._language import Predicted, Question, load_passages, load_question
-from npeff_jax.cli._source import Reading, check_labels, is_table, load_examples, load_model, part_of
+from npeff_jax.cli._source import Reading, check_labels, is_checkpoint, is_table, load_examples, load_model, part_of
 from npeff_jax.factorization import DenseRows, KernelRows, SparseRows
-from npeff_jax.models import Model, is_language_model
+from npeff_jax.models import Model, huggingface_processor, is_language_model
 from npeff_jax.pefs import Diagonal, LowRank, RowBasis, Sampled
 from npeff_jax.tasks import Dataset
 
@@ -78,13 +78,15 @@ class Explained:
 
     Attributes:
         model: a Hugging Face directory, or package.module:factory or file.py:factory (a function that returns a Model).
-        examples: a table (.csv, .tsv, .jsonl, .parquet), a folder of image folders, an .npz of the model's inputs, or
-            package.module:factory (returns a Dataset, examples, or examples, labels and what to display).
+        examples: a table (.csv, .tsv, .jsonl, .parquet), a folder of image folders, a folder that Hugging Face's
+            datasets saved, an .npz of the model's inputs, or package.module:factory (returns a Dataset, examples, or
+            examples, labels and what to display).
         part: start:stop, the part of the examples to use.
         mask: globs over parameter paths to explain, such as "encoder/*"; all parameters by default.
         text_column: of a table, the text; guessed from the usual names.
         pair_column: of a table, the second text.
         label_column: of a table, the label; guessed from the usual names.
+        encoding: of a text file, such as cp1252; UTF-8 if not given.
         label_names: names of the labels as the data has them, in the order of the model's classes, where they differ
             from the model's own names.
         answers: of a causal language model, texts that it chooses among.
@@ -105,6 +107,7 @@ class Explained:
     pair_column: MaybeText = None
     label_column: MaybeText = None
     label_names: Texts = ()
+    encoding: MaybeText = None
     answers: Texts = ()
     predicted: Predicted = Predicted.LAST
     generate: int = 0
@@ -112,6 +115,12 @@ class Explained:
     temperature: float = 1.0
     draw_seed: int = 0
     max_length: int = 128
+
+    def encode(self) -> Any:
+        """What turns texts or images into examples: the checkpoint's own processor; None for any other model."""
+        if not is_checkpoint(self.model) or is_language_model(self.model):
+            return None
+        return huggingface_processor(self.model)
 
     def load(self, progress: Progress = False) -> tuple[Model, Dataset]:
         """The model, and the part of the examples with labels that are classes of the model."""
@@ -121,7 +130,7 @@ class Explained:
         if asked:
             raise ValueError(f"--{asked[0].replace('_', '-')} is for causal language models, and {self.model} is none")
         model = load_model(self.model, self.mask)
-        reading = Reading(self.text_column, self.pair_column, self.label_column, self.label_names)
+        reading = Reading(self.text_column, self.pair_column, self.label_column, self.label_names, self.encoding)
         found = load_examples(self.examples, self.part, model=self.model, reading=reading, progress=progress)
         return model, check_labels(self.examples, found, model)
 

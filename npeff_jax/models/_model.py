@@ -171,14 +171,24 @@ class Model:
         shape = jax.eval_shape(self.logits_fn, self.params, example)
         if not hasattr(shape, "shape") or len(shape.shape) != 1:
             got = getattr(shape, "shape", type(shape).__name__)
-            raise ValueError(
-                f"logits_fn returned {got} for one example; expected one axis, (C,). If the model wants a batch, "
-                "add it inside: lambda params, x: apply(params, x[None])[0]"
-            )
+            remedy = "If the model wants a batch, add it inside: lambda params, x: apply(params, x[None])[0]"
+            if isinstance(got, tuple) and len(got) == 2 and got[0] > 1:
+                remedy = (
+                    "A prediction per token or pixel wants an example for each: (input, position), and "
+                    "lambda params, x: apply(params, x[0])[x[1]]"
+                )
+            elif got == ():
+                remedy = "A single number is a vector of one, value[None], with output=Bernoulli() or Gaussian(scale)"
+            raise ValueError(f"logits_fn returned {got} for one example; expected one axis, (C,). {remedy}")
         if not jnp.issubdtype(shape.dtype, jnp.floating) or shape.shape[0] < self.output.minimum_size:
+            single = (
+                "; a single logit of yes or no is output=Bernoulli(), a number to predict output=Gaussian(scale)"
+                if shape.shape[0] == 1
+                else ""
+            )
             raise ValueError(
                 f"logits_fn returned {shape.shape[0]} values of {shape.dtype}; {type(self.output).__name__} expects "
-                f"at least {self.output.minimum_size} of a floating-point type"
+                f"at least {self.output.minimum_size} of a floating-point type{single}"
             )
         return shape.shape[0]
 

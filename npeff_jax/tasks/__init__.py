@@ -23,6 +23,7 @@ from npeff_jax.tasks._planted import planted as planted
 from npeff_jax.tasks._planted import planted_diagonal as planted_diagonal
 from npeff_jax.tasks._planted_fishers import PlantedFishers as PlantedFishers
 from npeff_jax.tasks._planted_fishers import planted_fishers as planted_fishers
+from npeff_jax.tasks._saved_datasets import is_saved_dataset as is_saved_dataset
 from npeff_jax.tasks._shortcut import Shortcut as Shortcut
 from npeff_jax.tasks._shortcut import shortcut as shortcut
 from npeff_jax.tasks._tables import Columns as Columns
