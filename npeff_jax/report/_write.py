@@ -189,13 +189,13 @@ def _check_choices(title: Any, class_names: Any, marks: Any, traces: Any, about:
             raise TypeError(f"{name} is of type {type(value).__name__}; expected {expected}")
     if isinstance(class_names, str):
         raise TypeError(f"class_names={class_names!r} is one text; expected a list of names, one per class")
-    for name, value, kind in (("marks", marks, Marks), ("traces", traces, Trace)):
+    for name, value, wanted in (("marks", marks, Marks), ("traces", traces, Trace)):
         entries = (
             [] if value is None else [one for own in value for one in (own if isinstance(own, list | tuple) else [own])]
         )
-        strange = next((one for one in entries if not isinstance(one, kind)), None)
+        strange = next((one for one in entries if not isinstance(one, wanted)), None)
         if strange is not None:
-            source = "mark_examples" if kind is Marks else "trace_components"
+            source = "mark_examples" if wanted is Marks else "trace_components"
             raise TypeError(f"{name} holds a {type(strange).__name__}; expected the result of report.{source}")
 
 
