@@ -136,7 +136,7 @@ def write_html(path: str | os.PathLike[str], report: ReportData) -> Path:
     return path
 
 
-def _check_types(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any, audit: Any) -> None:
+def _check_types(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any, audit: Any = None) -> None:
     wanted = (
         ("decomposition", decomposition, Decomposition, "from decompose or load_decomposition"),
         ("heldout", heldout, Pefs, "from compute_pefs or load_pefs"),
