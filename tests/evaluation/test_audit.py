@@ -64,13 +64,16 @@ def test_planted_components_pass(planted):
 
 
 def test_random_directions_fail(world):
-    """Directions anywhere in the space, with their own fitted coefficients: nothing is found again of them."""
+    """Directions anywhere in the space, with their own coefficients. In a world of 24 dimensions that matter some
+    are near a planted one by luck, so single checks may pass; all five do not.
+    """
     _, decomposition, _, heldout, _, _ = world
     vectors = np.random.default_rng(3).normal(size=(BLOCKS, len(decomposition.parameter_indices))).astype(np.float32)
     drawn = dataclasses.replace(decomposition, pseudo_fishers=vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     found = audited(world, drawn, npeff.fit_coefficients(drawn, heldout))
     assert not found.passed.any(), str(found)
-    assert found["found again"].passed.mean() <= 0.1
+    assert found["found again"].passed.mean() <= 0.5
+    assert found["selective"].passed.mean() <= 0.5
 
 
 def test_permuted_coefficients_fail(world):
@@ -184,8 +187,9 @@ def test_misuse_is_refused(world, planted):
         npeff.audit(model, decomposition, pefs, make_examples(360, 0)[0], fit=decomposition, progress=False)
     with pytest.raises(ValueError, match="expected \\(360, r\\)"):
         audited(world, decomposition, fit, runs={"other": np.ones((5, 2))})
-    with pytest.raises(TypeError, match="expected what selectivity returns"):
-        audited(world, decomposition, fit, table=3)
+    other = npeff.selectivity(model, decomposition, pefs, make_examples(360, 0)[0], fit=decomposition, progress=False)
+    with pytest.raises(ValueError, match="pass it alone"):
+        audited(world, decomposition, fit, table=other, components=[0, 1])
     with pytest.raises(ValueError, match=r"prediction=0\.5"):
         Thresholds(prediction=0.5)
     with pytest.raises(ValueError, match="component 99 was not audited"):
@@ -207,5 +211,6 @@ def test_a_report_carries_the_audit(world, planted):
     assert card.checks[2].at_most == 2.0
     assert card.checks[0].at_most is None
     assert npeff.report.report_data(decomposition, heldout, fit).components[3].audit is None
-    with pytest.raises(TypeError, match="audit is of type int"):
-        npeff.report.report_data(decomposition, heldout, fit, audit=1)
+    other = dataclasses.replace(planted, components=planted.components + 5)
+    with pytest.raises(ValueError, match="audit is of component 28 too"):
+        npeff.report.report_data(decomposition, heldout, fit, audit=other)
