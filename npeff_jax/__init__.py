@@ -38,11 +38,13 @@ from npeff_jax.factorization import ProductPrecision as ProductPrecision
 from npeff_jax.factorization import Solver as Solver
 from npeff_jax.factorization import SparseRows as SparseRows
 from npeff_jax.factorization import Stopping as Stopping
+from npeff_jax.factorization import Tuning as Tuning
 from npeff_jax.factorization import decompose as decompose
 from npeff_jax.factorization import expand as expand
 from npeff_jax.factorization import fit_coefficients as fit_coefficients
 from npeff_jax.factorization import load_decomposition as load_decomposition
 from npeff_jax.factorization import model_rows as model_rows
+from npeff_jax.factorization import read_tunings as read_tunings
 from npeff_jax.models import Bernoulli as Bernoulli
 from npeff_jax.models import Categorical as Categorical
 from npeff_jax.models import Gaussian as Gaussian
