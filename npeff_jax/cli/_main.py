@@ -133,7 +133,7 @@ def _run(arguments: list[str]) -> None:
     demos.command(_files_demo.files)
     app.command(_explain.explain)
     app.command(_verify.verify)
-    for command in (_stages.plan, _stages.pefs, _stages.decompose, _stages.fit, _stages.expand, _stages.perturb):
+    for command in (_stages.plan, _stages.pefs, _stages.decompose, _stages.fit, _stages.expand, _stages.perturb, _stages.repair):
         app.command(command)
     for command in (_look.report, _look.export, _record.rerun):
         app.command(command)

@@ -1,4 +1,4 @@
-"""The stages from a model to components: ``npeff plan | pefs | decompose | fit | expand | perturb``."""
+"""The stages from a model to components: ``npeff plan | pefs | decompose | fit | expand | perturb | repair``."""
 
 import shutil
 from pathlib import Path
@@ -127,6 +127,9 @@ def decompose(
     pefs: Path,
     out: Path,
     n_components: int,
+    tunings: MaybePath = None,
+    follow: float = 0.1,
+    avoid: float = 1.0,
     seed: int = 0,
     max_steps: int = 500,
     tolerance: float = 1e-5,
@@ -144,6 +147,10 @@ def decompose(
         pefs: what "npeff pefs" wrote.
         out: directory to write the decomposition to.
         n_components: how many; the paper has 512 for 50,000 examples. Too many split, too few mix what they stand for.
+        tunings: .csv file of marks on the examples of these PEFs: a column for each component that is asked for,
+            under its name, a row for each example; 1 or yes, 0 or no, a weight, nothing where it is unknown.
+        follow: how tightly marked examples are tied to their marks, from 0 to 1.
+        avoid: how tightly examples marked zero are tied to zero, from 0 to 1.
         seed: of the start. Decompose with several and compare before trusting single components.
         max_steps: iterations at most.
         tolerance: relative decrease of the loss a step below which it stops.
@@ -156,10 +163,12 @@ def decompose(
     import npeff_jax
 
     unfinished = out.with_name(out.name + ".checkpoints").resolve()
+    asked = None if tunings is None else npeff_jax.read_tunings(tunings, follow=follow, avoid=avoid)
     found = npeff_jax.decompose(
         npeff_jax.load_pefs(pefs),
         n_components,
         seed=seed,
+        tunings=asked,
         stopping=npeff_jax.Stopping(max_steps=max_steps, tolerance=tolerance),
         min_count=min_count,
         rows=rows_of(rows),
@@ -169,7 +178,10 @@ def decompose(
     )
     found.save(out)
     shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"loss {found.history.loss[-1]:.4f} of the PEFs' squared norm; {found.stopped}")
+    print(f"loss {found.loss:.4f} of the PEFs' squared norm; {found.stopped}")
+    for component, name in found.names.items():
+        energy = np.sum(found.coefficients[:, component].astype(np.float64) ** 2) / found.settings["squared_norm"]
+        print(f"component {component} is {name!r}: {energy:.1%} of the squared norm")
 
 
 @stage
@@ -279,3 +291,63 @@ def perturb(
     )
     save_arrays(out, table)
     print(repr(table))
+
+
+@stage
+def repair(
+    explained: Explained,
+    decomposition: Path,
+    out: Path,
+    choosing: float = 0.4,
+    components: Ints = (),
+    nats: float = 0.01,
+    ridge: float = 0.1,
+    steps: int = 4,
+    seed: int = 0,
+    overwrite: Flag = False,
+) -> None:
+    """Look for a move in the span of components that mends wrong predictions, and report it on other examples.
+
+    The loss gradient of the wrongly predicted examples chooses sign, size and combination; a budget of KL holds the
+    rightly predicted ones. The written file has the move, its weights and the changes of accuracy.
+
+    Args:
+        explained: what is explained: the model, and labelled examples that no component was found in.
+        decomposition: low-rank components, from "npeff decompose" or, better, "npeff expand --only-wrong".
+        out: .npz file to write.
+        choosing: fraction of the examples that chooses the move; the others report.
+        components: to combine; all by default.
+        nats: mean KL on rightly predicted examples that the move may cost.
+        ridge: of the combination; more trusts single components less.
+        steps: how often derivatives are taken anew on the way.
+        seed: of the split.
+        overwrite: replace what is there.
+    """
+    import npeff_jax
+    from npeff_jax.evaluation import repair as repair_by
+
+    model, data = explained.load()
+    if data.labels is None:
+        raise ValueError("a repair needs labelled examples, and these have no labels; pass --label-column or others")
+    found = repair_by(
+        model,
+        npeff_jax.load_decomposition(decomposition),
+        data.examples,
+        data.labels,
+        choosing=choosing,
+        components=list(components) or None,
+        within=npeff_jax.perturbation.TrustRegion(nats=nats, steps=steps, ridge=ridge),
+        seed=seed,
+    )
+    table = found.accuracy
+    np.savez(
+        out if out.suffix == ".npz" else out.with_name(out.name + ".npz"),
+        move=np.asarray(model.space.ravel(found.by.move)),
+        weights=found.by.weights,
+        components=found.components,
+        change=table.change[0],
+        interval=table.interval[0],
+        kl=table.kl[0],
+        groups=np.array(table.groups),
+    )
+    print(found)

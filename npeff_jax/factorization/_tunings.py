@@ -38,7 +38,8 @@ class Tuning:
         marks: (n,), one per example that is decomposed: True or False, or a weight of at least zero; NaN or None where
             it is unknown. Only ratios of weights matter.
         follow: how tightly coefficients of marked examples are tied to their marks, from 0 (not) to 1 (fixed, up to
-            one common scale).
+            one common scale). A yes says that there is something, not how much, hence the loose default; weights that
+            mean an amount deserve more.
         avoid: how tightly those of examples marked zero are tied to zero, from 0 (not) to 1 (always zero).
 
     Raises:
@@ -53,7 +54,7 @@ class Tuning:
 
     name: str
     marks: Any
-    follow: float = 0.5
+    follow: float = 0.1
     avoid: float = 1.0
 
     def __post_init__(self) -> None:
@@ -158,7 +159,7 @@ def check_tunings(tunings: Any, n_examples: int, taken: Sequence[str] = ()) -> t
     return found
 
 
-def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.5, avoid: float = 1.0) -> list[Tuning]:
+def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.1, avoid: float = 1.0) -> list[Tuning]:
     """Read tunings from a CSV file: a column per concept under its name, a row per example in order.
 
     Cells are numbers of at least zero, or yes/no, true/false; empty or "?" where it is unknown.
