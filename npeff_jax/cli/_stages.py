@@ -1,4 +1,4 @@
-"""The stages from a model to components: ``npeff plan | pefs | decompose | fit | expand | perturb | repair``."""
+"""The stages from a model to components: ``npeff plan | pefs | decompose | fit | expand | perturb``."""
 
 import shutil
 from pathlib import Path
@@ -35,6 +35,7 @@ def plan(
     seed: int = 0,
     all_devices: Flag = False,
     figure: MaybePath = None,
+    by_parameters: Flag = False,
 ) -> None:
     """Measure on a few examples how long PEFs will take, how large they get, and what each choice of --keep loses.
 
@@ -49,25 +50,52 @@ def plan(
         seed: of their choice.
         all_devices: use every device rather than the first.
         figure: also draw what is kept and lost against --keep, into this file.
+        by_parameters: compare explaining all parameters, attention alone, the last layer, a LoRA, … as far as they are
+            named so: m, memory and time of each.
     """
     import npeff_jax
 
     model, data = explained.load(progress=True)
-    found = npeff_jax.plan(
-        model,
-        data.examples,
-        fishers.representation(),
-        keep=keep or None,
-        n_sampled=n_sampled,
-        max_error=max_error,
-        seed=seed,
-        mesh=mesh_of(all_devices),
-    )
+    settings: dict[str, Any] = {"keep": keep or None, "max_error": max_error, "seed": seed}
+    settings["mesh"] = mesh_of(all_devices)
+    if by_parameters:
+        if figure is not None:
+            raise ValueError("--figure draws one plan, --by-parameters makes several; leave one of them out")
+        print(npeff_jax.plan_parameters(model, data.examples, fishers.representation(), n_sampled=2, **settings))
+        print("choose with --mask and globs over the names, such as '*attn*'")
+        return
+    found = npeff_jax.plan(model, data.examples, fishers.representation(), n_sampled=n_sampled, **settings)
     print(found)
     if figure is not None:
         with needs("--figure"):
             drawn = found.figure()
         drawn.savefig(output_file(figure))
+
+
+@stage
+def encode(explained: Explained, out: Path, progress: Show = Show.BAR, overwrite: Flag = False) -> None:
+    """Write examples as arrays, once, for every command after it: --examples OUT. Next: npeff plan, npeff pefs.
+
+    Texts are tokenized, the positions that a causal language model predicts become examples of their own, and answers
+    are drawn (--generate), which takes longest. What is shown of each example goes with it.
+
+    Args:
+        explained: what is explained.
+        out: .npz file to write.
+        progress: a bar, JSON lines, or none.
+        overwrite: replace what is there.
+    """
+    if out.suffix != ".npz":
+        raise ValueError(f"--out {out} must end in .npz")
+    _, data = explained.load(progress_of(progress))
+    arrays = data.examples if isinstance(data.examples, dict) else {"inputs": data.examples}
+    beside = {"labels": data.labels, "groups": data.groups}
+    if data.display is not None and not hasattr(data.display, "shape"):
+        beside["display"] = np.array(data.display, dtype=np.str_)
+    part = out.with_name(out.name + ".part.npz")
+    np.savez_compressed(part, **arrays, **{name: array for name, array in beside.items() if array is not None})
+    part.replace(out)
+    print(f"{len(data):,} examples of {', '.join(f'{k} {np.shape(v)[1:]}' for k, v in arrays.items())}")
 
 
 @stage
@@ -291,63 +319,3 @@ def perturb(
     )
     save_arrays(out, table)
     print(repr(table))
-
-
-@stage
-def repair(
-    explained: Explained,
-    decomposition: Path,
-    out: Path,
-    choosing: float = 0.4,
-    components: Ints = (),
-    nats: float = 0.01,
-    ridge: float = 0.1,
-    steps: int = 4,
-    seed: int = 0,
-    overwrite: Flag = False,
-) -> None:
-    """Look for a move in the span of components that mends wrong predictions, and report it on other examples.
-
-    The loss gradient of the wrongly predicted examples chooses sign, size and combination; a budget of KL holds the
-    rightly predicted ones. The written file has the move, its weights and the changes of accuracy.
-
-    Args:
-        explained: what is explained: the model, and labelled examples that no component was found in.
-        decomposition: low-rank components, from "npeff decompose" or, better, "npeff expand --only-wrong".
-        out: .npz file to write.
-        choosing: fraction of the examples that chooses the move; the others report.
-        components: to combine; all by default.
-        nats: mean KL on rightly predicted examples that the move may cost.
-        ridge: of the combination; more trusts single components less.
-        steps: how often derivatives are taken anew on the way.
-        seed: of the split.
-        overwrite: replace what is there.
-    """
-    import npeff_jax
-    from npeff_jax.evaluation import repair as repair_by
-
-    model, data = explained.load()
-    if data.labels is None:
-        raise ValueError("a repair needs labelled examples, and these have no labels; pass --label-column or others")
-    found = repair_by(
-        model,
-        npeff_jax.load_decomposition(decomposition),
-        data.examples,
-        data.labels,
-        choosing=choosing,
-        components=list(components) or None,
-        within=npeff_jax.perturbation.TrustRegion(nats=nats, steps=steps, ridge=ridge),
-        seed=seed,
-    )
-    table = found.accuracy
-    np.savez(
-        out if out.suffix == ".npz" else out.with_name(out.name + ".npz"),
-        move=np.asarray(model.space.ravel(found.by.move)),
-        weights=found.by.weights,
-        components=found.components,
-        change=table.change[0],
-        interval=table.interval[0],
-        kl=table.kl[0],
-        groups=np.array(table.groups),
-    )
-    print(found)

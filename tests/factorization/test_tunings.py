@@ -12,7 +12,6 @@ from problems import oracle_loss
 import npeff_jax as npeff
 from npeff_jax.factorization import KernelRows, SparseRows, Tuning, read_tunings
 from npeff_jax.factorization._tunings import Ties, tie_penalty, tied_column, tied_sweep
-from npeff_jax.factorization.row_spaces import SketchedRows
 from npeff_jax.tasks import planted, planted_diagonal
 
 QUIET = {"progress": False}
