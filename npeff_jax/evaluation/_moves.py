@@ -166,7 +166,7 @@ class Collateral:
         return rank_correlation(self.predicted[known], self.measured[known])
 
     def __repr__(self) -> str:
-        first = ", ".join(f"{self._name(j)} {self.measured[j]:.2g}" for j in self.order[:5])
+        first = ", ".join(f"{self._name(int(j))} {self.measured[j]:.2g}" for j in self.order[:5])
         return (
             f"Collateral of a move over {len(self.measured)} components: mean KL of all examples {self.others:.2g} nats, "
             f"of the top {self.n_top} of components {first}; rank correlation with equation 5 {self.agreement:.2f}"
@@ -178,12 +178,12 @@ class Collateral:
             ("examples per component", self.n_top),
             ("rank correlation with equation 5", self.agreement),
         ]
-        rows = [(self._name(j), self.measured[j], self.predicted[j]) for j in self.order]
+        rows = [(self._name(int(j)), self.measured[j], self.predicted[j]) for j in self.order]
         heads = ("component", "KL measured", "KL by equation 5")
         return facts_html("Collateral of a move", facts, table_html(heads, rows, most=20))
 
     def _name(self, j: int) -> str:
-        return f"{j} {self.names[int(j)]}" if int(j) in self.names else str(int(j))
+        return f"{j} {self.names[j]}" if j in self.names else str(j)
 
 
 def collateral(

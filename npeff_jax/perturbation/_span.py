@@ -225,20 +225,20 @@ def _go(
     others: Examples,
     passes: Passes,
 ) -> tuple[Float[np.ndarray, "d"], float]:
-    """Return c + t · ahead whose measured KL is between 0.9 and 1 of ``target``, and that KL."""
+    """Return c + t · ahead whose measured KL is between 0.97 and 1 of ``target``, and that KL."""
     low, high, best = 0.0, np.inf, (c, 0.0)
     for _ in range(TRIES):
         tried = c + length * ahead
         move = model.space.unravel(jnp.asarray(tried @ flat, jnp.float32))
         (kl,) = iterate_perturbed_kl(model, others, [move], [1.0], passes, finite=False)
         mean = float(np.mean(np.asarray(kl, np.float64)))
-        if 0.9 * target <= mean <= target:
+        if 0.97 * target <= mean <= target:
             return tried, mean
         if np.isfinite(mean) and mean < target:
             low, best = length, (tried, mean)
         else:
             high = length
-        guess = length * np.sqrt(0.95 * target / mean) if np.isfinite(mean) and mean > 0 else 10 * length
+        guess = length * np.sqrt(0.985 * target / mean) if np.isfinite(mean) and mean > 0 else 10 * length
         inside = low < guess < high
         length = guess if inside else (low + high) / 2 if np.isfinite(high) else 10 * length
     if best[1] > 0:

@@ -36,10 +36,10 @@ def test_accuracy_by_group_by_hand(flawed):
     kl = perturbed_kl(model, x, [mend])[0, 0]
     np.testing.assert_allclose(found.kl, [[kl.mean(), kl[misled].mean()], [0, 0]], rtol=1e-5)
     assert "misled" in repr(found) and "mend" in found._repr_html_()
-    with pytest.raises(TypeError, match="expected a Boolean mask"):
-        compare_moves(model, {"mend": mend}, x, labels, groups={"first": np.arange(5)})
+    with pytest.raises(ValueError, match="group 'nobody' has shape .* and 0 examples"):
+        compare_moves(model, {"mend": mend}, x, labels, groups={"nobody": misled & ~misled})
     with pytest.raises(ValueError, match="moves is empty or has no names"):
-        compare_moves(model, [mend], x, labels)
+        compare_moves(model, {}, x, labels)
 
 
 def test_a_repair_is_chosen_and_reported_on_different_examples(flawed):
