@@ -6,8 +6,9 @@ with unit vector and every example with a known mark,
     Σ_i λ_i (W_ij − s_j m_i)²,    λ_i = a_i / (1 − a_i),    s_j ≥ 0 the scale that makes the sum least,
 
 where the tie a_i from 0 to 1 is `Tuning.follow` for m_i > 0 and `Tuning.avoid` for m_i = 0. With u the coefficient that
-the example would get without marks, given all other components, the exact update is W_ij = max(0, (1 − a_i) u + a_i s m_i):
-0 leaves it free, 1 fixes it at the pattern (for m_i = 0 at zero), 1/2 meets half-way.
+the example would get without marks, given all other components, the exact update is
+W_ij = max(0, (1 − a_i) u + a_i s m_i): 0 leaves it free, 1 fixes it at the pattern (for
+m_i = 0 at zero), 1/2 meets half-way.
 """
 
 import csv
@@ -176,7 +177,7 @@ def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.1, avoid: fl
     source = pathlib.Path(path).expanduser()
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file, skipinitialspace=True)]
+            rows = list(csv.reader(file, skipinitialspace=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is no CSV file in UTF-8 ({error}); write names in the first line") from None
     while rows and not any(cell.strip() for cell in rows[-1]):
@@ -195,7 +196,7 @@ def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.1, avoid: fl
 
 @full_precision
 def tied_sweep(W: Coefficients, b: Coefficients, P: ComponentGram, ties: Ties, first: int) -> Coefficients:
-    """Return W after exact updates: of every named column, together with its scale s, then one `hals_sweep` of the rest.
+    """Return W after exact updates of every named column, together with its scale s, and one `hals_sweep` of the rest.
 
     Args:
         W: coefficients.
@@ -274,12 +275,14 @@ def _marks(name: str, given: Any) -> Float[np.ndarray, "n"]:
     if hasattr(given, "detach"):
         given = given.detach().cpu()
     if isinstance(given, np.ma.MaskedArray):
-        given = given.astype(float).filled(np.nan)
+        given = np.ma.filled(given.astype(float), np.nan)
     given = given.to_numpy() if hasattr(given, "to_numpy") else np.asarray(given)
     if given.dtype == object:
         given = np.array([np.nan if cell is None or str(cell) in ("<NA>", "NaT") else cell for cell in given.ravel()])
     if given.dtype.kind not in "bifu":
-        raise ValueError(f"the marks of {name!r} are of dtype {given.dtype}; expected Booleans or numbers, NaN if unknown")
+        raise ValueError(
+            f"the marks of {name!r} are of dtype {given.dtype}; expected Booleans or numbers, NaN if unknown"
+        )
     marks = given.astype(np.float64)
     if marks.ndim != 1:
         raise ValueError(f"the marks of {name!r} have shape {marks.shape}; expected (n,), one per example")
