@@ -31,15 +31,7 @@ import optax
 
 import npeff_jax as npeff
 from npeff_jax.evaluation import collateral, compare_moves, find_repairs, steer, top_share
-from npeff_jax.perturbation import (
-    Aim,
-    TrustRegion,
-    component_directions,
-    perturb,
-    perturbed_kl,
-    scale_to_kl,
-    span_move,
-)
+from npeff_jax.perturbation import Aim, TrustRegion, component_directions, perturb, perturbed_kl, scale_to_kl, span_move
 
 SPLITS = range(5)
 BUDGETS = (0.003, 0.01, 0.03, 0.1)
@@ -94,11 +86,14 @@ def stage(fast: bool, folder: pathlib.Path) -> Stage:
     )
 
 
+def times(scale: float, direction: object) -> object:
+    """A direction, scaled."""
+    return jax.tree.map(lambda leaf: scale * leaf, direction)
+
+
 def gradient_step(model: npeff.Model, examples: object, labels: np.ndarray, sign: float = -1.0) -> object:
     """The direction of one step down (or up) the loss."""
-    from npeff_jax.perturbation import loss_gradient
-
-    return jax.tree.map(lambda leaf: sign * leaf, loss_gradient(model, examples, labels))
+    return times(sign, loss_gradient(model, examples, labels))
 
 
 def fine_tune(
@@ -138,82 +133,90 @@ def random_directions(model: npeff.Model, count: int, seed: int) -> list[object]
 def repairs(given: Stage, fast: bool) -> list[dict]:
     """Every method on every split."""
     model, data = given.model, given.heldout
-    n, right = len(data), given.predicted == data.labels
+    right = given.predicted == data.labels
     count = given.expanded.n_components
     everything = list(component_directions(model, given.expanded, np.arange(count)))
     rejected = list(component_directions(model, given.expanded, np.arange(count), reject_below=0.35))
     share = top_share(given.fit.coefficients, ~right, n_top=16)
     flawed = np.flatnonzero(share >= 0.5)
-    print(f"{model.space.size:,} parameters; {right.mean():.1%} right; {len(flawed)} of {count} components stand for errors")
+    print(f"{model.space.size:,} parameters; {right.mean():.1%} right; {len(flawed)} of {count} stand for errors")
     records = []
     for split in SPLITS:
-        chooses = np.random.default_rng(split).permutation(n) < 0.4 * n
-        wrong = data.subset(np.flatnonzero(chooses & ~right))
-        good = data.subset(np.flatnonzero(chooses & right))
-        part, rest = data.subset(np.flatnonzero(chooses)), data.subset(np.flatnonzero(~chooses))
-        others = good.examples
+        records += repairs_of(given, everything, rejected, flawed, split)
+    return records
 
-        def span(directions: list[object], nats: float) -> object:
-            return span_move(model, directions, wrong.examples, wrong.labels, others, within=TrustRegion(nats)).move
 
-        def best_single(directions: list[object], nats: float) -> object:
-            moves = {}
-            for j in flawed:
-                for sign in (1.0, -1.0):
-                    move, _ = scale_to_kl(
-                        model, jax.tree.map(lambda leaf: sign * leaf, directions[j]), others, nats
-                    )
-                    moves[f"{j} {sign:+.0f}"] = move
-            change = compare_moves(model, moves, part.examples, part.labels).change[:, 0]
-            return list(moves.values())[int(np.argmax(change))]
+def repairs_of(
+    given: Stage, everything: list[object], rejected: list[object], flawed: np.ndarray, split: int
+) -> list[dict]:
+    """Every method on one split."""
+    model, data = given.model, given.heldout
+    n, right, count, records = len(data), given.predicted == data.labels, len(everything), []
+    chooses = np.random.default_rng(split).permutation(n) < 0.4 * n
+    wrong = data.subset(np.flatnonzero(chooses & ~right))
+    good = data.subset(np.flatnonzero(chooses & right))
+    part, rest = data.subset(np.flatnonzero(chooses)), data.subset(np.flatnonzero(~chooses))
+    others = good.examples
 
-        g = gradient_step(model, wrong.examples, wrong.labels)
-        noise = random_directions(model, count, split)
-        methods = {
-            "span of components, loss gradient": lambda nats: span(everything, nats),
-            "span of components of errors, loss gradient": lambda nats: span([everything[j] for j in flawed], nats),
-            "best component, plain": lambda nats: best_single(everything, nats),
-            "best component, rejected": lambda nats: best_single(rejected, nats),
-            "one gradient step": lambda nats: scale_to_kl(model, g, others, nats)[0],
-            "fine-tune on the wrong ones": lambda nats: fine_tune(model, wrong.examples, wrong.labels, others, nats),
-            "span of random directions, loss gradient": lambda nats: span(noise, nats),
-        }
-        chosen = {}
-        for name, method in methods.items():
-            tried = {f"{nats:g}": method(nats) for nats in BUDGETS}
-            change = compare_moves(model, tried, part.examples, part.labels).change[:, 0]
-            chosen[name] = BUDGETS[int(np.argmax(change))], tried[f"{BUDGETS[int(np.argmax(change))]:g}"], change.max()
-        for name, directions in (("plain", everything), ("rejected", rejected)):
-            found = find_repairs(
-                model, [directions[j] for j in flawed], data.examples, data.labels, choosing=chooses, norm=0.3
-            )
-            best = int(np.argmax(found.chosen_change))
-            step = jax.tree.map(lambda leaf: 0.3 * found.sign[best] * leaf, directions[flawed[best]])
-            chosen[f"best component, {name}, norm 0.3"] = np.nan, step, found.chosen_change[best]
-        misled = given.misled[~chooses]
-        table = compare_moves(
-            model,
-            {name: move for name, (_, move, _) in chosen.items()},
-            rest.examples,
-            rest.labels,
-            groups={"misled": misled, "others": ~misled},
+    def span(directions: list[object], nats: float) -> object:
+        return span_move(model, directions, wrong.examples, wrong.labels, others, within=TrustRegion(nats)).move
+
+    def best_single(directions: list[object], nats: float) -> object:
+        moves = {}
+        for j in flawed:
+            for sign in (1.0, -1.0):
+                move, _ = scale_to_kl(model, times(sign, directions[j]), others, nats)
+                moves[f"{j} {sign:+.0f}"] = move
+        change = compare_moves(model, moves, part.examples, part.labels).change[:, 0]
+        return list(moves.values())[int(np.argmax(change))]
+
+    g = gradient_step(model, wrong.examples, wrong.labels)
+    noise = random_directions(model, count, split)
+    methods = {
+        "span of components, loss gradient": lambda nats: span(everything, nats),
+        "span of components of errors, loss gradient": lambda nats: span([everything[j] for j in flawed], nats),
+        "best component, plain": lambda nats: best_single(everything, nats),
+        "best component, rejected": lambda nats: best_single(rejected, nats),
+        "one gradient step": lambda nats: scale_to_kl(model, g, others, nats)[0],
+        "fine-tune on the wrong ones": lambda nats: fine_tune(model, wrong.examples, wrong.labels, others, nats),
+        "span of random directions, loss gradient": lambda nats: span(noise, nats),
+    }
+    chosen = {}
+    for name, method in methods.items():
+        tried = {f"{nats:g}": method(nats) for nats in BUDGETS}
+        change = compare_moves(model, tried, part.examples, part.labels).change[:, 0]
+        chosen[name] = BUDGETS[int(np.argmax(change))], tried[f"{BUDGETS[int(np.argmax(change))]:g}"], change.max()
+    for name, directions in (("plain", everything), ("rejected", rejected)):
+        found = find_repairs(
+            model, [directions[j] for j in flawed], data.examples, data.labels, choosing=chooses, norm=0.3
         )
-        for i, name in enumerate(table.names):
-            records.append(
-                {
-                    "method": name,
-                    "split": split,
-                    "budget": float(chosen[name][0]),
-                    "where chosen": 100 * float(chosen[name][2]),
-                    "all": 100 * float(table.change[i, 0]),
-                    "low": 100 * float(table.interval[i, 0, 0]),
-                    "high": 100 * float(table.interval[i, 0, 1]),
-                    "misled": 100 * float(table.change[i, 1]),
-                    "others": 100 * float(table.change[i, 2]),
-                    "KL": float(table.kl[i, 0]),
-                }
-            )
-            print(records[-1], flush=True)
+        best = int(np.argmax(found.chosen_change))
+        step = times(0.3 * float(found.sign[best]), directions[flawed[best]])
+        chosen[f"best component, {name}, norm 0.3"] = np.nan, step, found.chosen_change[best]
+    misled = given.misled[~chooses]
+    table = compare_moves(
+        model,
+        {name: move for name, (_, move, _) in chosen.items()},
+        rest.examples,
+        rest.labels,
+        groups={"misled": misled, "others": ~misled},
+    )
+    for i, name in enumerate(table.names):
+        records.append(
+            {
+                "method": name,
+                "split": split,
+                "budget": float(chosen[name][0]),
+                "where chosen": 100 * float(chosen[name][2]),
+                "all": 100 * float(table.change[i, 0]),
+                "low": 100 * float(table.interval[i, 0, 0]),
+                "high": 100 * float(table.interval[i, 0, 1]),
+                "misled": 100 * float(table.change[i, 1]),
+                "others": 100 * float(table.change[i, 2]),
+                "KL": float(table.kl[i, 0]),
+            }
+        )
+        print(records[-1], flush=True)
     return records
 
 
@@ -222,57 +225,63 @@ def forgetting(given: Stage, fast: bool) -> list[dict]:
     model, data = given.model, given.heldout
     tokens = np.asarray(data.examples)
     concept = (data.labels == 0) & (tokens[:, 0] == tokens[0, 0]) & (given.predicted == 0)
-    count = given.expanded.n_components
-    components = list(component_directions(model, given.expanded, np.arange(count)))
+    components = list(component_directions(model, given.expanded, np.arange(given.expanded.n_components)))
     records = []
     for split in SPLITS:
-        n = len(data)
-        chooses = np.random.default_rng(split).permutation(n) < 0.4 * n
-        marked, others = data.subset(np.flatnonzero(chooses & concept)), data.subset(np.flatnonzero(chooses & ~concept))
-        rest = data.subset(np.flatnonzero(~chooses))
-        held = concept[~chooses]
-        relearn = data.subset(np.flatnonzero(chooses & concept)[:32])
-        nats = 0.02
-        forget = {"aim": Aim.FORGET, "within": TrustRegion(nats)}
+        records += forgetting_of(given, components, concept, split)
+    return records
 
-        def moved_by(directions: list[object]) -> object:
-            return span_move(model, directions, marked.examples, marked.labels, others.examples, **forget).move
 
-        moves = {
-            "span of components": moved_by(components),
-            "gradient ascent": fine_tune(model, marked.examples, marked.labels, others.examples, nats, sign=-1.0),
-            "one step of gradient ascent": scale_to_kl(
-                model, gradient_step(model, marked.examples, marked.labels, 1.0), others.examples, nats
-            )[0],
-            "span of random directions": moved_by(random_directions(model, count, split)),
-        }
-        table = compare_moves(model, moves, rest.examples, rest.labels, groups={"concept": held, "others": ~held})
-        pefs = given.pefs.subset(np.flatnonzero(~chooses))
-        fit = npeff.fit_coefficients(given.expanded, pefs)
-        for i, (name, move) in enumerate(moves.items()):
-            told = collateral(model, given.expanded, pefs, rest.examples, move, fit=fit)
-            after = perturb(model, move)
-            recovered = fine_tune_steps(after, relearn.examples, relearn.labels, 20)
-            again = compare_moves(
-                model,
-                {"again": jax.tree.map(lambda a, b: a - b, recovered, model.params)},
-                rest.examples,
-                rest.labels,
-                groups={"concept": held},
-            )
-            records.append(
-                {
-                    "method": name,
-                    "split": split,
-                    "concept, points": 100 * float(table.change[i, 1]),
-                    "others, points": 100 * float(table.change[i, 2]),
-                    "KL of the concept": float(table.kl[i, 1]),
-                    "KL of others": float(table.kl[i, 2]),
-                    "rank agreement with eq. 5": float(told.agreement),
-                    "concept after 20 steps on 32": 100 * float(again.change[0, 1]),
-                }
-            )
-            print(records[-1], flush=True)
+def forgetting_of(given: Stage, components: list[object], concept: np.ndarray, split: int) -> list[dict]:
+    """Every method on one split."""
+    model, data, count, records = given.model, given.heldout, len(components), []
+    n = len(data)
+    chooses = np.random.default_rng(split).permutation(n) < 0.4 * n
+    marked, others = data.subset(np.flatnonzero(chooses & concept)), data.subset(np.flatnonzero(chooses & ~concept))
+    rest = data.subset(np.flatnonzero(~chooses))
+    held = concept[~chooses]
+    relearn = data.subset(np.flatnonzero(chooses & concept)[:32])
+    nats = 0.02
+    forget = {"aim": Aim.FORGET, "within": TrustRegion(nats)}
+
+    def moved_by(directions: list[object]) -> object:
+        return span_move(model, directions, marked.examples, marked.labels, others.examples, **forget).move
+
+    moves = {
+        "span of components": moved_by(components),
+        "gradient ascent": fine_tune(model, marked.examples, marked.labels, others.examples, nats, sign=-1.0),
+        "one step of gradient ascent": scale_to_kl(
+            model, gradient_step(model, marked.examples, marked.labels, 1.0), others.examples, nats
+        )[0],
+        "span of random directions": moved_by(random_directions(model, count, split)),
+    }
+    table = compare_moves(model, moves, rest.examples, rest.labels, groups={"concept": held, "others": ~held})
+    pefs = given.pefs.subset(np.flatnonzero(~chooses))
+    fit = npeff.fit_coefficients(given.expanded, pefs)
+    for i, (name, move) in enumerate(moves.items()):
+        told = collateral(model, given.expanded, pefs, rest.examples, move, fit=fit)
+        after = perturb(model, move)
+        recovered = fine_tune_steps(after, relearn.examples, relearn.labels, 20)
+        again = compare_moves(
+            model,
+            {"again": jax.tree.map(lambda a, b: a - b, recovered, model.params)},
+            rest.examples,
+            rest.labels,
+            groups={"concept": held},
+        )
+        records.append(
+            {
+                "method": name,
+                "split": split,
+                "concept, points": 100 * float(table.change[i, 1]),
+                "others, points": 100 * float(table.change[i, 2]),
+                "KL of the concept": float(table.kl[i, 1]),
+                "KL of others": float(table.kl[i, 2]),
+                "rank agreement with eq. 5": float(told.agreement),
+                "concept after 20 steps on 32": 100 * float(again.change[0, 1]),
+            }
+        )
+        print(records[-1], flush=True)
     return records
 
 
@@ -304,7 +313,9 @@ def steering(given: Stage, fast: bool) -> list[dict]:
         top = npeff.top_examples(W, int(j), 64)
         target = int(np.bincount(given.predicted[top], minlength=3).argmax())
         others = [k for k in np.argsort(-np.sum(W**2, axis=0))[:12] if k != j][:8]
-        chosen = dict(zip(["own", *(f"component {k}" for k in others)], component_directions(model, given.expanded, [j, *others])))
+        chosen = dict(
+            zip(["own", *(f"component {k}" for k in others)], component_directions(model, given.expanded, [j, *others]))
+        )
         chosen |= {f"random {i}": d for i, d in enumerate(random_directions(model, 8, int(j)))}
         found = steer(model, chosen, data.subset(top).examples, target, nats=0.1, n_sizes=5)
         print(found, flush=True)
@@ -349,7 +360,10 @@ def main() -> None:
     begin = time.process_time()
     given = stage(options.fast, options.cache)
     print(f"model and components: {time.process_time() - begin:.0f} s of CPU")
-    results: dict[str, object] = {"fast": options.fast, "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"}
+    results: dict[str, object] = {
+        "fast": options.fast,
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+    }
     for name, run, by in (
         ("repairs", repairs, "method"),
         ("forgetting", forgetting, "method"),

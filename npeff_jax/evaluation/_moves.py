@@ -7,6 +7,7 @@ as equation 5 predicts it and as it is.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -29,6 +30,9 @@ from npeff_jax.perturbation import (
     perturbed_kl,
     perturbed_predictions,
 )
+
+PASSES = Passes()
+"""What functions take where nothing is said."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,7 +89,7 @@ def compare_moves(
     labels: Int[np.ndarray, "n"],
     *,
     groups: Mapping[str, Bool[np.ndarray, "n"]] | None = None,
-    passes: Passes = Passes(),
+    passes: Passes = PASSES,
 ) -> MoveComparison:
     """Compute changes of accuracy and KL under moves of the parameters, by groups of examples.
 
@@ -114,14 +118,17 @@ def compare_moves(
     for name, mask in (groups or {}).items():
         masks[name] = check_group(name, mask, n)
     given = list(moves.values())
-    options = {"batch_size": passes.batch_size, "mesh": passes.mesh, "precision": passes.precision}
+    options: dict[str, Any] = {"batch_size": passes.batch_size, "mesh": passes.mesh, "precision": passes.precision}
     before = perturbed_predictions(model, examples, [no_move(model)], [0.0], **options)[0, 0] == truth
     after = perturbed_predictions(model, examples, given, [1.0], **options)[:, 0] == truth
     kl = perturbed_kl(model, examples, given, [1.0], **options)[:, 0]
     steps = after.astype(np.float64) - before
     change = np.stack([steps[:, mask].mean(axis=1) for mask in masks.values()], axis=1)
     half = np.stack(
-        [1.96 * steps[:, mask].std(axis=1, ddof=min(1, mask.sum() - 1)) / np.sqrt(mask.sum()) for mask in masks.values()],
+        [
+            1.96 * steps[:, mask].std(axis=1, ddof=min(1, mask.sum() - 1)) / np.sqrt(mask.sum())
+            for mask in masks.values()
+        ],
         axis=1,
     )
     return MoveComparison(
@@ -168,7 +175,7 @@ class Collateral:
     def __repr__(self) -> str:
         first = ", ".join(f"{self._name(int(j))} {self.measured[j]:.2g}" for j in self.order[:5])
         return (
-            f"Collateral of a move over {len(self.measured)} components: mean KL of all examples {self.others:.2g} nats, "
+            f"Collateral of a move over {len(self.measured)} components: mean KL of all examples {self.others:.2g}, "
             f"of the top {self.n_top} of components {first}; rank correlation with equation 5 {self.agreement:.2f}"
         )
 
@@ -195,7 +202,7 @@ def collateral(
     *,
     fit: CoefficientFit | Decomposition,
     n_top: int = 32,
-    passes: Passes = Passes(),
+    passes: Passes = PASSES,
 ) -> Collateral:
     """Compute how far a move takes the predictions of each component's top examples, predicted and measured.
 
@@ -218,9 +225,11 @@ def collateral(
     examples = take_examples(examples)
     n = count_examples(examples)
     if len(W) != n or pefs.n_examples != n:
-        raise ValueError(f"there are {n} examples, {pefs.n_examples} PEFs and {len(W)} rows of coefficients; pass the same")
+        raise ValueError(
+            f"there are {n} examples, {pefs.n_examples} PEFs and {len(W)} rows of coefficients; pass the same"
+        )
     expected = predict(subject, W, np.asarray(pefs.norms), move)
-    options = {"batch_size": passes.batch_size, "mesh": passes.mesh, "precision": passes.precision}
+    options: dict[str, Any] = {"batch_size": passes.batch_size, "mesh": passes.mesh, "precision": passes.precision}
     found = perturbed_kl(model, examples, [move], [1.0], **options)[0, 0]
     predicted, measured = np.full((2, W.shape[1]), np.nan)
     for j in range(W.shape[1]):
@@ -242,5 +251,7 @@ def check_group(name: str, mask: object, n: int) -> Bool[np.ndarray, "n"]:
     if found.dtype != bool:
         raise TypeError(f"group {name!r} has dtype {found.dtype}; expected a Boolean mask over the examples")
     if found.shape != (n,) or not found.any():
-        raise ValueError(f"group {name!r} has shape {found.shape} and {found.sum()} examples; expected ({n},), some true")
+        raise ValueError(
+            f"group {name!r} has shape {found.shape} and {found.sum()} examples; expected ({n},), some true"
+        )
     return found

@@ -1,6 +1,7 @@
 """A repair in the span of components, from a split: some examples choose the move, others report."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -24,6 +25,9 @@ from npeff_jax.perturbation import (
     perturbed_predictions,
     span_move,
 )
+
+WITHIN, PASSES = TrustRegion(), Passes()
+"""What functions take where nothing is said."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,9 +71,9 @@ def repair(
     *,
     choosing: float = 0.4,
     components: Components | None = None,
-    within: TrustRegion = TrustRegion(),
+    within: TrustRegion = WITHIN,
     seed: int = 0,
-    passes: Passes = Passes(),
+    passes: Passes = PASSES,
 ) -> Repair:
     """Find a move in the span of components by the loss gradient of wrong predictions, and report it on a split.
 
@@ -103,12 +107,12 @@ def repair(
     order = np.random.default_rng(check_integer("seed", seed, 0)).permutation(n)
     chooses = np.zeros(n, bool)
     chooses[order[: round(choosing * n)]] = True
-    options = {"batch_size": passes.batch_size, "mesh": passes.mesh, "precision": passes.precision}
+    options: dict[str, Any] = {"batch_size": passes.batch_size, "mesh": passes.mesh, "precision": passes.precision}
     right = perturbed_predictions(model, examples, [no_move(model)], [0.0], **options)[0, 0] == truth
     for mask, name in ((chooses, "choose"), (~chooses, "report")):
         if not mask.any() or right[mask].all() or not right[mask].any():
             raise ValueError(
-                f"of the {mask.sum()} examples that {name}, {int(right[mask].sum())} are predicted right; a repair needs "
+                f"of the {mask.sum()} examples that {name}, {int(right[mask].sum())} are right; a repair needs "
                 "both right and wrong ones: pass more examples, or another fraction"
             )
     wrong_ones, right_ones = np.flatnonzero(chooses & ~right), np.flatnonzero(chooses & right)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from npeff_jax._html import facts_html, table_html
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.models import Model, check_model
 from npeff_jax.perturbation import Passes, batches, check_direction, check_positive, perturb, perturbed_kl, scale_to_kl
+
+PASSES = Passes()
+"""What functions take where nothing is said."""
 
 LINEAR = 0.1
 """Part of the linear prediction by which the response may miss it within the linear range."""
@@ -83,8 +87,8 @@ class Steering:
         others = [reach for other, reach in self.reach.items() if other != name]
         compared = f"; others {min(others):.3g} to {max(others):.3g}" if others else ""
         return (
-            f"Steering of {self.behaviour} along {name!r}: {own.behaviour[0]:.3g} to {own.behaviour[-1]:.3g} at mean KL "
-            f"{self.nats:.2g} either way, linear from {low:.3g} to {high:.3g}{compared}"
+            f"Steering of {self.behaviour} along {name!r}: {own.behaviour[0]:.3g} to {own.behaviour[-1]:.3g} at a KL "
+            f"of {self.nats:.2g} either way, linear from {low:.3g} to {high:.3g}{compared}"
         )
 
     def _repr_html_(self) -> str:
@@ -133,7 +137,7 @@ def steer(
     *,
     nats: float = 0.1,
     n_sizes: int = 6,
-    passes: Passes = Passes(),
+    passes: Passes = PASSES,
 ) -> Steering:
     """Sweep the step size along directions, both ways, and measure a behaviour of the predictions.
 
@@ -157,13 +161,16 @@ def steer(
     examples, nats = take_examples(examples), check_positive("nats", nats)
     n_sizes = check_integer("n_sizes", n_sizes, 2)
     if not isinstance(directions, Mapping) or not directions:
-        raise ValueError("directions is empty or has no names; pass a dict of name to pytree shaped like the parameters")
+        raise ValueError(
+            "directions is empty or has no names; pass a dict of name to pytree shaped like the parameters"
+        )
     for name, direction in directions.items():
         check_direction(model, direction, f"directions[{name!r}]")
     told, function = _behaviour(model, examples, behaviour)
     measured = jax.jit(lambda params, batch: jax.vmap(lambda x: function(model.logits_fn(params, x)))(batch))
     fractions = np.arange(1, n_sizes + 1) / n_sizes
-    n, options = count_examples(examples), {"batch_size": passes.batch_size, "mesh": passes.mesh}
+    n = count_examples(examples)
+    options: dict[str, Any] = {"batch_size": passes.batch_size, "mesh": passes.mesh}
     size = min(passes.batch_size, n)
 
     def values_at(move: PyTree, scale: float) -> Float[np.ndarray, "n"]:
@@ -178,7 +185,7 @@ def steer(
         norm = float(np.linalg.norm(unit))
         ends = {}
         for sign in (-1.0, 1.0):
-            move, _ = scale_to_kl(model, jax.tree.map(lambda leaf: sign * leaf, direction), examples, nats, passes=passes)
+            move, _ = scale_to_kl(model, _times(sign, direction), examples, nats, passes=passes)
             ends[sign] = float(np.linalg.norm(np.asarray(model.space.ravel(move), np.float64)))
         scales = np.concatenate([-ends[-1.0] * fractions[::-1], [0.0], ends[1.0] * fractions])
         along = model.space.unravel(jnp.asarray(unit / norm, jnp.float32))
@@ -188,6 +195,10 @@ def steer(
         kl = perturbed_kl(model, examples, [along], scales, **options)[0].mean(axis=1)
         responses[name] = Response(scales, values.mean(axis=1), error, kl)
     return Steering(responses, told, nats)
+
+
+def _times(scale: float, direction: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: scale * leaf, direction)
 
 
 def _behaviour(

@@ -34,7 +34,7 @@ class TuningEvidence:
     Attributes:
         names: of the t concepts.
         gap: (t,), energy explained in marked held-out examples beyond that in others.
-        interval: (t, 2), 95% bootstrap interval, over held-out examples, of the gap minus the mean gap of permuted marks.
+        interval: (t, 2), 95% bootstrap interval, over held-out examples, of the gap minus the mean of `null`.
         null: (p, t), gaps of components that were asked for with permuted marks.
         auc: (t,), of coefficients against held-out marks.
         null_auc: (p, t), the same with permuted marks.
@@ -140,7 +140,7 @@ def tuning_evidence(
         raise ValueError("this decomposition has frozen components; test one that decompose made")
     if 1 / (n_permutations + 1) > level:
         raise ValueError(
-            f"n_permutations={n_permutations} cannot reach level={level}; ask for at least {int(np.ceil(1 / level)) - 1}"
+            f"n_permutations={n_permutations} cannot reach {level=}; ask for at least {int(np.ceil(1 / level)) - 1}"
         )
     if solver is not None and describe(solver) != settings["solver"]:
         raise ValueError(f"the decomposition was made with {settings['solver']['name']}(...); pass that solver")
@@ -176,7 +176,9 @@ def tuning_evidence(
 
 def _heldout(name: str, given: Mapping[str, Any], n: int) -> Float[np.ndarray, "n"]:
     if name not in given:
-        raise ValueError(f"heldout_marks has no {name!r}; it has {list(given)}: mark held-out examples of every concept")
+        raise ValueError(
+            f"heldout_marks has no {name!r}; it has {list(given)}: mark held-out examples of every concept"
+        )
     marks = Tuning(name, given[name]).marks
     if marks.shape != (n,):
         raise ValueError(f"the held-out marks of {name!r} are {marks.size}; there are {n} held-out examples")

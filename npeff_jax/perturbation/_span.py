@@ -62,6 +62,10 @@ class TrustRegion:
         )
 
 
+WITHIN, PASSES = TrustRegion(), Passes()
+"""What functions take where nothing is said."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpanMove:
     """A move δ = Σ_j c_j d_j of the parameters.
@@ -115,12 +119,12 @@ def span_move(
     others: Examples,
     *,
     aim: Aim = Aim.REPAIR,
-    within: TrustRegion = TrustRegion(),
-    passes: Passes = Passes(),
+    within: TrustRegion = WITHIN,
+    passes: Passes = PASSES,
 ) -> SpanMove:
     """Find the move in the span of directions that changes the loss most for a stated KL elsewhere.
 
-    Section 3.5 suggests the loss gradient for repairs; here it chooses sign, size and combination of components at once.
+    Section 3.5 suggests the loss gradient for repairs; here it chooses sign, size and combination at once.
 
     Args:
         model: with a `Categorical` output. It is not changed.
@@ -183,7 +187,7 @@ def span_move(
 
 
 def scale_to_kl(
-    model: Model, direction: PyTree, others: Examples, nats: float, *, passes: Passes = Passes()
+    model: Model, direction: PyTree, others: Examples, nats: float, *, passes: Passes = PASSES
 ) -> tuple[PyTree, float]:
     """Scale a direction so that the mean KL on some examples is a stated one, and return it with that KL.
 
@@ -293,9 +297,7 @@ def _sums(
     output: Categorical,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of one batch: derivatives of the summed loss (d,), the summed Fisher in the span (d, d), the summed loss."""
-    at = tuple(
-        (jnp.asarray(leaf, jnp.float32) + step) for leaf, step in zip(space.select(params), space.select(delta))
-    )
+    at = tuple((jnp.asarray(leaf, jnp.float32) + step) for leaf, step in zip(space.select(params), space.select(delta)))
 
     def logits_of(selected: tuple[jax.Array, ...]) -> jax.Array:
         return jax.vmap(logits_fn, (None, 0))(space.join(params, selected), batch).astype(jnp.float32)

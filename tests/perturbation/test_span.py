@@ -56,17 +56,16 @@ def test_several_steps_and_more_budget_go_further(linear):
     model, x, y, directions = linear
     losses = []
     for nats, steps in ((1e-3, 1), (0.05, 1), (0.05, 4)):
-        found = span_move(
-            model, directions, x[:20], y[:20], x[20:], within=TrustRegion(nats, steps, ridge=0.01)
-        )
+        found = span_move(model, directions, x[:20], y[:20], x[20:], within=TrustRegion(nats, steps, ridge=0.01))
         assert 0.9 * nats <= found.kl <= nats
         losses.append(found.loss[1])
     start = by_hand(model, x[:20], y[:20], directions)[2]
-    assert start > losses[0] > losses[1] and start - losses[2] > 0.98 * (start - losses[1])
+    assert start > losses[0] > losses[1]
+    assert start - losses[2] > 0.98 * (start - losses[1])
     # no unit vector of the span at the same KL does better than several steps
     rng = np.random.default_rng(1)
     for c in rng.normal(size=(20, 5)):
-        direction = jax.tree.map(lambda *leaves: sum(a * b for a, b in zip(c, leaves)), *directions)
+        direction = jax.tree.map(lambda *leaves, c=c: sum(a * b for a, b in zip(c, leaves, strict=True)), *directions)
         move, kl = scale_to_kl(model, direction, x[20:], 0.05)
         assert 0.045 <= kl <= 0.05
         assert by_hand(model, x[:20], y[:20], directions, np.asarray(move["w"]))[2] > losses[2]
@@ -88,7 +87,7 @@ def test_a_batch_of_any_size(linear):
 
 
 def test_what_is_refused(linear):
-    model, x, y, directions = linear
+    model, x, y, _ = linear
     with pytest.raises(ValueError, match="directions is empty"):
         span_move(model, [], x, y, x)
     nothing = {"w": jnp.ones((4, 3))}  # adds the same to every logit
