@@ -48,8 +48,8 @@ parameters was planned, and with them a quarter of the time of a decomposition. 
 _TOP = 16
 _OTHERS = 4
 _NULLS = npeff.Nulls(n_random_examples=32, n_random_directions=2, n_other_components=_OTHERS)
-"""What a first report needs of a component: is it moved more than what it is held against? On two cores the paper's
-settings (128 top examples, all others, every other component) take ten times as long as all the rest."""
+"""What a first report needs of a component: is it moved more than what it is held against? The paper's settings
+(128 top examples, all others, every other component) take five times as many forward passes: most of the time there is."""
 
 
 def explain(
