@@ -59,7 +59,7 @@ class NormSummary:
             median=float(np.median(norms[usable])) if usable.any() else float("nan"),
             largest=float(np.max(norms[usable])) if usable.any() else float("nan"),
             threshold=threshold,
-            outliers=order[norms[order] > threshold],
+            outliers=order[norms[order].astype(np.float64) > threshold],  # which float32 may not hold
             failed=failed,
             uninformative=np.flatnonzero(norms == 0),
         )
