@@ -77,8 +77,8 @@ class BatchRows:
         def program(room: int | None, at_once: int, *args: Any) -> Any:
             return self._mapped(functools.partial(rows, room), at_once if then is not None else None)(*args)
 
-        # Products of several cotangents with one activation would be merged, and each gradient copied out of the result:
-        # twice the memory of the rows.
+        # Products of several cotangents with one activation would be merged, and each gradient copied out of the
+        # result: twice the memory of the rows.
         options = {} if mesh.devices.flat[0].platform == "cpu" else {"xla_gpu_dot_merger_threshold_mb": "0"}
         self._rows = jax.jit(program, static_argnums=(0, 1), compiler_options=options)
         self._count = jax.jit(self._mapped(count))

@@ -7,7 +7,7 @@ exact K among these survivors by their digits. Where the sample misled, other th
 Batches by `jax.vmap`: every loop ends when the last example of the batch is done.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +33,13 @@ LIMIT = 1 << 32
 
 
 class Kept(NamedTuple):
-    """What was selected of one example: room for so many entries, the first ``count`` used, by row, then parameter.
+    """What was selected of one example: room for so many entries, the first ``n_kept`` used, by row, then parameter.
 
     Attributes:
         rows: (room,), row of each entry.
         indices: (room,), its parameter.
         values: (room,), zero where not used.
-        count: how many are used.
+        n_kept: how many are used.
         whole: whether every non-zero of all rows is kept.
         own: (c, c), S Sᵀ of the kept entries S.
         cross: (c, c), D Sᵀ of the dropped entries D.
@@ -51,7 +51,7 @@ class Kept(NamedTuple):
     rows: Int[Array, "room"]
     indices: UInt32[Array, "room"]
     values: Float[Array, "room"]
-    count: Int[Array, ""]
+    n_kept: Int[Array, ""]
     whole: Bool[Array, ""]
     own: Float[Array, "c c"]
     cross: Float[Array, "c c"]
@@ -64,7 +64,7 @@ class _Found(NamedTuple):
     """Bits of all entries at or above a magnitude, or, where too many tie, those above and the first that tie."""
 
     words: UInt32[Array, "words"]
-    count: UInt32[Array, ""]
+    number: UInt32[Array, ""]
     below: Int[Array, ""]  # what `DeviceRows.gram_below` is asked for
     all_nonzero: Bool[Array, ""]
     passes: Int[Array, ""]
@@ -85,7 +85,7 @@ def largest_on_device(rows: DeviceRows, number: Int[Array, ""] | int, room: int)
     found = _survivors(rows, number, room, cap)
     word, bit = places(found.words, cap)
     lane, part, inside, parameter = rows.locate(word, bit)
-    columns, used = rows.at(part, inside), jnp.arange(cap) < found.count
+    columns, used = rows.at(part, inside), jnp.arange(cap) < found.number
     scores = rows.scores(columns)
     row_of = jnp.arange(rows.n_rows)[:, None]
     own_score = jnp.where(used, _picked(scores, lane), 0)
@@ -112,7 +112,7 @@ def largest_on_device(rows: DeviceRows, number: Int[Array, ""] | int, room: int)
     rest = rows.gram_below(found.below) + _product(dropped * weight, dropped) - _product(low * weight, low)
     here = jnp.where(chosen & (rows.shared | (row_of == lane)) & kept, columns, 0.0)
     own, cross = _product(jnp.where(kept, columns, 0.0), here), _product(dropped, here)
-    whole = found.all_nonzero & (found.count <= number) & (rows.wanted == rows.n_rows) & (not rows.shared)
+    whole = found.all_nonzero & (found.number <= number) & (rows.wanted == rows.n_rows) & (not rows.shared)
 
     # Together at the front, by row, then parameter.
     if rows.shared:
@@ -147,7 +147,7 @@ def _survivors(rows: DeviceRows, number: UInt32[Array, ""], room: int, cap: int)
 
     first, second = guess(expected), guess(2 * expected + 8)
 
-    def look(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def look(state: Any) -> Any:
         """One read. Fewer than ``number`` reach ``high``; as many or more reach ``low``, 0 where none was tried."""
         low, high, tried, _, best, best_count, passes = state
         words = rows.reaching(tried)
@@ -161,16 +161,16 @@ def _survivors(rows: DeviceRows, number: UInt32[Array, ""], room: int, cap: int)
         return low, high, following, done, jnp.where(taken, words, best), jnp.where(taken, n, best_count), passes + 1
 
     blank = jnp.zeros(rows.lanes * rows.n_words, jnp.uint32)
-    start = (jnp.int32(0), jnp.int32(INFINITY + 1), first, jnp.bool_(False), blank, jnp.uint32(0), jnp.int32(0))
+    start: Any = (jnp.int32(0), jnp.int32(INFINITY + 1), first, jnp.bool_(False), blank, jnp.uint32(0), jnp.int32(0))
     low, _, _, _, words, n, passes = jax.lax.while_loop(lambda state: ~state[3], look, start)
 
-    def keep_first_ties(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def keep_first_ties(state: Any) -> Any:
         words, _, _, passes = state
         above = rows.reaching(low + 1)
         return above | first_set(words & ~above, number - count(above)), number, low + 1, passes + 1
 
-    start = (words, n, low, passes)
-    words, n, below, passes = jax.lax.while_loop(lambda state: state[1] > cap, keep_first_ties, start)
+    found = jax.lax.while_loop(lambda state: state[1] > cap, keep_first_ties, (words, n, low, passes))
+    words, n, below, passes = found
     return _Found(words, n, below, low == 1, passes)
 
 

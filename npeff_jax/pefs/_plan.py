@@ -22,7 +22,6 @@ from npeff_jax.pefs._batch import BatchRows, on_host
 from npeff_jax.pefs._driver import as_representation, describe_run, labels_for, rows_for
 from npeff_jax.pefs._keep import as_selection
 from npeff_jax.pefs._memory import choose_at_once, choose_batch_size, program_bytes
-from npeff_jax.pefs._rows import HostRows
 from npeff_jax.pefs._schema import Normalization
 from npeff_jax.pefs._sparsify import Sparsifier
 from npeff_jax.pefs._step import SelectOn, selects_on_device
@@ -295,7 +294,7 @@ def _few(examples: Examples, labels: Any, number: int) -> tuple[Examples, Any]:
     return jax.tree.map(lambda leaf: leaf[:number], examples), None if labels is None else labels[:number]
 
 
-def _ranks(one: HostRows) -> Iterator[int]:
+def _ranks(one: Any) -> Iterator[int]:
     """How many principal rows hold each fraction of the trace."""
     held = np.cumsum(np.linalg.eigvalsh(one.gram.astype(np.float64))[::-1])
     for trace in TRACES:

@@ -123,9 +123,10 @@ class Sparsifier:
         """
         _check_finite(one, self.schema, number)
         if isinstance(one, HostEntries):
-            kept, used = one.kept, int(one.kept.count)
+            kept, used = one.kept, int(one.kept.n_kept)
             held = device_fidelity(one, self.schema.kind is FisherKind.DIAGONAL)
-            entries, whole = (kept.rows[:used], kept.indices[:used], kept.values[:used]), bool(kept.whole)
+            entries: Any = (kept.rows[:used], kept.indices[:used], kept.values[:used])
+            whole = bool(kept.whole)
             turned = Rotation(None, one.gram.astype(np.float64), one.n_rows)
         else:
             turned = self.representation.rotation(one.gram.astype(np.float64), one.n_rows, np)
