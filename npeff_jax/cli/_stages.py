@@ -35,6 +35,7 @@ def plan(
     seed: int = 0,
     all_devices: Flag = False,
     figure: MaybePath = None,
+    by_parameters: Flag = False,
 ) -> None:
     """Measure on a few examples how long PEFs will take, how large they get, and what each choice of --keep loses.
 
@@ -49,25 +50,52 @@ def plan(
         seed: of their choice.
         all_devices: use every device rather than the first.
         figure: also draw what is kept and lost against --keep, into this file.
+        by_parameters: compare explaining all parameters, attention alone, the last layer, a LoRA, … as far as they are
+            named so: m, memory and time of each.
     """
     import npeff_jax
 
     model, data = explained.load(progress=True)
-    found = npeff_jax.plan(
-        model,
-        data.examples,
-        fishers.representation(),
-        keep=keep or None,
-        n_sampled=n_sampled,
-        max_error=max_error,
-        seed=seed,
-        mesh=mesh_of(all_devices),
-    )
+    settings: dict[str, Any] = {"keep": keep or None, "max_error": max_error, "seed": seed}
+    settings["mesh"] = mesh_of(all_devices)
+    if by_parameters:
+        if figure is not None:
+            raise ValueError("--figure draws one plan, --by-parameters makes several; leave one of them out")
+        print(npeff_jax.plan_parameters(model, data.examples, fishers.representation(), n_sampled=2, **settings))
+        print("choose with --mask and globs over the names, such as '*attn*'")
+        return
+    found = npeff_jax.plan(model, data.examples, fishers.representation(), n_sampled=n_sampled, **settings)
     print(found)
     if figure is not None:
         with needs("--figure"):
             drawn = found.figure()
         drawn.savefig(output_file(figure))
+
+
+@stage
+def encode(explained: Explained, out: Path, progress: Show = Show.BAR, overwrite: Flag = False) -> None:
+    """Write examples as arrays, once, for every command after it: --examples OUT. Next: npeff plan, npeff pefs.
+
+    Texts are tokenized, the positions that a causal language model predicts become examples of their own, and answers
+    are drawn (--generate), which takes longest. What is shown of each example goes with it.
+
+    Args:
+        explained: what is explained.
+        out: .npz file to write.
+        progress: a bar, JSON lines, or none.
+        overwrite: replace what is there.
+    """
+    if out.suffix != ".npz":
+        raise ValueError(f"--out {out} must end in .npz")
+    _, data = explained.load(progress_of(progress))
+    arrays = data.examples if isinstance(data.examples, dict) else {"inputs": data.examples}
+    beside = {"labels": data.labels, "groups": data.groups}
+    if data.display is not None and not hasattr(data.display, "shape"):
+        beside["display"] = np.array(data.display, dtype=np.str_)
+    part = out.with_name(out.name + ".part.npz")
+    np.savez_compressed(part, **arrays, **{name: array for name, array in beside.items() if array is not None})
+    part.replace(out)
+    print(f"{len(data):,} examples of {', '.join(f'{k} {np.shape(v)[1:]}' for k, v in arrays.items())}")
 
 
 @stage
@@ -127,6 +155,9 @@ def decompose(
     pefs: Path,
     out: Path,
     n_components: int,
+    tunings: MaybePath = None,
+    follow: float = 0.1,
+    avoid: float = 1.0,
     seed: int = 0,
     max_steps: int = 500,
     tolerance: float = 1e-5,
@@ -144,6 +175,10 @@ def decompose(
         pefs: what "npeff pefs" wrote.
         out: directory to write the decomposition to.
         n_components: how many; the paper has 512 for 50,000 examples. Too many split, too few mix what they stand for.
+        tunings: .csv file of marks on the examples of these PEFs: a column for each component that is asked for,
+            under its name, a row for each example; 1 or yes, 0 or no, a weight, nothing where it is unknown.
+        follow: how tightly marked examples are tied to their marks, from 0 to 1.
+        avoid: how tightly examples marked zero are tied to zero, from 0 to 1.
         seed: of the start. Decompose with several and compare before trusting single components.
         max_steps: iterations at most.
         tolerance: relative decrease of the loss a step below which it stops.
@@ -156,10 +191,12 @@ def decompose(
     import npeff_jax
 
     unfinished = out.with_name(out.name + ".checkpoints").resolve()
+    asked = None if tunings is None else npeff_jax.read_tunings(tunings, follow=follow, avoid=avoid)
     found = npeff_jax.decompose(
         npeff_jax.load_pefs(pefs),
         n_components,
         seed=seed,
+        tunings=asked,
         stopping=npeff_jax.Stopping(max_steps=max_steps, tolerance=tolerance),
         min_count=min_count,
         rows=rows_of(rows),
@@ -169,7 +206,10 @@ def decompose(
     )
     found.save(out)
     shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"loss {found.history.loss[-1]:.4f} of the PEFs' squared norm; {found.stopped}")
+    print(f"loss {found.loss:.4f} of the PEFs' squared norm; {found.stopped}")
+    for component, name in found.names.items():
+        energy = np.sum(found.coefficients[:, component].astype(np.float64) ** 2) / found.settings["squared_norm"]
+        print(f"component {component} is {name!r}: {energy:.1%} of the squared norm")
 
 
 @stage

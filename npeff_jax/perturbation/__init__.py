@@ -23,6 +23,7 @@ from npeff_jax.perturbation._divergence import Passes as Passes
 from npeff_jax.perturbation._divergence import batches as batches
 from npeff_jax.perturbation._divergence import iterate_perturbed_kl as iterate_perturbed_kl
 from npeff_jax.perturbation._divergence import perturbed_kl as perturbed_kl
+from npeff_jax.perturbation._divergence import perturbed_kl_error as perturbed_kl_error
 from npeff_jax.perturbation._divergence import perturbed_predictions as perturbed_predictions
 from npeff_jax.perturbation._edit import Edit as Edit
 from npeff_jax.perturbation._edit import KLBudget as KLBudget
@@ -36,3 +37,8 @@ from npeff_jax.perturbation._gradients import Sampling as Sampling
 from npeff_jax.perturbation._gradients import dataset_fisher as dataset_fisher
 from npeff_jax.perturbation._gradients import loss_gradient as loss_gradient
 from npeff_jax.perturbation._gradients import loss_sign as loss_sign
+from npeff_jax.perturbation._span import Aim as Aim
+from npeff_jax.perturbation._span import SpanMove as SpanMove
+from npeff_jax.perturbation._span import TrustRegion as TrustRegion
+from npeff_jax.perturbation._span import scale_to_kl as scale_to_kl
+from npeff_jax.perturbation._span import span_move as span_move
