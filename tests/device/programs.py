@@ -1,8 +1,14 @@
-"""Targets to compile for, models of real shapes without a number in them, and what to look for in a compiled program."""
+"""Targets to compile for, models of real shapes without a number in them, and what to look for in programs.
 
+python tests/device/programs.py bert:h100:1 resnet:t4:1 ...    # a line of JSON per program, in minutes each
+"""
+
+import json
 import math
 import pathlib
 import re
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +18,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import npeff_jax as npeff
+from npeff_jax._machine import DEVICE_SHARE
 from npeff_jax.pefs import BatchRows
 from npeff_jax.pefs._keep import as_selection
-from npeff_jax.pefs._memory import program_bytes
+from npeff_jax.pefs._memory import MOST_EXAMPLES, ON_DEVICE, program_bytes
 from npeff_jax.pefs._step import entries_of
 
 HERE = pathlib.Path(__file__).parent
@@ -140,7 +147,8 @@ def resnet(stages=(3, 4, 6, 3), width=64, size=224, classes=3):
     for s, blocks in enumerate(stages):
         inner = width * 2**s
         for b in range(blocks):
-            block = {"reduce": conv(n_in, inner, 1), "middle": conv(inner, inner, 3), "expand": conv(inner, 4 * inner, 1)}
+            block = {"reduce": conv(n_in, inner, 1), "middle": conv(inner, inner, 3)}
+            block["expand"] = conv(inner, 4 * inner, 1)
             shapes[f"block{s}_{b}"] = block | ({"skip": conv(n_in, 4 * inner, 1)} if b == 0 else {})
             n_in = 4 * inner
     shapes["head"] = _linear(n_in, classes)
@@ -177,8 +185,8 @@ def model_of(build, dtype="float32"):
 class ForTarget(BatchRows):
     """A step for devices that are not there: shapes are passed where arrays would be placed."""
 
-    def __init__(self, model, representation, keep, mesh, at_once, *, shares=1, precision="highest", placed=lambda leaf: ()):
-        self._axes = placed
+    def __init__(self, model, representation, keep, mesh, at_once, *, shares=1, precision="highest", axes=None):
+        self._axes = axes or (lambda leaf: ())
         then = None if keep is None else lambda one: entries_of(representation, as_selection(keep), one)
         size = at_once * shares * mesh.shape["examples"]
         super().__init__(model, representation, mesh, size, precision, then, at_once)
@@ -198,7 +206,52 @@ class ForTarget(BatchRows):
             return self._rows.lower(None, self.at_once, self._params, self._seed, batch, numbers, numbers)
 
 
+def scatters_of_selection(text):
+    """The sizes of scatters that are no part of a gradient."""
+    lines = [line for line in text.splitlines() if re.search(r" scatter\(", line) and "jvp" not in line]
+    return [longest(line + "\n", "scatter") for line in lines]
+
+
 def compiled_step(*args, example, **kwargs):
     """The optimised program of a step, and the bytes per device beside its arguments."""
     compiled = ForTarget(*args, **kwargs).lowered(example).compile()
     return compiled.as_text(), program_bytes(compiled)
+
+
+def planned(target, model, c=2):
+    """How many examples a device has room for by the first guess, without having compiled anything."""
+    return max(1, min(MOST_EXAMPLES, int(DEVICE_SHARE * MEMORY[target] // (ON_DEVICE * 4 * c * model.space.size))))
+
+
+def figures(name, target, devices, keep=65_536):
+    """What a step of the planned size is once compiled, as a row of a table."""
+    model, example = model_of(MODELS[name](), "bfloat16" if name == "llama" else "float32")
+    mesh, at_once = mesh_of(target, devices, ("examples",)), planned(target, model)
+    began = time.perf_counter()
+    text, memory = compiled_step(model, npeff.LowRank(), keep, mesh, at_once, example=example)
+    guessed = at_once
+    if memory > DEVICE_SHARE * MEMORY[target]:  # as `BatchRows` does
+        at_once = max(1, min(at_once - 1, int(at_once * DEVICE_SHARE * MEMORY[target] / memory)))
+        text, memory = compiled_step(model, npeff.LowRank(), keep, mesh, at_once, example=example)
+    return {
+        "model": name,
+        "target": target,
+        "devices": devices,
+        "parameters": model.space.size,
+        "examples at once by the first guess": guessed,
+        "examples at once": at_once,
+        "GB per device": memory / 1e9,
+        "over rows": memory / (at_once * 8 * model.space.size),
+        "longest sort": longest(text, "sort"),
+        "largest scatter of selection": max(scatters_of_selection(text), default=0),
+        "callbacks": len(CALLBACKS.findall(text)),
+        "collectives": {name: count(text, name) for name in COLLECTIVES if count(text, name)},
+        "products without precision": len(imprecise_dots(text)),
+        "seconds to compile": time.perf_counter() - began,
+    }
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:] or ["bert:h100:1", "bert:h100:8", "bert:a100:1", "bert:t4:1"]:
+        name, target, devices = argument.split(":")
+        print(json.dumps(figures(name, target, int(devices))), flush=True)
