@@ -264,6 +264,26 @@ def test_what_cannot_be_selected_on_a_device_says_so():
     assert npeff.compute_pefs(model, x, keep=Own(3), progress=False).values.any()
 
 
+def test_an_own_selection_with_a_way_on_the_device():
+    """The guide's: more per row, up to a limit."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Capped(npeff.PerRow):
+        most: int = 11
+
+        def select(self, rows):
+            return largest(rows, min(self.entries * rows.wanted, self.most))
+
+        def select_on_device(self, rows):
+            return largest_on_device(rows, jnp.minimum(self.entries * rows.wanted, self.most), self.most)
+
+    model, x = mlp(), inputs(5)
+    run = {"keep": Capped(5), "progress": False}
+    host, device = (npeff.compute_pefs(model, x, select_on=where, **run) for where in ("host", "device"))
+    assert_same(host, device)
+    np.testing.assert_array_equal(np.count_nonzero(device.values, axis=1), 11)
+
+
 def test_examples_that_are_not_finite_are_skipped():
     model, x = npeff.Model(lambda p, x: jnp.stack([p @ jnp.log(x), p[0]]), jnp.ones(40)), np.ones((9, 40), np.float32)
     x[4] = -1.0
