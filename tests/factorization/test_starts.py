@@ -1,0 +1,166 @@
+"""Starts: a given one is used, its loss is never exceeded; of several, the best one goes on."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from problems import oracle_loss
+
+import npeff_jax as npeff
+from npeff_jax.factorization._restarts import check_restarts
+from npeff_jax.pefs import FisherKind
+from npeff_jax.tasks import pefs_of_rows, planted, planted_diagonal
+
+QUIET = {"progress": False}
+
+
+class Killed(Exception):
+    pass
+
+
+def kill(iterate):
+    raise Killed
+
+
+def noisy_diagonal(noise=0.5, **options):
+    """The planted diagonal problem with every entry multiplied by noise."""
+    problem = planted_diagonal(**options)
+    spread = 1 + noise * np.random.default_rng(9).uniform(-1, 1, problem.fishers.shape)
+    fishers = problem.fishers * spread
+    pefs = pefs_of_rows(fishers[:, None, :], FisherKind.DIAGONAL)
+    return dataclasses.replace(problem, pefs=pefs, fishers=fishers)
+
+
+@pytest.mark.parametrize(
+    ("make", "solver"),
+    [
+        (planted, npeff.DampedALS()),
+        (planted, npeff.DampedALS(warm_up=0)),
+        (planted, npeff.GradientDescent(learning_rate=3e-3, warm_up=0)),
+        (noisy_diagonal, npeff.HALS()),
+        (noisy_diagonal, npeff.HALS(warm_up=0)),
+        (noisy_diagonal, npeff.Multiplicative()),
+    ],
+    ids=lambda given: given.__name__ if callable(given) else f"{type(given).__name__}-{getattr(given, 'warm_up', '')}",
+)
+def test_given_coefficients_are_kept_and_vectors_solved_for_them(make, solver):
+    """The planted W under noise: a first W-step against random vectors would throw it away and end elsewhere."""
+    problem = make(noise=0.5)
+    truth = oracle_loss(problem.fishers, problem.coefficients, problem.vectors)
+    start = npeff.InitialFactors(coefficients=problem.coefficients)
+    stopping = npeff.Stopping(max_steps=260 if isinstance(solver, npeff.GradientDescent) else 60)
+    found = npeff.decompose(problem.pefs, 5, solver=solver, start=start, stopping=stopping, **QUIET)
+    assert found.loss <= truth * (1 + 1e-5)
+    assert found.settings["start"] == ["coefficients"]
+    columns = found.coefficients.T @ problem.coefficients
+    norms = np.outer(np.linalg.norm(found.coefficients, axis=0), np.linalg.norm(problem.coefficients, axis=0))
+    assert (columns / norms).max(axis=0).min() > 0.9, "every given column is still there"
+
+
+@pytest.mark.parametrize("make", [planted, noisy_diagonal])
+def test_a_history_begins_at_the_start_and_never_rises_above_it(make):
+    problem = make(noise=0.5)
+    rng = np.random.default_rng(0)
+    W = (rng.random((60, 5)) * 0.3).astype(np.float32)
+    G = problem.vectors + (0.05 * rng.random(problem.vectors.shape)).astype(np.float32)
+    given = oracle_loss(problem.fishers, W, G)
+    found = npeff.decompose(problem.pefs, 5, start=npeff.InitialFactors(W, G), **QUIET)
+    assert found.history.loss.max() <= given * (1 + 1e-5)
+    # vectors alone: W is fitted to them, so the history begins below any other W's loss
+    found = npeff.decompose(problem.pefs, 5, start=npeff.InitialFactors(pseudo_fishers=G), **QUIET)
+    assert found.history.loss.max() < given
+    # the end of a run is where another begins, whatever exchanges try
+    again = npeff.InitialFactors(found.coefficients, np.stack([found.pseudo_fisher(j) for j in range(5)]))
+    further = npeff.decompose(problem.pefs, 5, start=again, **QUIET)
+    assert further.history.loss.max() <= found.loss * (1 + 1e-5)
+
+
+ALONE = npeff.DampedALS(exchanges=0)
+ROUGH = npeff.Stopping(tolerance=1e-4)
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """Sixteen components, of which a start without exchanges finds all or not."""
+    return planted(0, n=200, m=500, r=16, shared=1.0, noise=0.3)
+
+
+def test_the_best_of_several_starts_goes_on(noisy):
+    options = {"solver": ALONE, "stopping": ROUGH, **QUIET}
+    alone = [npeff.decompose(noisy.pefs, 16, seed=seed, **options).loss for seed in range(4)]
+    assert alone[0] > 1.2 * min(alone), "the first start is a poor one"
+    found = npeff.decompose(noisy.pefs, 16, restarts=4, **options)
+    assert found.loss < 1.001 * min(alone)
+    tried = found.settings["restarts"]
+    assert tried["seeds"] == [0, 1, 2, 3]
+    assert (tried["examples"], tried["of"]) == (64, 200), "four examples per component are more than a quarter of all"
+    assert len(set(np.round(tried["losses"], 4))) > 1
+    assert f"{min(tried['losses']):.4g}" in found.stopped
+    assert "; the best of 4 starts, whose losses on 64 of 200 examples were" in found.stopped
+    assert found.stopped.startswith("converged: ")
+
+
+def test_starts_on_all_examples_of_a_problem(noisy):
+    """Each is the run of its seed, and the best one goes on from where it stood."""
+    problem = npeff.Problem.of(noisy.pefs, rows=npeff.KernelRows())
+    options = {"solver": ALONE, "stopping": ROUGH, **QUIET}
+    alone = [npeff.decompose(problem, 16, seed=seed, **options).loss for seed in (3, 4, 5)]
+    found = npeff.decompose(problem, 16, seed=3, restarts=3, **options)
+    assert found.settings["restarts"]["losses"] == pytest.approx(alone, rel=1e-5)
+    assert found.settings["restarts"]["examples"] == 200
+    assert found.history.loss.max() <= min(alone) * (1 + 1e-5)
+    one = npeff.decompose(problem, 16, seed=3, restarts=1, **options)
+    assert one.loss == pytest.approx(alone[0], rel=1e-6)
+    assert "restarts" not in one.settings
+
+
+def test_restarts_with_a_path_and_checkpoints(tmp_path):
+    problem = noisy_diagonal()
+    options = {"restarts": 2, "stopping": npeff.Stopping(max_steps=40), **QUIET}
+    whole = npeff.decompose(problem.pefs, 4, path=tmp_path / "d", **options)
+    assert npeff.load_decomposition(tmp_path / "d").settings["restarts"] == whole.settings["restarts"]
+    checkpoints = npeff.Checkpoints(tmp_path / "c", every=1)
+    with pytest.raises(Killed):
+        npeff.decompose(problem.pefs, 4, checkpoints=checkpoints, callback=kill, **options)
+    resumed = npeff.decompose(problem.pefs, 4, checkpoints=checkpoints, **options)
+    np.testing.assert_allclose(resumed.history.loss, whole.history.loss, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"are of another run: restarts differ \(restarts was 2, now 3\)"):
+        npeff.decompose(problem.pefs, 4, checkpoints=checkpoints, **(options | {"restarts": 3}))
+
+
+def test_restarts_that_have_no_meaning():
+    pefs = planted().pefs
+    with pytest.raises(ValueError, match=r"restarts=3 draws starts and start= gives one \(coefficients\)"):
+        npeff.decompose(pefs, 5, restarts=3, start=npeff.InitialFactors(coefficients=np.ones((60, 5))), **QUIET)
+    with pytest.raises(ValueError, match="restarts=0; expected at least 1"):
+        npeff.decompose(pefs, 5, restarts=0, **QUIET)
+    with pytest.raises(TypeError, match="restarts"):  # by the types, where they are checked
+        npeff.decompose(pefs, 5, restarts=2.5, **QUIET)
+    with pytest.raises(TypeError, match="restarts='4' is of type str; pass the number of starts"):
+        check_restarts("4", npeff.InitialFactors())
+
+
+def test_the_result_says_that_exchanges_were_still_paying():
+    """Four copies of one component: one of five is replaced at a time, so one exchange leaves three of them."""
+    problem = planted(noise=0.3)
+    copies = [0, 0, 0, 0, 1]
+    W = problem.coefficients[:, copies] / [4, 4, 4, 4, 1]
+    start = npeff.InitialFactors(W, problem.vectors[copies])
+
+    def run(exchanges, **stopping):
+        options = {"start": start, "stopping": npeff.Stopping(tolerance=1e-4, **stopping), **QUIET}
+        return npeff.decompose(problem.pefs, 5, solver=npeff.DampedALS(exchanges=exchanges), **options)
+
+    short = run(1)
+    assert short.stopped.startswith("converged: ")
+    message = "; stopped with exchanges still paying; pass more "
+    assert short.stopped.endswith(message + "(exchanges=1 of DampedALS)")
+    enough = run(100)
+    assert enough.loss < 0.8 * short.loss, "they were indeed"
+    assert "paying" not in enough.stopped
+    after = len(short.history.loss) - 10
+    limited = run(100, max_steps=after)
+    assert limited.stopped == f"reached max_steps={after}{message}(max_steps={after})"
+    assert "paying" not in run(0).stopped, "none was asked for"
+    needed = next(k for k in range(1, 9) if run(k).loss < 1.001 * enough.loss)
+    assert "paying" not in run(needed).stopped, "all are used up, and nothing is left to gain"
