@@ -154,8 +154,12 @@ class _Driver:
         return len(replacements), self.places(search.offer.vectors, replacements) if replacements else None
 
     def still_pays(self, run: Run) -> bool:
-        """Whether the last exchange paid, and by its price another one is worth a trial."""
-        return self.exchanges > 0 and run.search.paid and not run.search.over and self.exchange(run)[0] > 0
+        """Whether the last exchange paid, and another one pays by its price."""
+        search = run.search
+        if not (self.exchanges > 0 and search.paid and not search.over):
+            return False
+        offer = search.offer or make_offer(self.problem, *self.factors(run.best))
+        return bool(np.any(offer.gains > offer.costs))
 
     def limit(self, run: Run) -> str:
         """What kept further exchanges from being tried."""
