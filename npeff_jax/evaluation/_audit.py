@@ -172,7 +172,7 @@ def audit(
     thresholds = as_instance("thresholds", thresholds, Thresholds)
     _check_held_out(decomposition, pefs, fit)
     if table is None:
-        own = {"norm": KLBudget(NATS)} if decomposition.kind is FisherKind.LOW_RANK else {}
+        own: dict[str, Any] = {"norm": KLBudget(NATS)} if decomposition.kind is FisherKind.LOW_RANK else {}
         nulls = Nulls(n_random_directions=0)
         table = selectivity(
             model, decomposition, pefs, examples, fit=fit, components=components, n_top=n_top, nulls=nulls, seed=seed,

@@ -40,8 +40,8 @@ class History:
 class Decomposition:
     """Components of a set of PEFs: F_i ≈ Σ_j W_ij H_j, with H_j = g_j g_jᵀ or Diag(h_j) (eq. 4).
 
-    Components are ordered by their contribution to the fit, frozen ones first, then named ones. Pseudo-Fisher vectors have unit L2 norm;
-    their scale is in W.
+    Components are ordered by their contribution to the fit, frozen ones first, then named ones. Pseudo-Fisher
+    vectors have unit L2 norm; their scale is in W.
 
     Attributes:
         schema: of the PEFs that were decomposed: model, examples, layout, kind.
@@ -235,7 +235,7 @@ def finished(
             return problem.rows.expand(G)[components]
         return problem.rows.expand(_some(G, replicate(np.asarray(components, np.int32), problem.rows.mesh)))
 
-    own = {"n_components": len(done.order), "n_frozen": problem.n_frozen}
+    own: dict[str, Any] = {"n_components": len(done.order), "n_frozen": problem.n_frozen}
     if problem.names:
         given = settings.get("names", [])  # of protected ones
         own["names"] = [*given, *([problem.n_frozen + k, name] for k, name in enumerate(problem.names))]

@@ -64,7 +64,8 @@ def expand(
         progress: as for `decompose`.
 
     Returns:
-        The frozen components first, in their order, then named ones, then new ones by contribution, with coefficients for ``pefs``.
+        The frozen components first, in their order, then named ones, then new ones by contribution, with coefficients
+        for ``pefs``.
 
     Raises:
         ValueError: PEFs of another model or kind, no examples, or more new components than rows.

@@ -165,7 +165,7 @@ class Problem:
 
     @property
     def n_kept(self) -> int:
-        """f + t, the components that no exchange replaces and no order moves."""
+        """Count the components f + t that no exchange replaces and no order moves."""
         return self.n_frozen + self.n_named
 
     def with_tunings(self, tunings: Sequence[Tuning]) -> "Problem":

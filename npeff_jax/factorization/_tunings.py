@@ -6,8 +6,9 @@ with unit vector and every example with a known mark,
     Σ_i λ_i (W_ij − s_j m_i)²,    λ_i = a_i / (1 − a_i),    s_j ≥ 0 the scale that makes the sum least,
 
 where the tie a_i from 0 to 1 is `Tuning.follow` for m_i > 0 and `Tuning.avoid` for m_i = 0. With u the coefficient that
-the example would get without marks, given all other components, the exact update is W_ij = max(0, (1 − a_i) u + a_i s m_i):
-0 leaves it free, 1 fixes it at the pattern (for m_i = 0 at zero), 1/2 meets half-way.
+the example would get without marks, given all other components, the exact update is
+W_ij = max(0, (1 − a_i) u + a_i s m_i): 0 leaves it free, 1 fixes it at the pattern (for
+m_i = 0 at zero), 1/2 meets half-way.
 """
 
 import csv
@@ -38,7 +39,8 @@ class Tuning:
         marks: (n,), one per example that is decomposed: True or False, or a weight of at least zero; NaN or None where
             it is unknown. Only ratios of weights matter.
         follow: how tightly coefficients of marked examples are tied to their marks, from 0 (not) to 1 (fixed, up to
-            one common scale).
+            one common scale). A yes says that there is something, not how much, hence the loose default; weights that
+            mean an amount deserve more.
         avoid: how tightly those of examples marked zero are tied to zero, from 0 (not) to 1 (always zero).
 
     Raises:
@@ -53,7 +55,7 @@ class Tuning:
 
     name: str
     marks: Any
-    follow: float = 0.5
+    follow: float = 0.1
     avoid: float = 1.0
 
     def __post_init__(self) -> None:
@@ -158,7 +160,7 @@ def check_tunings(tunings: Any, n_examples: int, taken: Sequence[str] = ()) -> t
     return found
 
 
-def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.5, avoid: float = 1.0) -> list[Tuning]:
+def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.1, avoid: float = 1.0) -> list[Tuning]:
     """Read tunings from a CSV file: a column per concept under its name, a row per example in order.
 
     Cells are numbers of at least zero, or yes/no, true/false; empty or "?" where it is unknown.
@@ -175,7 +177,7 @@ def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.5, avoid: fl
     source = pathlib.Path(path).expanduser()
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file, skipinitialspace=True)]
+            rows = list(csv.reader(file, skipinitialspace=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is no CSV file in UTF-8 ({error}); write names in the first line") from None
     while rows and not any(cell.strip() for cell in rows[-1]):
@@ -194,7 +196,7 @@ def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.5, avoid: fl
 
 @full_precision
 def tied_sweep(W: Coefficients, b: Coefficients, P: ComponentGram, ties: Ties, first: int) -> Coefficients:
-    """Return W after exact updates: of every named column, together with its scale s, then one `hals_sweep` of the rest.
+    """Return W after exact updates of every named column, together with its scale s, and one `hals_sweep` of the rest.
 
     Args:
         W: coefficients.
@@ -273,12 +275,14 @@ def _marks(name: str, given: Any) -> Float[np.ndarray, "n"]:
     if hasattr(given, "detach"):
         given = given.detach().cpu()
     if isinstance(given, np.ma.MaskedArray):
-        given = given.astype(float).filled(np.nan)
+        given = np.ma.filled(given.astype(float), np.nan)
     given = given.to_numpy() if hasattr(given, "to_numpy") else np.asarray(given)
     if given.dtype == object:
         given = np.array([np.nan if cell is None or str(cell) in ("<NA>", "NaT") else cell for cell in given.ravel()])
     if given.dtype.kind not in "bifu":
-        raise ValueError(f"the marks of {name!r} are of dtype {given.dtype}; expected Booleans or numbers, NaN if unknown")
+        raise ValueError(
+            f"the marks of {name!r} are of dtype {given.dtype}; expected Booleans or numbers, NaN if unknown"
+        )
     marks = given.astype(np.float64)
     if marks.ndim != 1:
         raise ValueError(f"the marks of {name!r} have shape {marks.shape}; expected (n,), one per example")

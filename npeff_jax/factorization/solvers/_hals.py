@@ -48,7 +48,7 @@ class DiagonalSolver(Solver):
 
     kind = FisherKind.DIAGONAL
     restarts = True
-    supports = ("frozen",)
+    supports: tuple[str, ...] = ("frozen",)
 
     @full_precision
     def init(self, problem: Problem, start: Factors) -> DiagonalState:
@@ -84,7 +84,7 @@ class HALS(DiagonalSolver):
     exchanges: int = 100
     warm_up: int = 3
 
-    supports = ("frozen", "tunings")
+    supports: tuple[str, ...] = ("frozen", "tunings")
 
     def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
         start = fit_to_given(problem, super().start(problem, n_components, seed, given), given)
