@@ -19,8 +19,7 @@ any variant and seed reached at that number of components, less one. Seconds are
 a first run included; a run without exchanges or a paper's run stops by the same rule, at its maximum of steps
 otherwise. The paper's algorithm is run at several rates, and its best one counts. "to paper's" is the time to 1.001
 times the lowest loss that any run of the paper's algorithm reached there, the median over the seeds that arrived.
-Diagonal problems are also given to scikit-learn's coordinate descent, from random and from NNDSVD starts, 1,000
-iterations of it.
+Diagonal problems are also given to scikit-learn's coordinate descent, from random and from NNDSVD starts.
 """
 
 import argparse
@@ -116,18 +115,18 @@ def ours(problem: npeff.Problem, pefs: npeff.Pefs, r: int, seed: int, options: d
     }
 
 
-def scikit_learn(pefs: npeff.Pefs, r: int, seed: int, init: str) -> dict:
-    """Run scikit-learn's coordinate descent for 1,000 iterations."""
+def scikit_learn(pefs: npeff.Pefs, r: int, seed: int, init: str, iterations: int) -> dict:
+    """Run scikit-learn's coordinate descent."""
     from sklearn.decomposition import NMF
 
     X = pefs.to_scipy()
     begin = time.perf_counter()
-    model = NMF(r, init=init, solver="cd", max_iter=1000, tol=0, random_state=seed)
+    model = NMF(r, init=init, solver="cd", max_iter=iterations, tol=0, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "maximum number of iterations reached"
         W = model.fit_transform(as_given(X))
     took = time.perf_counter() - begin
-    return {"loss": float(loss_of(X, W, model.components_)), "steps": 1000, "seconds": took, "stopped": "1,000"}
+    return {"loss": float(loss_of(X, W, model.components_)), "steps": iterations, "seconds": took, "stopped": ""}
 
 
 def study(options: argparse.Namespace) -> None:
@@ -148,7 +147,7 @@ def study(options: argparse.Namespace) -> None:
                         continue
                     settings = of_kind[variant]
                     if "init" in settings:
-                        row = scikit_learn(pefs, r, seed, settings["init"])
+                        row = scikit_learn(pefs, r, seed, settings["init"], options.iterations)
                     else:
                         row = ours(problem, pefs, r, seed, settings)
                     row = {"problem": name, "components": r, "variant": variant, "seed": seed} | row
@@ -202,6 +201,7 @@ def main() -> None:
     parser.add_argument("--components", nargs="+", type=int, default=[16, 64, 128])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="by default all of the problem's kind")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=1000, help="of scikit-learn")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("study.jsonl"))
     parser.add_argument("--cache", type=pathlib.Path, default=pathlib.Path("study-problems"))
     parser.add_argument("--table", action="store_true", help="only print the table of what was run")
