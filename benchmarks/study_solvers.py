@@ -1,7 +1,8 @@
 """Which solver is the default? Variants over numbers of components, seeds and problems of the size that users have.
 
     python benchmarks/study_solvers.py [--problems planted files digits tracr ...] [--components 16 64 128] [--seeds 2]
-                                       [--variants default ...] [--out study.jsonl] [--cache study-problems]
+                                       [--variants default ...] [--minutes 60] [--out study.jsonl]
+                                       [--cache study-problems]
     python benchmarks/study_solvers.py --table [--out study.jsonl]
 
 Every run is appended to ``--out`` and not repeated, so that the study can be stopped, resumed and widened. PEFs are
@@ -25,14 +26,12 @@ Diagonal problems are also given to scikit-learn's coordinate descent, from rand
 import argparse
 import json
 import pathlib
-import platform
 import time
 import warnings
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from bench_nmf import as_given, digits, loss_of
 from factorization_problems import REAL, user_size, user_size_diagonal
 
 import npeff_jax as npeff
@@ -46,17 +45,25 @@ def files() -> npeff.Pefs:
     return npeff.compute_pefs(task.model, task.decomposed.examples, preset.representation, keep=preset.keep)
 
 
+def diagonal_digits() -> npeff.Pefs:
+    """Diagonal PEFs of 1,200 images."""
+    from bench_nmf import digits  # it imports PyTorch, which other problems do not need
+
+    return digits(1200, 1024)
+
+
 PROBLEMS: dict[str, Callable[[], npeff.Pefs]] = {
     "planted": lambda: user_size(1500),
     "files": files,
     "digits": REAL["digits"].make,
     "tracr": REAL["tracr"].make,
-    "digits D": lambda: digits(1200, 1024),
+    "digits D": diagonal_digits,
     "planted D": lambda: user_size_diagonal(1500),
 }
 DIAGONAL = ("digits D", "planted D")
 
 PAPER = npeff.Stopping(max_steps=600)
+PAPER_LONG = npeff.Stopping(max_steps=3000, tolerance=-1)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 0.03)
 LOW_RANK_VARIANTS: dict[str, dict] = {
     "default": {},
@@ -64,9 +71,11 @@ LOW_RANK_VARIANTS: dict[str, dict] = {
     "no warm-up": {"solver": npeff.DampedALS(warm_up=0)},
     "neither": {"solver": npeff.DampedALS(exchanges=0, warm_up=0)},
     "four starts": {"restarts": 4},
-} | {
-    f"paper, rate {rate:g}": {"solver": npeff.GradientDescent(learning_rate=rate), "stopping": PAPER} for rate in RATES
 }
+for rate in RATES:
+    paper = npeff.GradientDescent(learning_rate=rate)
+    LOW_RANK_VARIANTS[f"paper, rate {rate:g}"] = {"solver": paper, "stopping": PAPER}
+    LOW_RANK_VARIANTS[f"paper, rate {rate:g}, 3,000 steps"] = {"solver": paper, "stopping": PAPER_LONG}
 """The default, what it consists of, and the paper's algorithm."""
 
 DIAGONAL_VARIANTS: dict[str, dict] = {
@@ -117,6 +126,7 @@ def ours(problem: npeff.Problem, pefs: npeff.Pefs, r: int, seed: int, options: d
 
 def scikit_learn(pefs: npeff.Pefs, r: int, seed: int, init: str, iterations: int) -> dict:
     """Run scikit-learn's coordinate descent."""
+    from bench_nmf import as_given, loss_of
     from sklearn.decomposition import NMF
 
     X = pefs.to_scipy()
@@ -130,7 +140,8 @@ def scikit_learn(pefs: npeff.Pefs, r: int, seed: int, init: str, iterations: int
 
 
 def study(options: argparse.Namespace) -> None:
-    """Run what is not in the file yet."""
+    """Run what is not in the file yet; nothing new is begun after ``--minutes``."""
+    end = time.monotonic() + 60 * options.minutes
     done = {(row["problem"], row["components"], row["variant"], row["seed"]) for row in read(options.out)}
     for name in options.problems:
         of_kind = DIAGONAL_VARIANTS if name in DIAGONAL else LOW_RANK_VARIANTS
@@ -140,6 +151,9 @@ def study(options: argparse.Namespace) -> None:
                 for seed in range(options.seeds):
                     if (name, r, variant, seed) in done or variant not in of_kind:
                         continue
+                    if time.monotonic() > end:
+                        print(f"{options.minutes:g} minutes are over; the same command goes on from here")
+                        return
                     if problem is None:
                         pefs = pefs_of(name, options.cache)
                         problem = npeff.Problem.of(pefs, rows=None if name in DIAGONAL else npeff.KernelRows())
@@ -151,7 +165,8 @@ def study(options: argparse.Namespace) -> None:
                     else:
                         row = ours(problem, pefs, r, seed, settings)
                     row = {"problem": name, "components": r, "variant": variant, "seed": seed} | row
-                    row |= {"rows": int(problem.rows.n_rows), "jax": jax.__version__, "machine": platform.machine()}
+                    row |= {"rows": int(problem.rows.n_rows), "jax": jax.__version__}
+                    row["machine"] = jax.devices()[0].device_kind
                     with options.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(f"{name} r={r} {variant} seed {seed}: {row['loss']:.5f}, {row['seconds']:.1f} s", flush=True)
@@ -201,6 +216,7 @@ def main() -> None:
     parser.add_argument("--components", nargs="+", type=int, default=[16, 64, 128])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="by default all of the problem's kind")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so long")
     parser.add_argument("--iterations", type=int, default=1000, help="of scikit-learn")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("study.jsonl"))
     parser.add_argument("--cache", type=pathlib.Path, default=pathlib.Path("study-problems"))
