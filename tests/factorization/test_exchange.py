@@ -18,7 +18,7 @@ def test_what_components_cost(n_frozen):
     """Near copies, of which one costs nothing however large its coefficients, and after it what both explain."""
     rng = np.random.default_rng(0)
     H = rng.gamma(1.0, size=(7, 40))
-    H[5] = H[3] + 0.01 * rng.normal(size=40)
+    H[5] = H[3] + 0.03 * rng.normal(size=40)
     W = rng.random((30, 7)) * [1.0, 0.3, 0.5, 3.0, 0.4, 3.0, 0.2]
     dropped, costs = least_missed(W, H @ H.T, 4, n_frozen=n_frozen)
     left, before = list(range(7)), 0.0
@@ -26,7 +26,7 @@ def test_what_components_cost(n_frozen):
         allowed = [j for j in left if j >= n_frozen]
         after = {j: unexplained(W @ H, H[[k for k in left if k != j]]) for j in allowed}
         assert component == min(after, key=after.get)
-        assert cost == pytest.approx(after[component] - before, rel=1e-2)
+        assert cost == pytest.approx(after[component] - before, rel=2e-2), "up to the ridge, of 1% here"
         left.remove(component)
         before = after[component]
     assert {3, 5} & set(dropped[:1].tolist()), "a copy is missed least"
