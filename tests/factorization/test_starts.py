@@ -140,6 +140,47 @@ def test_restarts_that_have_no_meaning():
         check_restarts("4", npeff.InitialFactors())
 
 
+def test_components_beside_frozen_ones_end_as_low_as_those_of_a_fresh_run(noisy):
+    """Half is frozen, of the fresh run or as planted; the examples need the rest."""
+    fresh = npeff.decompose(noisy.pefs, 16, rows=npeff.KernelRows(), **QUIET)
+    truth = oracle_loss(noisy.fishers, noisy.coefficients, noisy.vectors)
+    assert fresh.loss < truth, "it found what was planted, and fits some of the noise"
+    planted_half = noisy.vectors[:8, fresh.parameter_indices].astype(np.float32)
+    for vectors, target in ((planted_half, truth), (np.asarray(fresh.pseudo_fishers[::2]), 1.001 * fresh.loss)):
+        half = dataclasses.replace(fresh, coefficients=fresh.coefficients[:, :8], pseudo_fishers=vectors)
+        assert npeff.fit_coefficients(half, noisy.pefs).loss > 1.5 * truth, "the rest is needed"
+        wider = npeff.expand(half, noisy.pefs, 8, seed=7, rows=npeff.KernelRows(), **QUIET)
+        assert wider.loss < target
+        kept = np.stack([wider.pseudo_fisher(j) for j in range(8)])[:, fresh.parameter_indices]
+        np.testing.assert_array_equal(kept, vectors)
+
+
+def test_diagonal_components_beside_frozen_ones():
+    problem = noisy_diagonal(n=200, m=120, r=12)
+    fresh = npeff.decompose(problem.pefs, 12, **QUIET)
+    half = dataclasses.replace(
+        fresh, coefficients=fresh.coefficients[:, ::2], pseudo_fishers=np.asarray(fresh.pseudo_fishers[::2])
+    )
+    assert npeff.fit_coefficients(half, problem.pefs).loss > 1.5 * fresh.loss
+    assert npeff.expand(half, problem.pefs, 6, seed=7, **QUIET).loss < 1.02 * fresh.loss
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_diagonal_losses_beside_coordinate_descent(seed):
+    """scikit-learn's, from two random starts and from the singular vectors: none ends lower by more than a percent."""
+    from sklearn.decomposition import NMF
+
+    problem = noisy_diagonal(seed=seed, n=150, m=80, r=10, noise=0.8)
+    X = problem.fishers
+    found = npeff.decompose(problem.pefs, 10, seed=seed, **QUIET)
+    losses = []
+    for init, state in (("random", 0), ("random", 1), ("nndsvd", 0)):
+        model = NMF(10, init=init, max_iter=2000, tol=1e-6, random_state=state)
+        W = model.fit_transform(X)
+        losses.append(np.sum((X - W @ model.components_) ** 2) / np.sum(X**2))
+    assert found.loss < 1.01 * min(losses)
+
+
 def test_the_result_says_that_exchanges_were_still_paying():
     """Seven components for twelve: two exchanges reach what a hundred do, and after one the next still pays."""
     problem = planted(r=12, n=120, m=60, noise=0.5)
