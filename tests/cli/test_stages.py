@@ -87,6 +87,19 @@ def test_again_does_nothing_and_another_says_what_differs(npeff, made):
     assert npeff_jax.load_decomposition(made / "components").n_components == 2
 
 
+def test_a_record_of_an_earlier_version_lacks_an_option(npeff, made):
+    """It was at its default then, which only another value differs from."""
+    place = made / "components.record.json"
+    record = json.loads(place.read_text())
+    del record["arguments"]["restarts"]
+    place.write_text(json.dumps(record))
+    code, out, err = npeff(f"decompose --pefs run/pefs --n-components 3 --out run/components {QUIET}")
+    assert (code, out) == (0, "run/components is there already, made by this very command\n"), err
+    code, _, err = npeff(f"decompose --pefs run/pefs --n-components 3 --restarts 2 --out run/components {QUIET}")
+    assert code == 2
+    assert "another --restarts;" in err
+
+
 def test_the_best_of_several_starts(npeff, made):
     """The command tries them as the function does, and says what losses they came to."""
     code, out, err = npeff(
