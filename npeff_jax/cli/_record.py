@@ -138,7 +138,10 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The options and inputs in which two records differ. How progress is shown and where it runs matter not."""
     silent = {"progress", "all_devices"}
     names = [name for name in now["arguments"] if name not in silent]
-    differ = [name for name in names if before["arguments"].get(name) != now["arguments"][name]]
+    # an option that a record of an earlier version does not have was at its default
+    defaults = {name: p.default for name, p in inspect.signature(STAGES[now["command"]]).parameters.items()}
+    then = {name: _encode(default) for name, default in defaults.items()} | before["arguments"]
+    differ = [name for name in names if then.get(name) != now["arguments"][name]]
     told = [f"--{name.replace('_', '-')}" for name in differ]
     told += [f"content of --{key}" for key in now["inputs"] if before["inputs"].get(key) != now["inputs"][key]]
     return ", ".join((["command"] if before["command"] != now["command"] else []) + told)
