@@ -3,16 +3,22 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
+
+from npeff_jax._machine import cores, on_cores
 
 GROUP_BYTES = 1 << 31
 """Size of a group of columns in memory. Rows that are larger are read once a group."""
 
 ENTRY_BYTES = 8
 """Of a compressed entry: a float32 and an int32."""
+
+PULLED = 1 << 19
+"""Numbers of r vectors that are formed at once, 2 MB: they are transposed while they are in the cache."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,11 +64,22 @@ class BlockedRows:
             yield columns, parts[0] if len(parts) == 1 else scipy.sparse.vstack(parts, format="csr")
 
     def pull(self, U: Float[np.ndarray, "r N"]) -> Float[np.ndarray, "r m_kept"]:
-        """U A."""
-        total = np.zeros((self.shape[1], len(U)), np.float32)
+        """Return U A, a new array: columns in chunks that stay in the cache, on all cores."""
+        r, m = len(U), self.shape[1]
+        G = np.zeros((r, m), np.float32)
+        width = max(PULLED // max(r, 1), 64)
         for first, block in self.read():
-            total += block.T @ U[:, first : first + block.shape[0]].T
-        return total.T
+            edges = np.linspace(0, block.shape[0], cores() + 1).astype(int)
+            spans = [slice(*edges[k : k + 2]) for k in range(len(edges) - 1)]
+            columns = on_cores(lambda rows, block=block: block[rows].tocsc().T, spans)
+            weights = [np.ascontiguousarray(U[:, first + rows.start : first + rows.stop].T) for rows in spans]
+
+            def add(start: int, columns: list[Any] = columns, weights: list[np.ndarray] = weights) -> None:
+                own = slice(start, min(start + width, m))
+                G[:, own] += sum(part[own] @ U_part for part, U_part in zip(columns, weights, strict=True)).T
+
+            on_cores(add, range(0, m, width))
+        return G
 
     def take(self, rows: Int[np.ndarray, "k"]) -> scipy.sparse.csr_array:
         """Some rows, ascending."""

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from npeff_jax._machine import on_cores
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.row_spaces._base import (
@@ -174,8 +175,10 @@ class SparseSpace(RowSpace):
 
     def expand(self, vectors: Vectors) -> np.ndarray:
         dealt, width = self._columns
-        out = np.empty((vectors.shape[0], width), np.float32)
-        out[:, dealt[dealt >= 0]] = fetch(vectors)[:, dealt >= 0]
+        place_of = np.empty(width, np.int32)
+        place_of[dealt[dealt >= 0]] = np.flatnonzero(dealt >= 0)
+        held, out = fetch(vectors), np.empty((vectors.shape[0], width), np.float32)
+        on_cores(lambda j: np.take(held[j], place_of, out=out[j], mode="clip"), range(len(out)))  # "raise" would copy
         return out
 
     def coordinates(self, vectors: np.ndarray) -> Vectors:
