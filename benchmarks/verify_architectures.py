@@ -5,9 +5,10 @@ where there is one, PyTorch's code through torchax elsewhere), and compared with
 gradient rows of single logits by a plain autograd loop.
 
     python benchmarks/verify_architectures.py                    # all, and write docs/architectures.md
+    python benchmarks/verify_architectures.py --fast --out x.md  # 35 of them, in two minutes
     python benchmarks/verify_architectures.py --only Llama BERT  # those whose names begin so, and replace their lines
 
-Exit status 1 if one that is not known to fail does.
+Exit status 1 if one fails that docs/architectures.md does not have as failing.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 
 import architectures
 import jax
+import numpy as np
 import torch
 import torchax
 import transformers
@@ -27,6 +29,22 @@ from architectures import ARCHITECTURES, Architecture
 import npeff_jax as npeff
 
 TOLERANCE = {"float32": 1e-6, "bfloat16": 5e-2}  # bfloat16 has 8 bits: 4e-3 per operation
+FAST = (
+    *("BERT", "BERT, tokens", "BERT, masked", "RoBERTa", "XLM-RoBERTa, tokens", "DistilBERT", "ALBERT", "ELECTRA"),
+    *("MPNet", "ERNIE", "RoFormer", "SqueezeBERT", "DeBERTa-v3", "ModernBERT, masked", "XLNet"),
+    *(
+        "GPT-2",
+        "GPT-Neo",
+        "GPT-J",
+        "GPT-NeoX, Pythia",
+        "OPT",
+        "BLOOM",
+        "Falcon",
+        "Llama, bfloat16",
+        "Llama, classifier",
+    ),
+    *("Mistral", "Qwen2", "Qwen3", "Qwen3, tokens", "Phi", "Phi-3", "OLMo 2", "ViT", "DeiT", "SigLIP", "ConvNeXt"),
+)
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "architectures.md"
 
 
@@ -49,7 +67,9 @@ class Line:
             return [*head, "–", "–", "–", f"no: {self.reason}"]
         errors = [f"{e.max():.1e}" for e in (self.verified.logit_errors, self.verified.row_errors)]
         own = f"{self.verified.rounding[1]:.1e}"
-        return [*head, *errors, own, "yes" if self.passed else "no: above the bound"]
+        finite = all(np.isfinite(e).all() for e in (self.verified.logit_errors, self.verified.row_errors))
+        failed = "no: above the bound" if finite else "no: not finite, in PyTorch's float64 or here"
+        return [*head, *errors, own, "yes" if self.passed else failed]
 
 
 def check(architecture: Architecture) -> Line:
@@ -124,9 +144,12 @@ def page(rows: dict[str, str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="beginnings of names")
+    parser.add_argument("--fast", action="store_true", help="some thirty of all kinds that take seconds each")
     parser.add_argument("--out", type=pathlib.Path, default=PAGE)
     options = parser.parse_args()
     chosen = [a for a in ARCHITECTURES if not options.only or a.name.startswith(tuple(options.only))]
+    if options.fast:
+        chosen = [a for a in chosen if a.name in FAST]
     lines = []
     for architecture in chosen:
         start = time.perf_counter()
@@ -136,8 +159,10 @@ def main() -> int:
         )
         jax.clear_caches()
     print(f"{sum(line.passed for line in lines)} of {len(lines)}")
-    options.out.write_text(page((known_rows(options.out) if options.only else {}) | rows_of(lines)))
-    return int(any(not line.passed and line.verified is not None for line in lines))
+    before = known_rows(PAGE)
+    options.out.write_text(page((known_rows(options.out) if options.only or options.fast else {}) | rows_of(lines)))
+    supported = {line.architecture.name: before.get(line.architecture.name, "| yes |") for line in lines}
+    return int(any(not line.passed and supported[line.architecture.name].endswith("| yes |") for line in lines))
 
 
 if __name__ == "__main__":

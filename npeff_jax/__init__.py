@@ -9,8 +9,10 @@ from npeff_jax import models as models
 from npeff_jax import tasks as tasks
 from npeff_jax._sharding import make_mesh as make_mesh
 from npeff_jax._version import __version__ as __version__
+from npeff_jax.evaluation import Audit as Audit
 from npeff_jax.evaluation import Nulls as Nulls
 from npeff_jax.evaluation import Selectivity as Selectivity
+from npeff_jax.evaluation import audit as audit
 from npeff_jax.evaluation import compare_runs as compare_runs
 from npeff_jax.evaluation import find_splits as find_splits
 from npeff_jax.evaluation import predicted_kl as predicted_kl
@@ -36,14 +38,17 @@ from npeff_jax.factorization import ProductPrecision as ProductPrecision
 from npeff_jax.factorization import Solver as Solver
 from npeff_jax.factorization import SparseRows as SparseRows
 from npeff_jax.factorization import Stopping as Stopping
+from npeff_jax.factorization import Tuning as Tuning
 from npeff_jax.factorization import decompose as decompose
 from npeff_jax.factorization import expand as expand
 from npeff_jax.factorization import fit_coefficients as fit_coefficients
 from npeff_jax.factorization import load_decomposition as load_decomposition
 from npeff_jax.factorization import model_rows as model_rows
+from npeff_jax.factorization import read_tunings as read_tunings
 from npeff_jax.models import Bernoulli as Bernoulli
 from npeff_jax.models import Categorical as Categorical
 from npeff_jax.models import Gaussian as Gaussian
+from npeff_jax.models import Generated as Generated
 from npeff_jax.models import Model as Model
 from npeff_jax.pefs import Diagonal as Diagonal
 from npeff_jax.pefs import FisherKind as FisherKind
@@ -62,6 +67,7 @@ from npeff_jax.pefs import fisher_vector_product as fisher_vector_product
 from npeff_jax.pefs import load_pefs as load_pefs
 from npeff_jax.pefs import pef_rows as pef_rows
 from npeff_jax.pefs import plan as plan
+from npeff_jax.pefs import plan_parameters as plan_parameters
 from npeff_jax.perturbation import DiagonalEdit as DiagonalEdit
 from npeff_jax.perturbation import DirectionEdit as DirectionEdit
 from npeff_jax.perturbation import Edit as Edit
@@ -73,4 +79,5 @@ from npeff_jax.perturbation import diagonal_move as diagonal_move
 from npeff_jax.perturbation import loss_sign as loss_sign
 from npeff_jax.perturbation import perturb as perturb
 from npeff_jax.perturbation import perturbed_kl as perturbed_kl
+from npeff_jax.report import explain_example as explain_example
 from npeff_jax.report import write_report as write_report

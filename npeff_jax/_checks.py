@@ -8,6 +8,11 @@ from typing import Any
 
 import numpy as np
 
+_NOT_CLASSES = (
+    ". Several labels per example (output=Bernoulli()) and numbers to predict (output=Gaussian()) are no classes: "
+    "leave labels out, and show them in the report's display"
+)
+
 
 def check_labels(labels: Any, n_examples: int, n_classes: int | None = None) -> np.ndarray | None:
     """Return labels as an integer array of shape (n,), or None.
@@ -30,11 +35,16 @@ def check_labels(labels: Any, n_examples: int, n_classes: int | None = None) -> 
     if array.shape != (n_examples,):
         raise ValueError(
             f"labels has shape {array.shape}, but there are {n_examples} examples; pass one label per example"
+            + (_NOT_CLASSES if array.ndim > 1 else "")
         )
     if not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"labels has dtype {array.dtype}; expected integers, the index of each example's class")
+        raise ValueError(
+            f"labels has dtype {array.dtype}; expected integers, the index of each example's class" + _NOT_CLASSES
+        )
     if n_classes is not None:
         bad = np.flatnonzero((array < 0) | (array >= n_classes))
+        if bad.size and n_classes == 1:
+            raise ValueError(f"labels has {array[bad[0]]}, and the model a single output and no classes{_NOT_CLASSES}")
         if bad.size:
             raise ValueError(
                 f"labels has {array[bad[0]]} at example {bad[0]} ({bad.size} such), but the model has the {n_classes} "

@@ -1,7 +1,10 @@
 """``npeff explain``: from a model and a data set to a report, in one command."""
 
 import dataclasses
+import enum
+import inspect
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +16,10 @@ from jaxtyping import Int
 import npeff_jax as npeff
 from npeff_jax._checks import check_in_range
 from npeff_jax._extras import needs
+from npeff_jax._progress import Progress
 from npeff_jax.cli._options import Explained, Fishers, Flag, MaybeInt, MaybeText, Show, mesh_of, progress_of
-from npeff_jax.cli._record import STAGES, differences, load_arrays, local_place, record_of, save_arrays
+from npeff_jax.cli._record import STAGES, differences, flat_arguments, load_arrays, local_place, record_of, save_arrays
+from npeff_jax.cli._source import is_texts
 from npeff_jax.models import Categorical, Model
 from npeff_jax.tasks import Dataset
 
@@ -42,6 +47,7 @@ def explain(
     n_components: MaybeInt = None,
     keep: MaybeInt = None,
     n_top: MaybeInt = None,
+    marks: int = 2,
     norm: float = 0.1,
     limit: MaybeInt = None,
     seed: int = 0,
@@ -63,6 +69,7 @@ def explain(
         n_components: how many; the square root of the number of examples by default.
         keep: non-zeros kept for each example; chosen by a plan that measures a few.
         n_top: examples with the largest coefficients by which a component is tested; a tenth by default, 128 at most.
+        marks: top examples of each component in which the words or parts that matter are marked; 0 for none.
         norm: L2 norm of the change of the parameters that tests a component.
         limit: at most so many examples, drawn at random.
         seed: of split, plan, decomposition and test.
@@ -146,12 +153,64 @@ def explain(
         model=model,
         title=title or f"{Path(explained.model).name} on {Path(explained.examples).name}",
         stability=npeff.compare_runs(components, other).forward,
+        marks=_marks(explained, model, components, fit.coefficients, rest, marks, shown),
+        about=npeff.report.About(
+            model=explained.model,
+            data=explained.examples,
+            split=f"{len(train):,} decomposed, {len(rest):,} held out, class by class, seed {seed}",
+            command=_command(given),
+        ),
     )
     report.write(run.folder / "report.json")
     print(f"look at {npeff.report.write_html(run.folder / 'report.html', report).resolve()}")
 
 
 STAGES["explain"] = explain
+
+
+def _marks(
+    explained: Explained,
+    model: Model,
+    components: npeff.Decomposition,
+    coefficients: np.ndarray,
+    data: Dataset,
+    n_top: int,
+    progress: Progress,
+) -> Any:
+    """Marks of top examples where parts can be left out: texts and images that a checkpoint's processor encoded."""
+    if n_top < 1 or components.kind is not npeff.FisherKind.LOW_RANK:
+        return None
+    encode = explained.encode()
+    texts = data.display if encode is not None and is_texts(data.display) else None
+    try:
+        return npeff.report.mark_examples(
+            model,
+            components,
+            coefficients,
+            data.examples,
+            texts=texts,
+            encode=None if texts is None else encode,
+            n_top=n_top,
+            progress=progress,
+        )
+    except npeff.report.NoPartsError:
+        return None
+
+
+def _command(arguments: dict[str, Any]) -> str:
+    """The command line of these arguments, those at their defaults left out."""
+    flat = flat_arguments(arguments)
+    defaults = {f.name: f.default for kind in (Explained, Fishers) for f in dataclasses.fields(kind)}
+    defaults |= {name: p.default for name, p in inspect.signature(explain).parameters.items()}
+    words = ["npeff", "explain"]
+    for name, value in flat.items():
+        if value == defaults.get(name) or value is None or value == () or name in ("progress", "overwrite"):
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        plain = value.value if isinstance(value, enum.Enum) else value
+        if value is not True:
+            words += [str(part) for part in plain] if isinstance(plain, tuple) else [str(plain)]
+    return shlex.join(words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +267,10 @@ def _split(
     n = len(data) if limit is None else min(limit, len(data))
     if n < _LEAST:
         raise ValueError(f"there are {n} examples; expected at least {_LEAST} to decompose and to hold out")
-    chosen = np.random.default_rng(seed).permutation(len(data))[:n]
+    rng = np.random.default_rng(seed)
+    if data.groups is not None:
+        return _split_groups(data.groups, heldout, n, rng)
+    chosen = rng.permutation(len(data))[:n]
     labels = np.zeros(len(data), int) if data.labels is None else data.labels
     parts: tuple[list[int], list[int]] = ([], [])
     for label in np.unique(labels[chosen]):
@@ -217,6 +279,19 @@ def _split(
         parts[0].extend(own[rest:])
         parts[1].extend(own[:rest])
     return np.sort(parts[0]), np.sort(parts[1])
+
+
+def _split_groups(
+    groups: Any, heldout: float, n: int, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "h"]]:
+    """Positions of about n examples, drawn in whole groups: what is held out has nothing in common with the rest."""
+    order = rng.permutation(np.unique(groups))
+    if len(order) < 2:
+        raise ValueError("all examples are parts of one text; expected two or more, one of them to hold out")
+    sizes = np.cumsum([np.sum(groups == group) for group in order])
+    used = order[: max(2, int(np.searchsorted(sizes, n)) + 1)]
+    rest = min(len(used) - 1, max(1, round(heldout * len(used))))
+    return np.flatnonzero(np.isin(groups, used[rest:])), np.flatnonzero(np.isin(groups, used[:rest]))
 
 
 def _check_accuracy(model: Model, train: Dataset, any_accuracy: bool) -> None:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from npeff_jax.cli._language import Question, load_question
 from npeff_jax.cli._options import Flag, MaybePath, MaybeText, Paths
 from npeff_jax.cli._record import load_arrays, stage
 from npeff_jax.cli._source import Reading, load_examples, load_model
 from npeff_jax.factorization import Decomposition
-from npeff_jax.models import Model
+from npeff_jax.models import Model, is_language_model
 from npeff_jax.report import output_file
+from npeff_jax.tasks import Dataset
 
 
 @stage
@@ -62,7 +64,7 @@ def report(
     fitted = None if fit is None else load_arrays(fit, npeff_jax.CoefficientFit)
     reading = Reading(text_column, pair_column)
     found = None if examples is None else load_examples(examples, part, model=model, reading=reading, progress=True)
-    explained = None if model is None else load_model(model)
+    explained = None if model is None else _model(model, found)
     runs = [npeff_jax.compare_runs(components, npeff_jax.load_decomposition(other)).forward for other in others]
     coefficients = components.coefficients if fitted is None else fitted.coefficients
     traced = None
@@ -82,6 +84,12 @@ def report(
     write_html(out, collected)
     if data is not None:
         collected.write(data)
+
+
+def _model(name: str, found: Dataset | None) -> Model:
+    if not is_language_model(name):
+        return load_model(name)
+    return load_question(name, (), Question(), None if found is None else found.examples)
 
 
 def _as_decomposed(model: Model, components: Decomposition) -> Model:
@@ -104,3 +112,38 @@ def export(data: Path, out: Path, n_top: int = 16, overwrite: Flag = False) -> N
     from npeff_jax.report import read_report_data, write_table
 
     write_table(out, read_report_data(data), n_top)
+
+
+@stage
+def bundle(
+    decomposition: Path,
+    data: Path,
+    out: Path,
+    model_name: str = "",
+    examples_name: str = "",
+    license: str = "",
+    push: MaybeText = None,
+    public: Flag = False,
+    overwrite: Flag = False,
+) -> None:
+    """Put a decomposition, its report, settings and a model card into one folder, to send or to push to the hub.
+
+    Args:
+        decomposition: what "npeff decompose" or "npeff expand" wrote.
+        data: report data, from "npeff report --data", or report.json of "npeff explain".
+        out: the folder to make.
+        model_name: what was explained, for the card.
+        examples_name: which examples, for the card.
+        license: of the result, as the hub names them.
+        push: also upload it to the Hugging Face hub, under this name, user/name.
+        public: let everybody see a repository that is made by this.
+        overwrite: replace what is there.
+    """
+    import npeff_jax
+    from npeff_jax.report import push_to_hub, read_report_data, save_pretrained
+
+    components = npeff_jax.load_decomposition(decomposition)
+    named = {"model_name": model_name, "examples_name": examples_name, "license": license}
+    folder = save_pretrained(out, components, read_report_data(data), **named)
+    if push is not None:
+        print(push_to_hub(folder, push, private=not public))

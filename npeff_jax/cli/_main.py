@@ -15,13 +15,17 @@ COMMANDS = {
     "explain": "all of it: from a model and a data set to a report",
     "demo": "from nothing to a report, on data that needs no download",
     "plan": "what PEFs will cost in time and memory, and what --keep loses",
+    "encode": "write examples as arrays: tokens, positions, drawn answers",
     "pefs": "compute per-example Fishers: how predictions react to parameters",
+    "scan": "how many components: try several numbers, and what to take",
     "decompose": "decompose them into components that many examples share",
     "fit": "coefficients of held-out examples",
     "expand": "new components for other examples, the old ones frozen",
     "perturb": "move the model along components: does it really use them?",
     "report": "one HTML file to look at and to send to colleagues",
+    "compare": "two runs: what is in both, what split, what vanished",
     "export": "the top examples of components as a table",
+    "bundle": "components, report and a model card in one folder, to send or push",
     "rerun": "run a recorded command again",
 }
 
@@ -125,7 +129,7 @@ def _fitting_help(arguments: Sequence[str]) -> Iterator[None]:
 def _run(arguments: list[str]) -> None:
     import tyro
 
-    from npeff_jax.cli import _demos, _explain, _files_demo, _look, _record, _stages, _verify
+    from npeff_jax.cli import _compare, _demos, _explain, _files_demo, _look, _record, _stages, _verify
 
     app, demos = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
     demos.command(_demos.digits)
@@ -133,9 +137,11 @@ def _run(arguments: list[str]) -> None:
     demos.command(_files_demo.files)
     app.command(_explain.explain)
     app.command(_verify.verify)
-    for command in (_stages.plan, _stages.pefs, _stages.decompose, _stages.fit, _stages.expand, _stages.perturb):
+    for command in (_stages.plan, _stages.encode, _stages.pefs, _stages.decompose):
         app.command(command)
-    for command in (_look.report, _look.export, _record.rerun):
+    for command in (_stages.fit, _stages.expand, _stages.perturb, _compare.scan, _compare.compare):
+        app.command(command)
+    for command in (_look.report, _look.export, _look.bundle, _record.rerun):
         app.command(command)
     app.command(demos, name="demo", help="From nothing to a report, on data that needs no download.")
     plain = (tyro.conf.EnumChoicesFromValues, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)

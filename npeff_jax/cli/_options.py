@@ -11,9 +11,10 @@ import tyro
 
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import make_mesh
-from npeff_jax.cli._source import Reading, check_labels, load_examples, load_model
+from npeff_jax.cli._language import Predicted, Question, load_passages, load_question
+from npeff_jax.cli._source import Reading, check_labels, is_checkpoint, is_table, load_examples, load_model, part_of
 from npeff_jax.factorization import DenseRows, KernelRows, SparseRows
-from npeff_jax.models import Model
+from npeff_jax.models import Model, huggingface_processor, is_language_model
 from npeff_jax.pefs import Diagonal, LowRank, RowBasis, Sampled
 from npeff_jax.tasks import Dataset
 
@@ -77,15 +78,25 @@ class Explained:
 
     Attributes:
         model: a Hugging Face directory, or package.module:factory or file.py:factory (a function that returns a Model).
-        examples: a table (.csv, .tsv, .jsonl, .parquet), a folder of image folders, an .npz of the model's inputs, or
-            package.module:factory (returns a Dataset, examples, or examples, labels and what to display).
+        examples: a table (.csv, .tsv, .jsonl, .parquet), a folder of image folders, a folder that Hugging Face's
+            datasets saved, an .npz of the model's inputs, or package.module:factory (returns a Dataset, examples, or
+            examples, labels and what to display).
         part: start:stop, the part of the examples to use.
         mask: globs over parameter paths to explain, such as "encoder/*"; all parameters by default.
         text_column: of a table, the text; guessed from the usual names.
         pair_column: of a table, the second text.
         label_column: of a table, the label; guessed from the usual names.
+        encoding: of a text file, such as cp1252; UTF-8 if not given.
         label_names: names of the labels as the data has them, in the order of the model's classes, where they differ
             from the model's own names.
+        answers: of a causal language model, texts that it chooses among.
+        predicted: which tokens a causal language model predicts, without answers: the one after each text, each token
+            of the answers (the second column, the assistant's last message), or all.
+        generate: explain so many answers that a causal language model writes to each prompt.
+        max_tokens: of such an answer.
+        temperature: at which they are drawn.
+        draw_seed: of these draws.
+        max_length: tokens kept of a text for a causal language model, from its end.
     """
 
     model: Name
@@ -96,17 +107,49 @@ class Explained:
     pair_column: MaybeText = None
     label_column: MaybeText = None
     label_names: Texts = ()
+    encoding: MaybeText = None
+    answers: Texts = ()
+    predicted: Predicted = Predicted.LAST
+    generate: int = 0
+    max_tokens: int = 16
+    temperature: float = 1.0
+    draw_seed: int = 0
+    max_length: int = 128
 
-    def load_model(self) -> Model:
-        """The model, with its mask."""
-        return load_model(self.model, self.mask)
+    def encode(self) -> Any:
+        """What turns texts or images into examples: the checkpoint's own processor; None for any other model."""
+        if not is_checkpoint(self.model) or is_language_model(self.model):
+            return None
+        return huggingface_processor(self.model)
 
     def load(self, progress: Progress = False) -> tuple[Model, Dataset]:
         """The model, and the part of the examples with labels that are classes of the model."""
-        model = self.load_model()
-        reading = Reading(self.text_column, self.pair_column, self.label_column, self.label_names)
+        if is_language_model(self.model):
+            return self._load_language(progress)
+        asked = [name for name in _QUESTIONS if getattr(self, name) != getattr(Explained, name)]
+        if asked:
+            raise ValueError(f"--{asked[0].replace('_', '-')} is for causal language models, and {self.model} is none")
+        model = load_model(self.model, self.mask)
+        reading = Reading(self.text_column, self.pair_column, self.label_column, self.label_names, self.encoding)
         found = load_examples(self.examples, self.part, model=self.model, reading=reading, progress=progress)
         return model, check_labels(self.examples, found, model)
+
+    def _load_language(self, progress: Progress) -> tuple[Model, Dataset]:
+        names = ("answers", "predicted", "generate", "max_tokens", "temperature", "max_length")
+        question = Question(**{name: getattr(self, name) for name in names})
+        if is_table(self.examples):
+            columns = (self.text_column, self.pair_column, self.label_column)
+            model, found = load_passages(
+                self.model, self.mask, question, self.examples, columns, progress, self.draw_seed
+            )
+            return model, check_labels(self.examples, part_of(found, self.part), model)
+        found = load_examples(self.examples, self.part, model=self.model, progress=progress)
+        model = load_question(self.model, self.mask, question, found.examples)
+        return model, check_labels(self.examples, found, model)
+
+
+_QUESTIONS = ("answers", "predicted", "generate", "max_tokens", "temperature", "draw_seed", "max_length")
+"""Options of causal language models alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +177,8 @@ class Fishers:
     sample_seed: int = 0
     sketch: MaybeInt = None
 
-    def representation(self) -> LowRank | Diagonal | Sampled:
-        """The library's form of these options.
+    def representation(self) -> LowRank | Diagonal | Sampled | None:
+        """The library's form of these options; None where none of them was given.
 
         Raises:
             ValueError: an option that the flavour does not have.
@@ -154,6 +197,8 @@ class Fishers:
             return Diagonal(min_probability=self.min_probability)
         if self.flavour is Flavour.SAMPLED:
             return Sampled(n_samples=16 if self.n_samples is None else self.n_samples, seed=self.sample_seed)
+        if self == Fishers():
+            return None
         return LowRank(self.rows, self.min_probability, self.max_rows, self.min_trace, self.sketch)
 
 

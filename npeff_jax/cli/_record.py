@@ -99,7 +99,7 @@ def record_of(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         "version": VERSION,
         "command": name,
-        "arguments": {key: _encode(value) for key, value in _flat(arguments).items() if key != "overwrite"},
+        "arguments": {key: _encode(value) for key, value in flat_arguments(arguments).items() if key != "overwrite"},
         "inputs": {
             key: _digest(value)
             for key, value in arguments.items()
@@ -112,7 +112,7 @@ def record_of(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _flat(arguments: dict[str, Any]) -> dict[str, Any]:
+def flat_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as the command line has them: options that stand together in a dataclass each by its own name."""
     flat: dict[str, Any] = {}
     for name, value in arguments.items():
@@ -124,7 +124,7 @@ def _flat(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(command: Callable[..., Any], flat: dict[str, Any]) -> dict[str, Any]:
-    """What `_flat` made flat, for the command again; what it does not know is left out."""
+    """What `flat_arguments` made flat, for the command again; what it does not know is left out."""
     made = {}
     for name, hint in typing.get_type_hints(command).items():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
@@ -199,7 +199,9 @@ def load_arrays(path: Path, kind: type) -> Any:
     import numpy as np
 
     with np.load(path, allow_pickle=False) as arrays:
-        names = {field.name for field in dataclasses.fields(kind)}
-        if set(arrays.files) != names:
+        fields = dataclasses.fields(kind)
+        names = {field.name for field in fields}
+        needed = {field.name for field in fields if field.default_factory is dataclasses.MISSING}
+        if not needed <= set(arrays.files) <= names:
             raise ValueError(f"{path} holds {sorted(arrays.files)}; expected {kind.__name__}, {sorted(names)}")
-        return kind(**{name: arrays[name].item() if arrays[name].ndim == 0 else arrays[name] for name in names})
+        return kind(**{n: arrays[n].item() if arrays[n].ndim == 0 else arrays[n] for n in arrays.files})

@@ -15,7 +15,15 @@ from npeff_jax._checks import listing
 from npeff_jax._examples import count_examples
 from npeff_jax._progress import Progress
 from npeff_jax.models import Model, from_huggingface, huggingface_processor
-from npeff_jax.tasks import Columns, Dataset, column_names, match_labels, read_image_folder, read_table
+from npeff_jax.tasks import (
+    Columns,
+    Dataset,
+    column_names,
+    is_saved_dataset,
+    match_labels,
+    read_image_folder,
+    read_table,
+)
 
 _TEXTS = ("text", "sentence", "sentence1", "premise", "question1", "question", "content", "review", "comment", "body")
 _PAIRS = {"sentence1": "sentence2", "premise": "hypothesis", "question1": "question2", "text": "text_pair"}
@@ -31,12 +39,14 @@ class Reading:
         pair: the column of the second text.
         label: the column of the label; guessed by its usual names.
         label_names: of the labels, as the data has them, in the order of the model's classes.
+        encoding: of a text file; UTF-8 if not given.
     """
 
     text: str | None = None
     pair: str | None = None
     label: str | None = None
     label_names: tuple[str, ...] = ()
+    encoding: str | None = None
 
 
 def load_model(name: str, mask: tuple[str, ...] = ()) -> Model:
@@ -103,16 +113,28 @@ def load_examples(
             found = _dataset(name, names, *entries)
     elif name.endswith(".npz"):
         found = _from_npz(name, names)
+    elif is_saved_dataset(path):
+        found = read_table(path, _processor(name, model), _columns(path, reading))
     elif path.is_dir():
         processor = _processor(name, model)
         found = read_image_folder(path, processor, label_names=names, progress=progress)
     elif path.is_file():
-        found = read_table(path, _processor(name, model), _columns(path, reading))
+        found = read_table(path, _processor(name, model), _columns(path, reading), encoding=reading.encoding)
     else:
         raise ValueError(
             f"--examples {name} is neither a file, nor a folder, nor package.module:factory; expected a table, a "
-            "folder of image folders, an .npz, or a function that returns the examples"
+            "folder of image folders, a saved Hugging Face data set, an .npz, or a function that returns the examples"
         )
+    return part_of(found, part)
+
+
+def is_table(name: str) -> bool:
+    """Return whether ``name`` is a file of rows and columns."""
+    return Path(name).expanduser().is_file() and not name.endswith(".npz")
+
+
+def part_of(found: Dataset, part: str | None) -> Dataset:
+    """The part ``start:stop`` of a data set; all of it without one."""
     return found if part is None else _part(found, part)
 
 
@@ -144,11 +166,11 @@ def _from_npz(name: str, names: tuple[str, ...] | None) -> Dataset:
             loaded = {key: arrays[key] for key in arrays.files}
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"--examples {name} cannot be read as arrays without pickles ({error})") from error
-    labels, display = loaded.pop("labels", None), loaded.pop("display", None)
+    labels, display, groups = (loaded.pop(key, None) for key in ("labels", "display", "groups"))
     if not loaded:
         raise ValueError(f"--examples {name} has no arrays besides labels and display; expected the model's inputs")
     inputs = next(iter(loaded.values())) if len(loaded) == 1 else loaded
-    return _dataset(name, names, inputs, labels, _texts(display))
+    return dataclasses.replace(_dataset(name, names, inputs, labels, _texts(display)), groups=groups)
 
 
 def _processor(examples: str, model: str | None) -> Any:
@@ -162,7 +184,7 @@ def _processor(examples: str, model: str | None) -> Any:
 
 def _columns(file: Path, reading: Reading) -> Columns:
     """The columns to read: those named, else those with the usual names, which are said."""
-    found = column_names(file)
+    found = column_names(file, reading.encoding)
     text = reading.text or next((name for name in _TEXTS if name in found), None)
     if text is None:
         raise ValueError(f"{file} has the columns {listing(found, 20)}; say which is the text: --text-column NAME")
@@ -209,6 +231,12 @@ def _texts(display: Any) -> Any:
     if display is None or display.dtype.kind != "U":
         return display
     return display.tolist()
+
+
+def is_texts(display: Any) -> bool:
+    """Whether a data set's display is texts, or several texts for each example."""
+    first = display[0] if display is not None and len(display) else None
+    return isinstance(first, str) or (isinstance(first, tuple | list) and all(isinstance(s, str) for s in first))
 
 
 def _part(found: Dataset, part: str) -> Dataset:

@@ -35,6 +35,7 @@ def plan(
     seed: int = 0,
     all_devices: Flag = False,
     figure: MaybePath = None,
+    by_parameters: Flag = False,
 ) -> None:
     """Measure on a few examples how long PEFs will take, how large they get, and what each choice of --keep loses.
 
@@ -49,25 +50,52 @@ def plan(
         seed: of their choice.
         all_devices: use every device rather than the first.
         figure: also draw what is kept and lost against --keep, into this file.
+        by_parameters: compare explaining all parameters, attention alone, the last layer, a LoRA, … as far as they are
+            named so: m, memory and time of each.
     """
     import npeff_jax
 
     model, data = explained.load(progress=True)
-    found = npeff_jax.plan(
-        model,
-        data.examples,
-        fishers.representation(),
-        keep=keep or None,
-        n_sampled=n_sampled,
-        max_error=max_error,
-        seed=seed,
-        mesh=mesh_of(all_devices),
-    )
+    settings: dict[str, Any] = {"keep": keep or None, "max_error": max_error, "seed": seed}
+    settings["mesh"] = mesh_of(all_devices)
+    if by_parameters:
+        if figure is not None:
+            raise ValueError("--figure draws one plan, --by-parameters makes several; leave one of them out")
+        print(npeff_jax.plan_parameters(model, data.examples, fishers.representation(), n_sampled=2, **settings))
+        print("choose with --mask and globs over the names, such as '*attn*'")
+        return
+    found = npeff_jax.plan(model, data.examples, fishers.representation(), n_sampled=n_sampled, **settings)
     print(found)
     if figure is not None:
         with needs("--figure"):
             drawn = found.figure()
         drawn.savefig(output_file(figure))
+
+
+@stage
+def encode(explained: Explained, out: Path, progress: Show = Show.BAR, overwrite: Flag = False) -> None:
+    """Write examples as arrays, once, for every command after it: --examples OUT. Next: npeff plan, npeff pefs.
+
+    Texts are tokenized, the positions that a causal language model predicts become examples of their own, and answers
+    are drawn (--generate), which takes longest. What is shown of each example goes with it.
+
+    Args:
+        explained: what is explained.
+        out: .npz file to write.
+        progress: a bar, JSON lines, or none.
+        overwrite: replace what is there.
+    """
+    if out.suffix != ".npz":
+        raise ValueError(f"--out {out} must end in .npz")
+    _, data = explained.load(progress_of(progress))
+    arrays = data.examples if isinstance(data.examples, dict) else {"inputs": data.examples}
+    beside = {"labels": data.labels, "groups": data.groups}
+    if data.display is not None and not hasattr(data.display, "shape"):
+        beside["display"] = np.array(data.display, dtype=np.str_)
+    part = out.with_name(out.name + ".part.npz")
+    np.savez_compressed(part, **arrays, **{name: array for name, array in beside.items() if array is not None})
+    part.replace(out)
+    print(f"{len(data):,} examples of {', '.join(f'{k} {np.shape(v)[1:]}' for k, v in arrays.items())}")
 
 
 @stage

@@ -1,5 +1,9 @@
 """How far a decomposition can be trusted: selectivity, matching of runs, concept search, baselines."""
 
+from npeff_jax.evaluation._audit import Audit as Audit
+from npeff_jax.evaluation._audit import audit as audit
+from npeff_jax.evaluation._audit_checks import Check as Check
+from npeff_jax.evaluation._audit_checks import Thresholds as Thresholds
 from npeff_jax.evaluation._baselines import Clusters as Clusters
 from npeff_jax.evaluation._baselines import HeadFn as HeadFn
 from npeff_jax.evaluation._baselines import activations as activations
@@ -27,6 +31,7 @@ from npeff_jax.evaluation._prediction import rank_agreement as rank_agreement
 from npeff_jax.evaluation._prediction import rank_correlation as rank_correlation
 from npeff_jax.evaluation._ranking import top_examples as top_examples
 from npeff_jax.evaluation._ranking import top_share as top_share
+from npeff_jax.evaluation._readable import Rules as Rules
 from npeff_jax.evaluation._recovery import Recovery as Recovery
 from npeff_jax.evaluation._recovery import recovery as recovery
 from npeff_jax.evaluation._repairs import Repairs as Repairs

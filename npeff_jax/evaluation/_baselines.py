@@ -1,7 +1,6 @@
 """Baselines in place of Fishers: activations of one layer or loss gradients, and clusters of them (section 3.4)."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -44,8 +43,9 @@ def activations(model: Model, examples: Examples, name: str, *, batch_size: int 
     if name not in known:
         raise ValueError(f"no intermediate is named {name!r}; this model has {sorted(known)}")
     found = []
+    run = model.program(_activations, model.intermediates_fn, name)
     for batch in batches(examples, min(size, n)):
-        found.append(np.asarray(_activations(model.params, batch, model.intermediates_fn, name)))
+        found.append(np.asarray(run(model.params, batch)))
     return np.concatenate(found)[:n]
 
 
@@ -60,9 +60,8 @@ def logit_gradients(
         head: the rest of the model.
         batch_size: examples at once.
     """
-    found = [
-        np.asarray(_jacobians(model.params, batch, head)) for batch in batches(values, min(batch_size, len(values)))
-    ]
+    run = model.program(_jacobians, head)
+    found = [np.asarray(run(model.params, batch)) for batch in batches(values, min(batch_size, len(values)))]
     return np.concatenate(found)[: len(values)]
 
 
@@ -85,10 +84,8 @@ def gradient_features(
     rng = np.random.default_rng(seed)
     bucket = jnp.asarray(rng.integers(0, n_features, model.space.size), jnp.int32)
     sign = jnp.asarray(rng.choice([-1.0, 1.0], model.space.size), jnp.float32)
-    found = [
-        np.asarray(_sketch(model.params, batch, bucket, sign, model.logits_fn, model.space, n_features))
-        for batch in batches(examples, min(batch_size, n))
-    ]
+    run = model.program(_sketch, model.logits_fn, model.space, n_features)
+    found = [np.asarray(run(model.params, batch, bucket, sign)) for batch in batches(examples, min(batch_size, n))]
     return np.concatenate(found)[:n]
 
 
@@ -154,17 +151,14 @@ def cluster(features: Float[np.ndarray, "n d"], n_clusters: int = 128, *, seed: 
     return Clusters(found.labels_.astype(np.int64), distances, found.cluster_centers_)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
 def _activations(params: PyTree, batch: Examples, intermediates_fn: IntermediatesFn, name: str) -> jax.Array:
     return jax.vmap(lambda x: jnp.ravel(intermediates_fn(params, x)[name]))(batch)
 
 
-@functools.partial(jax.jit, static_argnums=2)
 def _jacobians(params: PyTree, values: jax.Array, head: HeadFn) -> jax.Array:
     return jax.vmap(jax.jacrev(lambda value: head(params, value)))(values)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _sketch(
     params: PyTree,
     batch: Examples,

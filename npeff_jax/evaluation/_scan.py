@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from npeff_jax._checks import check_integer
 from npeff_jax._html import facts_html, table_html
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax.evaluation._matching import stability
@@ -142,7 +143,9 @@ def scan(
         >>> npeff_jax.scan(pefs, [2, 4], progress=False).suggested
         4
     """
-    points = np.unique(np.asarray(n_components, int))
+    if not isinstance(pefs, Pefs):
+        raise TypeError(f"pefs is of type {type(pefs).__name__}; expected Pefs, of compute_pefs or load_pefs")
+    points = np.unique([check_integer("n_components", r, -(2**31)) for r in np.ravel(np.asarray(n_components, object))])
     if points.size == 0 or points[0] < 1:
         raise ValueError(f"n_components={list(n_components)}; expected numbers of components, such as [8, 16, 32]")
     if n_seeds < 2:

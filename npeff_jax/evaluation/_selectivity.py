@@ -159,15 +159,16 @@ def selectivity(
     subset = choose_examples(examples, evaluated)
     with progress_bar(progress, "perturb", 2 * (len(chosen) + nulls.n_random_directions), "moves") as advance:
 
-        def divergences(moved: Iterator[PyTree]) -> Float[np.ndarray, "d 2 e"]:
+        def divergences(moved: Iterator[PyTree]) -> Float[np.ndarray, "d 2 e both"]:
             found = []
-            for kl in iterate_perturbed_kl(model, subset, moved, [1.0], passes, finite=False):
-                found.append(kl[0])
+            for both in iterate_perturbed_kl(model, subset, moved, [1.0], passes, finite=False, errors=True):
+                found.append(both[0])
                 advance(1)
-            return np.reshape(found, (-1, 2, len(evaluated)))
+            return np.reshape(found, (-1, 2, len(evaluated), 2))
 
-        kl = moves.without_failures(divergences(iter(moves)))
-        along_random = divergences(_random_moves(model, nulls.n_random_directions, moves.typical_norm, seed))
+        both = divergences(iter(moves))
+        kl, kl_error = moves.without_failures(both[..., 0].copy()), both[..., 1]
+        along_random = divergences(_random_moves(model, nulls.n_random_directions, moves.typical_norm, seed))[..., 0]
     moves.say_failures()
 
     ratios = _ratios(kl, is_top, is_random)
@@ -181,6 +182,7 @@ def selectivity(
         evaluated=evaluated,
         is_random=is_random,
         kl=kl,
+        kl_error=kl_error,
         predicted_kl=prediction,
         norms=np.reshape(moves.norms, (-1, 2)),
         kl_ratios=own,

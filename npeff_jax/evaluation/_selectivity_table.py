@@ -39,6 +39,8 @@ class Selectivity:
         ceiling: n / n_top, the most that a ratio could be if the top examples were left among all n, as in the paper.
             Here they are left out, so larger ratios are possible.
         left_out: examples that failed: their PEFs, logits or coefficients are not finite. n does not count them.
+        kl_error: (c, 2, e), standard errors of ``kl``: zero where divergences are exact, which they are not between
+            distributions of generated answers. Empty where they were not computed.
         failures: (c, 2), why a component could not be moved with a sign; empty where it could. Its ratio is then NaN.
     """
 
@@ -58,12 +60,33 @@ class Selectivity:
     coefficient_correlation: Float[np.ndarray, "c"]
     ceiling: float
     left_out: Int[np.ndarray, "l"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    kl_error: Float[np.ndarray, "_ 2 _"] = dataclasses.field(default_factory=lambda: np.zeros((0, 2, 0)))
     failures: np.ndarray = dataclasses.field(default_factory=lambda: np.full((0, 2), ""))
 
     @property
     def kl_ratio(self) -> Float[np.ndarray, "c"]:
         """The larger one of the two signs' ratios."""
         return np.fmax(self.kl_ratios[:, 0], self.kl_ratios[:, 1])
+
+    @property
+    def kl_ratio_error(self) -> Float[np.ndarray, "c"]:
+        """The standard error of `kl_ratio` that comes from drawing answers, to first order: zero for exact divergences.
+
+        How examples were chosen is not part of it.
+        """
+        if not np.nan_to_num(self.kl_error, nan=1.0).any():
+            return np.zeros(len(self.components))
+        found = []
+        for i, sign in enumerate(self.sign):
+            kl, error = (values[i, 0 if sign > 0 else 1].astype(np.float64) for values in (self.kl, self.kl_error))
+            top = np.isin(self.evaluated, self.top[i])
+            means, errors = [], []
+            for part in (top, self.is_random & ~top):
+                means.append(kl[part].mean())
+                errors.append(np.sqrt(np.sum(error[part] ** 2)) / part.sum())
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found.append(np.hypot(errors[0] / means[1], means[0] * errors[1] / means[1] ** 2))
+        return np.array(found)
 
     @property
     def sign(self) -> Int[np.ndarray, "c"]:
@@ -128,11 +151,13 @@ class Selectivity:
         return self.kl[found[0], 0 if self.sign[found[0]] > 0 else 1]
 
     def __repr__(self) -> str:
+        noise = _overall(self.kl_ratio_error)
         return (
             f"Selectivity of {len(self.components)} components, {self.top.shape[1]} top examples of each; medians: "
             f"KL ratio {_overall(self.kl_ratio):.3g}, of PEF norms {_overall(self.pef_norm_ratio):.3g}, under "
             f"other components {_overall(self.null_kl_ratio):.3g}, under random directions "
             f"{_overall(self.random_kl_ratio):.3g}; ceiling with the top examples left in {self.ceiling:.3g}"
+            + (f"; standard error of a KL ratio from the drawn answers {noise:.2g}" if noise > 0 else "")
             + (f"; {len(self.left_out)} examples that failed left out" if len(self.left_out) else "")
             + (f"; {self._n_failed} components not moved" if self._n_failed else "")
         )

@@ -14,6 +14,8 @@ from npeff_jax.factorization._nonnegative import hals_sweep as hals_sweep
 from npeff_jax.factorization._nonnegative import solve_nonnegative as solve_nonnegative
 from npeff_jax.factorization._problem import Problem as Problem
 from npeff_jax.factorization._run import Stopping as Stopping
+from npeff_jax.factorization._tunings import Tuning as Tuning
+from npeff_jax.factorization._tunings import read_tunings as read_tunings
 from npeff_jax.factorization.row_spaces import BlockedRows as BlockedRows
 from npeff_jax.factorization.row_spaces import Cost as Cost
 from npeff_jax.factorization.row_spaces import DenseRows as DenseRows

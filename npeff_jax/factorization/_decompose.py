@@ -5,6 +5,7 @@ import enum
 import operator
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,13 +16,14 @@ from npeff_jax._identity import describe
 from npeff_jax._machine import size_text, usable_on_host
 from npeff_jax._progress import Progress
 from npeff_jax.factorization._checkpoints import Checkpoints, CheckpointStore
-from npeff_jax.factorization._decomposition import Decomposition, finished, load_decomposition
+from npeff_jax.factorization._decomposition import Decomposition, finished, load_decomposition, loss_of
 from npeff_jax.factorization._driver import Callback, iterate
 from npeff_jax.factorization._finish import finish
-from npeff_jax.factorization._fit import fit_coefficients
+from npeff_jax.factorization._fit import fit_coefficients, fit_tied
 from npeff_jax.factorization._problem import Problem, of_stack
 from npeff_jax.factorization._run import Stopping
 from npeff_jax.factorization._stack import stack
+from npeff_jax.factorization._tunings import Ties, Tuning, check_tunings
 from npeff_jax.factorization.row_spaces import ModelRows, ProductPrecision, RowChoice, check_rows
 from npeff_jax.factorization.solvers import HALS, DampedALS, Factors, InitialFactors, Solver
 from npeff_jax.pefs import FisherKind, Pefs
@@ -32,6 +34,7 @@ def decompose(
     n_components: int,
     *,
     seed: int = 0,
+    tunings: Sequence[Tuning] | None = None,
     solver: Solver | None = None,
     stopping: Stopping | None = None,
     start: InitialFactors | None = None,
@@ -51,6 +54,8 @@ def decompose(
             its rows, devices and optional parts already.
         n_components: r.
         seed: of the start.
+        tunings: components that are asked for by marks on examples (`Tuning`). They come first and are among the
+            ``n_components``; the others are free and explain the rest.
         solver: `DampedALS` for low-rank PEFs and `HALS` for diagonal ones by default; `GradientDescent` and
             `Multiplicative` are the paper's own. Or a `Solver` of your own.
         stopping: when to end.
@@ -81,27 +86,47 @@ def decompose(
     given = check_type("start", start, InitialFactors) or InitialFactors()
     check_type("stopping", stopping, Stopping)
     check_type("checkpoints", checkpoints, Checkpoints)
-    settings = {"seed": seed, "start": given.given}
+    settings: dict[str, Any] = {"seed": seed, "start": given.given}
     if isinstance(pefs, Problem):
-        solver = checked_solver(solver, pefs.kind, pefs.parts)
+        tunings = check_tunings(tunings, pefs.n_examples)
+        if tunings and pefs.ties is not None:
+            raise ValueError("this Problem has tunings of its own; pass one made without them, or no tunings=")
+        solver = checked_solver(solver, pefs.kind, (*pefs.parts, *(("tunings",) if tunings else ())))
         problem = pefs
     else:
         kind = check_pefs(pefs)
-        solver = checked_solver(solver, kind, ())
+        tunings = check_tunings(tunings, pefs.n_examples)
+        solver = checked_solver(solver, kind, ("tunings",) if tunings else ())
         check_rows(rows, kind)
         settings["min_count"] = min_count = whole("min_count", min_count)
         check_type("products", products, ProductPrecision)
+        check_room(n_components, len(tunings))
         problem = _problem_of(pefs, n_components, given, rows, products, min_count, mesh, path, progress)
+    problem, settings = tuned(problem, tunings, settings)
     check_n_components(n_components, problem.rows.n_rows, problem.n_examples)
     if n_components <= problem.n_frozen:
         raise ValueError(f"n_components={n_components} counts the {problem.n_frozen} protected ones; ask for more")
+    check_room(n_components - problem.n_frozen, problem.n_named)
     assert problem.origin is not None
     check_start(given, problem.n_examples, n_components, problem.origin.schema.layout.size, problem.kind)
     at = solver.start(problem, n_components, seed, given)
     found = solve(problem, solver, at, stopping, settings, callback, progress, checkpoints)
     if not problem.origin.exact and isinstance(pefs, Pefs):
-        found = on_exact_products(found, pefs)
+        found = on_exact_products(found, pefs, problem.ties)
     return settled(found, path)
+
+
+def tuned(problem: Problem, tunings: Sequence[Tuning], settings: dict[str, Any]) -> tuple[Problem, dict[str, Any]]:
+    """Return a problem with named components, and settings with what a result remembers of their tunings."""
+    if not tunings:
+        return problem, settings
+    return problem.with_tunings(tunings), settings | {"tunings": [tuning.record() for tuning in tunings]}
+
+
+def check_room(n_components: int, n_named: int, argument: str = "n_components") -> None:
+    """Raise where there are more named components than components."""
+    if n_named > n_components:
+        raise ValueError(f"there are {n_named} tunings and {argument}={n_components}, which counts them; ask for more")
 
 
 def _problem_of(
@@ -149,6 +174,8 @@ def solve(
     if store:
         store.close()
     settings = settings | {"stopping": dataclasses.asdict(stopping)}
+    if problem.ties is not None:  # the losses on the way have the term of the ties
+        settings |= {"loss": loss_of(problem, outcome.W, outcome.G), "history": WITH_TIES}
     return finished(problem, outcome.W, outcome.G, outcome.GG, outcome.history, outcome.stopped, settings)
 
 
@@ -160,12 +187,21 @@ def settled(found: Decomposition, path: pathlib.Path | None) -> Decomposition:
     return load_decomposition(path)
 
 
-def on_exact_products(found: Decomposition, pefs: Pefs) -> Decomposition:
+WITH_TIES = "with the term of the tunings"
+"""What ``settings["history"]`` says where the losses on the way are those of eq. 4 plus that term."""
+
+
+def on_exact_products(found: Decomposition, pefs: Pefs, ties: Ties | None = None) -> Decomposition:
     """Return what a sketch found, with coefficients fitted on exact products, and both losses."""
     G = np.asarray(found.pseudo_fishers)
-    fit, norm = fit_coefficients(dataclasses.replace(found, pseudo_fishers=G), pefs), found.settings["squared_norm"]
-    done = finish(fit.coefficients, G @ G.T, found.kind, norm)
-    losses = {"sketched_loss": float(found.history.loss[-1]), "loss": fit.loss}
+    exact, norm = dataclasses.replace(found, pseudo_fishers=G), found.settings["squared_norm"]
+    if ties is None:
+        fit = fit_coefficients(exact, pefs)
+        W, loss, n_named = fit.coefficients, fit.loss, 0
+    else:
+        (W, loss), n_named = fit_tied(exact, pefs, ties), ties.pattern.shape[1]
+    done = finish(W, G @ G.T, found.kind, norm, n_named=n_named)
+    losses = {"sketched_loss": float(found.history.loss[-1]), "loss": loss}
     remarks = {"dead": done.dead, "duplicates": done.duplicates}
     settings = found.settings | losses | remarks
     return dataclasses.replace(found, coefficients=done.W, pseudo_fishers=G[done.order], settings=settings)

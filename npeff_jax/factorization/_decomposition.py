@@ -40,8 +40,8 @@ class History:
 class Decomposition:
     """Components of a set of PEFs: F_i ≈ Σ_j W_ij H_j, with H_j = g_j g_jᵀ or Diag(h_j) (eq. 4).
 
-    Components are ordered by their contribution to the fit, frozen ones first. Pseudo-Fisher vectors have unit L2 norm;
-    their scale is in W.
+    Components are ordered by their contribution to the fit, frozen ones first, then named ones. Pseudo-Fisher
+    vectors have unit L2 norm; their scale is in W.
 
     Attributes:
         schema: of the PEFs that were decomposed: model, examples, layout, kind.
@@ -148,6 +148,8 @@ class Decomposition:
         ]
         if self.history.loss.size:
             facts.insert(1, ("loss / ‖F‖²", self.loss))
+        if self.names:
+            facts.insert(1, ("named", ", ".join(f"{name} ({j})" for j, name in self.names.items())))
         if "failed_examples" in self.settings:
             facts.append(("examples left out, their PEFs failed", self.settings["failed_examples"]))
         curve = "loss " + self.settings.get("history", "") + " over the iterations"
@@ -158,6 +160,22 @@ class Decomposition:
     def dead(self) -> list[int]:
         """Components that explain nothing: below rounding of the fit."""
         return list(self.settings.get("dead", []))
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The names of components that were asked for (`Tuning`), by index. They come after frozen ones."""
+        return {int(j): str(name) for j, name in self.settings.get("names", [])}
+
+    def component_named(self, name: str) -> int:
+        """Return the index of a named component.
+
+        Raises:
+            KeyError: none has this name.
+        """
+        for j, known in self.names.items():
+            if known == name:
+                return j
+        raise KeyError(f"no component is named {name!r}; there are {list(self.names.values()) or 'no named ones'}")
 
     @property
     def duplicates(self) -> list[tuple[int, int]]:
@@ -210,12 +228,16 @@ def finished(
     """Return factors in their final form, the pseudo-Fishers formed when they are read."""
     origin = problem.origin
     assert origin is not None
-    done = finish(fetch(W), GG, problem.kind, origin.squared_norm, problem.n_frozen)
+    done = finish(fetch(W), GG, problem.kind, origin.squared_norm, problem.n_frozen, problem.n_named)
 
     def form(components: np.ndarray) -> np.ndarray:
         return problem.rows.expand(_some(G, replicate(np.asarray(components, np.int32), problem.rows.mesh)))
 
-    own = {"n_components": len(done.order), "n_frozen": problem.n_frozen}
+    own: dict[str, Any] = {"n_components": len(done.order), "n_frozen": problem.n_frozen}
+    if problem.names:
+        given = settings.get("names", [])  # of protected ones
+        own["names"] = [*given, *([problem.n_frozen + k, name] for k, name in enumerate(problem.names))]
+        settings = {key: value for key, value in settings.items() if key != "names"}
     remarks = {"squared_norm": origin.squared_norm, "dead": done.dead, "duplicates": done.duplicates}
     return Decomposition(
         schema=origin.schema,
@@ -239,6 +261,12 @@ def _measured(problem: Problem, W: Any, G: Any) -> tuple[Any, Any]:
     """G Gᵀ, and the terms of the loss."""
     AG, GG = problem.products(G)
     return GG, loss_terms(W, *problem.least_squares(AG, GG))
+
+
+def loss_of(problem: Problem, W: Any, G: Any) -> float:
+    """Return the loss of eq. 4 alone, relative to ‖F‖²."""
+    assert problem.origin is not None
+    return float(relative_loss(fetch(_measured(problem.on_device(), W, G)[1]), problem.origin.squared_norm))
 
 
 ARRAYS = ("coefficients", "pseudo_fishers", "parameter_indices")

@@ -75,7 +75,7 @@ def iterate(
     driver = _Driver(solver, problem, start, stopping)
     run = driver.resumed(store.load() if store else None, start)
     begin = time.monotonic() - (run.seconds[-1] if run.seconds else 0.0)
-    exchanges, window = solver.exchanges, stopping.window
+    exchanges, window = driver.exchanges, stopping.window
     warm_up = max(0, solver.warm_up - driver.offset)
     run.since = max(run.since, warm_up)
 
@@ -117,7 +117,8 @@ class _Driver:
         self.solver, self.problem, self.origin, self.window = solver, problem, problem.origin, stopping.window
         self.device, self.mesh = problem.on_device(), problem.rows.mesh
         self.offset = int(start.steps)  # what the solver counts as done before the first step
-        self.n_free = start.W.shape[1] - problem.n_frozen
+        self.n_free = start.W.shape[1] - problem.n_kept
+        self.exchanges = solver.exchanges if self.n_free else 0  # named components alone give no place up
 
     def factors(self, at: Any) -> tuple[jax.Array, Vectors]:
         """W and G."""
@@ -133,7 +134,7 @@ class _Driver:
         if fresh:
             W, G = self.factors(at)
             at = Factors(W, G, self.scalar(done + self.offset))
-            if exchange is None and self.solver.exchanges > 0:  # the same program with and without
+            if exchange is None and self.exchanges > 0:  # the same program with and without
                 free = min(self.n_free, self.problem.n_examples)
                 exchange = self.places(jax.lax.slice_in_dim(G, G.shape[0] - free, None), {})
         state, terms = _advance(
@@ -151,7 +152,7 @@ class _Driver:
 
     def places(self, vectors: Vectors, replacements: dict[int, int]) -> Exchange:
         """Candidates, and which component's place they take, on the devices."""
-        source = np.full(self.n_free + self.problem.n_frozen, -1, np.int32)
+        source = np.full(self.n_free + self.problem.n_kept, -1, np.int32)
         for component, candidate in replacements.items():
             source[component] = candidate
         return vectors, replicate(source, self.mesh)

@@ -127,7 +127,7 @@ class Search:
 
 def make_offer(problem: Problem, W: Coefficients, G: Vectors) -> Offer:
     """Find candidates for what W and G leave unexplained, and price both sides of their exchange."""
-    f, r = problem.n_frozen, W.shape[1]
+    f, r = problem.n_kept, W.shape[1]
     assert problem.origin is not None
     energy = replicate(np.asarray(problem.origin.energy, np.float32), problem.rows.mesh)
     C, *products = candidates(problem.on_device(), energy, W, G, count=min(r - f, problem.n_examples))
@@ -248,7 +248,7 @@ def least_missed(
         W: coefficients.
         P: (g_j·g_k)² for LRM-NPEFF, h_j·h_k for D-NPEFF.
         count: how many.
-        n_frozen: components that stay, which come first.
+        n_frozen: components that stay, protected and named, which come first.
     """
     W, inverse = np.array(W, np.float64), np.linalg.inv(_regular(P))
     left = np.arange(len(P)) >= n_frozen

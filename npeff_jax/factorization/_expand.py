@@ -1,6 +1,7 @@
 """Components set expansion (section 2.2): new components beside frozen ones, for examples of particular interest."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,24 @@ from jax.sharding import Mesh
 
 from npeff_jax._progress import Progress
 from npeff_jax.factorization._checkpoints import Checkpoints
-from npeff_jax.factorization._decompose import check_path, check_type, checked_solver, settled, solve, whole
+from npeff_jax.factorization._decompose import (
+    check_path,
+    check_room,
+    check_type,
+    checked_solver,
+    settled,
+    solve,
+    tuned,
+    whole,
+)
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._driver import Callback
 from npeff_jax.factorization._fit import check_same_origin, fit_coefficients
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization._run import Stopping
+from npeff_jax.factorization._tunings import Tuning, check_tunings
 from npeff_jax.factorization.row_spaces import RowChoice, check_rows
-from npeff_jax.factorization.solvers import InitialFactors, Solver
+from npeff_jax.factorization.solvers import InitialFactors, Solver, with_pattern
 from npeff_jax.pefs import Pefs
 
 
@@ -25,6 +36,7 @@ def expand(
     n_new: int,
     *,
     seed: int = 0,
+    tunings: Sequence[Tuning] | None = None,
     solver: Solver | None = None,
     stopping: Stopping | None = None,
     rows: RowChoice | None = None,
@@ -41,6 +53,7 @@ def expand(
         pefs: the examples of interest, of the same model and kind.
         n_new: components to learn.
         seed: of the new components' start. W of the frozen ones starts from a fit.
+        tunings: as for `decompose`; named components are among the ``n_new``, and come after the frozen ones.
         solver: as for `decompose`.
         stopping: as for `decompose`.
         rows: as for `decompose`. The kernel is that of [A; G_frozen].
@@ -51,14 +64,16 @@ def expand(
         progress: as for `decompose`.
 
     Returns:
-        The frozen components first, in their order, then the new ones by contribution, with coefficients for ``pefs``.
+        The frozen components first, in their order, then named ones, then new ones by contribution, with coefficients
+        for ``pefs``.
 
     Raises:
         ValueError: PEFs of another model or kind, no examples, or more new components than rows.
     """
     path = check_path(path)
     check_same_origin(decomposition, pefs)
-    solver = checked_solver(solver, decomposition.kind, ("frozen",))
+    tunings = check_tunings(tunings, pefs.n_examples, taken=list(decomposition.names.values()))
+    solver = checked_solver(solver, decomposition.kind, ("frozen", *(("tunings",) if tunings else ())))
     check_rows(rows, decomposition.kind)
     seed, n_new = whole("seed", seed), whole("n_new", n_new)
     check_type("stopping", stopping, Stopping)
@@ -68,10 +83,15 @@ def expand(
             f"n_new={n_new} is not from 1 to the {pefs.total_rows} rows of these PEFs ({pefs.n_examples} "
             "examples); choose fewer components or more examples"
         )
+    check_room(n_new, len(tunings), "n_new")
     r = decomposition.n_components + n_new
     problem = Problem.of(pefs, rows=rows, n_components=r, mesh=mesh, protected=decomposition)
+    settings: dict[str, Any] = {"seed": seed}
+    if decomposition.names:
+        settings["names"] = [[j, name] for j, name in decomposition.names.items()]
+    problem, settings = tuned(problem, tunings, settings)
     fitted = fit_coefficients(decomposition, pefs).coefficients
     drawn = solver.initial_coefficients(problem, r, seed)[:, -n_new:]
-    start = solver.start(problem, r, seed, InitialFactors(coefficients=np.concatenate([fitted, drawn], axis=1)))
-    settings: dict[str, Any] = {"seed": seed}
+    W = with_pattern(problem, np.concatenate([fitted, drawn], axis=1))
+    start = solver.start(problem, r, seed, InitialFactors(coefficients=W))
     return settled(solve(problem, solver, start, stopping, settings, callback, progress, checkpoints), path)

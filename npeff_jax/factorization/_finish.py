@@ -36,10 +36,15 @@ class Finished:
 
 
 def finish(
-    W: Float[np.ndarray, "n r"], GG: Float[np.ndarray, "r r"], kind: FisherKind, squared_norm: float, n_frozen: int = 0
+    W: Float[np.ndarray, "n r"],
+    GG: Float[np.ndarray, "r r"],
+    kind: FisherKind,
+    squared_norm: float,
+    n_frozen: int = 0,
+    n_named: int = 0,
 ) -> Finished:
     """Put the scale of the vectors into W and order components by contribution Σ_i W_ij²; frozen ones first, as they
-    are. Their Gram matrix is enough: no vector is looked at.
+    are, then named ones in their order. Their Gram matrix is enough: no vector is looked at.
     """
     norm = np.sqrt(np.maximum(np.diagonal(GG).astype(np.float64), 0))
     norm = np.where(norm > 0, norm, 1.0)
@@ -48,7 +53,8 @@ def finish(
     W = (W * (norm**2 if kind is FisherKind.LOW_RANK else norm)).astype(np.float32)  # g_j g_jᵀ is quadratic in g_j
 
     contribution = np.sum(W.astype(np.float64) ** 2, axis=0)
-    order = np.concatenate([np.arange(n_frozen), n_frozen + np.argsort(-contribution[n_frozen:], kind="stable")])
+    kept = n_frozen + n_named
+    order = np.concatenate([np.arange(kept), kept + np.argsort(-contribution[kept:], kind="stable")])
     dead = np.flatnonzero(contribution[order] < DEAD * squared_norm)
     duplicates = np.argwhere(np.triu(cosines[np.ix_(order, order)], 1) > DUPLICATE)
     return Finished(W[:, order], order, dead.tolist(), duplicates.tolist())

@@ -14,6 +14,7 @@ from npeff_jax._types import RowArray
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._nonnegative import solve_nonnegative
 from npeff_jax.factorization._stack import Stack, stack
+from npeff_jax.factorization._tunings import Ties, solve_tied
 from npeff_jax.pefs import FisherKind, Pefs
 
 BLOCK_BYTES = 1 << 28
@@ -122,6 +123,16 @@ def fit_alone(decomposition: Decomposition, pefs: Pefs) -> Float[np.ndarray, "n 
     stacked = stack(pefs, parameter_indices=decomposition.parameter_indices)
     b, P = fixed_products(stacked, decomposition.pseudo_fishers, low_rank=decomposition.kind is FisherKind.LOW_RANK)
     return b / np.where(np.diagonal(P) > 0, np.diagonal(P), 1.0)
+
+
+def fit_tied(decomposition: Decomposition, pefs: Pefs, ties: Ties) -> tuple[Float[np.ndarray, "n r"], float]:
+    """Fit coefficients under the ties of named components, which come first; and their loss of eq. 4."""
+    low_rank = decomposition.kind is FisherKind.LOW_RANK
+    stacked = stack(pefs, parameter_indices=decomposition.parameter_indices)
+    b, P = fixed_products(stacked, decomposition.pseudo_fishers, low_rank=low_rank)
+    W = jax.device_get(solve_tied(*jax.device_put((b, P, jax.device_get(ties)))))
+    w = W.astype(np.float64)
+    return W, float(1 + np.sum(w * (w @ P - 2 * b)) / stacked.squared_norm)
 
 
 def fixed_products(

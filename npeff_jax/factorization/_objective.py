@@ -48,15 +48,21 @@ def sum_over_rows(x: Float[Array, "N r"], members: Members) -> Float[Array, "n r
     return x
 
 
-def loss_terms(W: Coefficients, numerator: Float[Array, "n r"], quadratic: ComponentGram) -> Float[Array, "2 r"]:
+def loss_terms(
+    W: Coefficients, numerator: Float[Array, "n r"], quadratic: ComponentGram, penalty: Float[Array, "r"] | float = 0.0
+) -> Float[Array, "2 r"]:
     """Return the cross and the quadratic term by component; their difference is taken in float64 on the host.
 
     Args:
         W: coefficients.
         numerator: Σ_rows (a·g_j)² for LRM-NPEFF, X Hᵀ for D-NPEFF.
         quadratic: (g_j·g_k)², or h_j·h_k.
+        penalty: of ties to marks, which adds to the diagonal of WᵀW.
     """
-    return jnp.stack([jnp.sum(W * numerator, axis=0), jnp.sum(matmul(W.T, W) * quadratic, axis=1)])
+    own = jnp.sum(matmul(W.T, W) * quadratic, axis=1)
+    if not isinstance(penalty, float):
+        own = own + penalty * jnp.diagonal(quadratic)
+    return jnp.stack([jnp.sum(W * numerator, axis=0), own])
 
 
 def relative_loss(terms: np.ndarray, squared_norm: float) -> np.ndarray:

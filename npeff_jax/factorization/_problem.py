@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,9 +15,11 @@ from npeff_jax._progress import Progress
 from npeff_jax._sharding import factorization_mesh, fetch, replicate
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
 from npeff_jax.factorization._compile import jit
+from npeff_jax.factorization._nonnegative import hals_sweep
 from npeff_jax.factorization._objective import Members, loss_terms, members_of, sum_over_rows
 from npeff_jax.factorization._origin import SKETCHED, Components, Origin, schema_of_model
 from npeff_jax.factorization._stack import Stack, stack, stack_rows
+from npeff_jax.factorization._tunings import Ties, Tuning, tie_penalty, tied_sweep, ties_of
 from npeff_jax.factorization.row_spaces import (
     ModelRows,
     ProductPrecision,
@@ -33,16 +36,16 @@ from npeff_jax.pefs import FisherKind, Pefs, Schema
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["rows", "owner", "members", "squared_norm", "frozen", "lower", "upper", "targets", "weights"],
-    meta_fields=["kind", "n_examples", "origin"],
+    data_fields=["rows", "owner", "members", "squared_norm", "frozen", "ties"],
+    meta_fields=["kind", "n_examples", "origin", "names"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """Rows A in a row space, the example of each row, and norms: F_i = Σ a aᵀ over the rows a of example i (eq. 1).
 
     A pytree: pass it to your own ``jit``, use `loss` with optax, and lead the factors back to a result by
-    `Decomposition.from_factors`. Bounds, targets and weights are for solvers that support them; others refuse a problem
-    that has them.
+    `Decomposition.from_factors`. Protected components and tunings are for solvers that support them; others refuse a
+    problem that has them.
 
     Attributes:
         rows: A, in a row space.
@@ -53,10 +56,8 @@ class Problem:
         n_examples: n.
         origin: for the result, on the host; None inside compiled steps.
         frozen: (f, size), vectors of the first f components in coordinates, which a solver keeps; or None.
-        lower: (n, r), least coefficients, beside W ≥ 0.
-        upper: (n, r), largest coefficients.
-        targets: (n, r), coefficients to come near to.
-        weights: (n, r), the weight of each squared distance from the targets, as a fraction of ‖F‖².
+        ties: of the named components, which come after the protected ones, to their marks; or None.
+        names: of the named components.
 
     Examples:
         >>> problem = Problem.of(npeff_jax.tasks.planted().pefs, n_components=3)
@@ -74,10 +75,8 @@ class Problem:
     n_examples: int
     origin: Origin | None = None
     frozen: Any = None
-    lower: Any = None
-    upper: Any = None
-    targets: Any = None
-    weights: Any = None
+    ties: Ties | None = None
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -160,6 +159,23 @@ class Problem:
         return 0 if self.frozen is None else self.frozen.shape[0]
 
     @property
+    def n_named(self) -> int:
+        """t, the number of named components, which come after the protected ones."""
+        return 0 if self.ties is None else self.ties.pattern.shape[1]
+
+    @property
+    def n_kept(self) -> int:
+        """Count the components f + t that no exchange replaces and no order moves."""
+        return self.n_frozen + self.n_named
+
+    def with_tunings(self, tunings: Sequence[Tuning]) -> "Problem":
+        """Return this problem with named components, whose coefficients follow the marks of the tunings."""
+        if not tunings:
+            return self
+        ties = Ties(*(replicate(array, self.rows.mesh) for array in ties_of(tunings)))
+        return dataclasses.replace(self, ties=ties, names=tuple(tuning.name for tuning in tunings))
+
+    @property
     def has_rows(self) -> Bool[np.ndarray, "n"]:
         """(n,), which examples have rows: those of others are zero, or failed."""
         return np.bincount(self._host.owner, minlength=self.n_examples) > 0
@@ -172,14 +188,13 @@ class Problem:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The optional parts that this problem has: "frozen", "bounds", "targets"."""
-        present = {"frozen": self.n_frozen > 0, "bounds": self.lower is not None or self.upper is not None}
-        present["targets"] = self.targets is not None or self.weights is not None
+        """The optional parts that this problem has: "frozen", "tunings"."""
+        present = {"frozen": self.n_frozen > 0, "tunings": self.ties is not None}
         return tuple(name for name, there in present.items() if there)
 
     def on_device(self) -> "Problem":
         """Return a copy without what only the host needs: what compiled steps see, and their caches keep alive."""
-        return dataclasses.replace(self, rows=self.rows.on_device(), origin=None)
+        return dataclasses.replace(self, rows=self.rows.on_device(), origin=None, names=())
 
     def over_rows(self, W: Coefficients) -> RowProducts:
         """Repeat coefficients over each example's rows: (n, r) to (N, r)."""
@@ -202,6 +217,17 @@ class Problem:
         if self.kind is FisherKind.LOW_RANK:
             return self.sum_over_rows(AG * AG), GG * GG
         return self.sum_over_rows(AG), GG
+
+    def sweep(self, W: Coefficients, b: Coefficients, P: ComponentGram) -> Coefficients:
+        """Return W after one pass of exact coordinate updates, under the ties of named components."""
+        return hals_sweep(W, b, P) if self.ties is None else tied_sweep(W, b, P, self.ties, self.n_frozen)
+
+    def tie_penalty(self, W: Coefficients) -> Float[Array, "r"] | float:
+        """Return what comes to the diagonal of WᵀW in the terms of the vectors (see `tie_penalty`); 0 without ties."""
+        if self.ties is None:
+            return 0.0
+        f, t = self.n_frozen, self.n_named
+        return jnp.zeros(W.shape[1], W.dtype).at[f : f + t].set(tie_penalty(W[:, f : f + t], self.ties))
 
     def loss(self, W: Coefficients, G: Vectors) -> Float[Array, ""]:
         """Return ‖F − Σ_j W_j H_j‖² / ‖F‖² in float32 (eq. 4), with H_j = g_j g_jᵀ or Diag(h_j).

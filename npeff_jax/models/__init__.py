@@ -1,9 +1,16 @@
 """What is explained: `Model`, output families, and adapters that build a model from what users have."""
 
 from npeff_jax.models._equinox import from_equinox as from_equinox
+from npeff_jax.models._generation import Generation as Generation
+from npeff_jax.models._generation import answer_texts as answer_texts
+from npeff_jax.models._generation import generate as generate
 from npeff_jax.models._haiku import from_haiku as from_haiku
 from npeff_jax.models._huggingface import NewHead as NewHead
 from npeff_jax.models._huggingface import from_huggingface as from_huggingface
+from npeff_jax.models._huggingface import is_language_model as is_language_model
+from npeff_jax.models._huggingface import language_model as language_model
+from npeff_jax.models._language import LanguageModel as LanguageModel
+from npeff_jax.models._language import pad_tokens as pad_tokens
 from npeff_jax.models._linen import from_linen as from_linen
 from npeff_jax.models._model import IntermediatesFn as IntermediatesFn
 from npeff_jax.models._model import Model as Model
@@ -12,6 +19,7 @@ from npeff_jax.models._nnx import from_nnx as from_nnx
 from npeff_jax.models._outputs import Bernoulli as Bernoulli
 from npeff_jax.models._outputs import Categorical as Categorical
 from npeff_jax.models._outputs import Gaussian as Gaussian
+from npeff_jax.models._outputs import Generated as Generated
 from npeff_jax.models._outputs import Output as Output
 from npeff_jax.models._processor import ImageProcessor as ImageProcessor
 from npeff_jax.models._processor import TextProcessor as TextProcessor

@@ -1,4 +1,4 @@
-"""GPT-2: the distribution of the next token at a chosen position, or over given answers."""
+"""GPT-2: the distribution of the next token at a chosen position."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,8 +10,6 @@ import numpy as np
 
 from npeff_jax.models._transformer import LayerNorm, activation, attention, visible_positions
 from npeff_jax.models._weight_maps import Architecture, Rule, layer_norm, transpose
-
-Answers = tuple[tuple[int, ...], ...]
 
 
 class Block(nn.Module):
@@ -41,7 +39,6 @@ class Gpt2(nn.Module):
     Attributes:
         scales: of the attention scores, one a layer.
         tied: whether the words' embeddings are also the output layer.
-        answers: token ids of each answer; None for the whole vocabulary.
     """
 
     width: int
@@ -53,7 +50,6 @@ class Gpt2(nn.Module):
     epsilon: float
     scales: tuple[float, ...]
     tied: bool
-    answers: Answers | None = None
 
     def setup(self) -> None:
         self.word_embeddings = nn.Embed(self.n_words, self.width)
@@ -70,14 +66,10 @@ class Gpt2(nn.Module):
         ids = example["input_ids"]
         mask = jnp.asarray(example.get("attention_mask", jnp.ones_like(ids)), bool)
         end = example.get("position", jnp.max(jnp.where(mask, jnp.arange(ids.shape[-1]), 0), axis=-1))
-        longest = 1 if self.answers is None else max(map(len, self.answers))
-        if longest > 1:
-            return self._answer_log_probabilities(ids, mask, end, longest)
-        log_p = self._log_probabilities(ids, mask, end[..., None])[..., 0, :]
-        return log_p if self.answers is None else log_p[..., np.array(self.answers)[:, 0]]
+        return self.after(ids, mask, end[..., None])[..., 0, :]
 
-    def _log_probabilities(self, ids: jax.Array, mask: jax.Array, places: jax.Array) -> jax.Array:
-        """(..., p, words): of the next token after each of ``places`` (..., p)."""
+    def after(self, ids: jax.Array, mask: jax.Array, places: jax.Array) -> jax.Array:
+        """Log-probabilities (..., p, words) of the next token after each of ``places`` (..., p)."""
         length = ids.shape[-1]
         if length > self.n_positions:
             raise ValueError(f"input_ids has {length} tokens, answers included; the model has {self.n_positions}")
@@ -90,28 +82,6 @@ class Gpt2(nn.Module):
         pooled = self.norm(jnp.take_along_axis(x, places[..., None], axis=-2))
         self.sow("intermediates", "pooled", pooled)
         return nn.log_softmax(self.word_embeddings.attend(pooled) if self.tied else self.lm_head(pooled))
-
-    def _answer_log_probabilities(self, ids: jax.Array, mask: jax.Array, end: jax.Array, longest: int) -> jax.Array:
-        """The sum of an answer's tokens' log-probabilities, each after the prompt and the tokens before it: one forward
-        pass an answer, with the answers as a batch axis.
-        """
-        answers = self.answers or ()
-        tokens = jnp.array([answer + (0,) * (longest - len(answer)) for answer in answers])  # (C, T)
-        real = jnp.array([[t < len(answer) for t in range(longest)] for answer in answers])
-        place = jnp.arange(ids.shape[-1] + longest - 1)
-        widen = [(0, 0)] * (ids.ndim - 1) + [(0, longest - 1)]
-        ids, mask = jnp.pad(ids, widen)[..., None, :], jnp.pad(mask, widen)[..., None, :]
-        after = place - end[..., None, None] - 1  # (..., 1, L + T − 1): 0 where an answer's first token stands
-        written = tokens[:, jnp.clip(after, 0, longest - 1)]  # (C, ..., 1, L + T − 1)
-        written = jnp.moveaxis(written[..., 0, :], 0, -2)
-        inside = after >= 0
-        log_p = self._log_probabilities(
-            jnp.where(inside, written, ids),
-            jnp.broadcast_to(jnp.where(inside, after < longest, mask), written.shape),
-            jnp.broadcast_to(end[..., None, None] + jnp.arange(longest), (*end.shape, *tokens.shape)),
-        )
-        chosen = jnp.take_along_axis(log_p, jnp.broadcast_to(tokens, log_p.shape[:-1])[..., None], axis=-1)[..., 0]
-        return jnp.sum(jnp.where(real, chosen, 0.0), axis=-1)
 
 
 def _conv1d(pattern: str, path: str) -> tuple[Rule, Rule]:
@@ -134,7 +104,7 @@ _RULES = (
 )
 
 
-def gpt2(config: Any, answers: Answers | None = None) -> Architecture:
+def gpt2(config: Any) -> Architecture:
     """GPT2LMHeadModel, its output layer tied to the words' embeddings or not."""
     if config.add_cross_attention:
         raise ValueError("cross-attention is not supported; pass a Model by hand")
@@ -151,7 +121,6 @@ def gpt2(config: Any, answers: Answers | None = None) -> Architecture:
         epsilon=config.layer_norm_epsilon,
         scales=tuple(scale / (i + 1 if by_depth else 1) for i in range(config.n_layer)),
         tied=tied,
-        answers=answers,
     )
     head = () if tied else (Rule(r"lm_head\.weight", "params/lm_head/kernel", transpose),)
     return Architecture(

@@ -17,10 +17,12 @@ from npeff_jax._types import Example, PyTree
 from npeff_jax.models import _huggingface_torch
 from npeff_jax.models._checkpoint import locate, read_checkpoint, read_config
 from npeff_jax.models._huggingface_torch import is_adapter
+from npeff_jax.models._language import LanguageModel
 from npeff_jax.models._linen import from_linen
 from npeff_jax.models._model import Model
 from npeff_jax.models._outputs import Bernoulli, Categorical, Gaussian, Output
-from npeff_jax.models._torch_tasks import LANGUAGE_MODELS
+from npeff_jax.models._torch import from_torch
+from npeff_jax.models._torch_tasks import LANGUAGE_MODELS, at_places, writes
 from npeff_jax.models._weight_maps import NOTHING, Architecture, flatten_paths, map_weights, nest_paths, without_prefix
 
 
@@ -85,26 +87,26 @@ def from_huggingface(
     config = _huggingface_torch.adapter_config(directory) if is_adapter(directory) else read_config(directory)
     if new_head is not None:
         config.id2label = dict(enumerate(new_head.label_names))
-    token_ids = None if answers is None else _token_ids(answers, directory)
+    if answers is not None:
+        return language_model(directory, dtype=dtype, trainable=mask).choices(answers)
     other = _huggingface_torch.class_to_run(directory, config, {*_builders(), *_CLASSIFIERS}, new_head is not None)
     if other is not None:
-        writes = other.endswith(LANGUAGE_MODELS)
+        writes_words = other.endswith(LANGUAGE_MODELS)
         return _huggingface_torch.torch_checkpoint(
             directory,
             config,
             other,
-            answers=token_ids,
             dtype=dtype,
             mask=mask,
             head_is_new=new_head is not None,
             seed=0 if new_head is None else new_head.seed,
-            output=Categorical() if writes else _output(config),
-            label_names=_answer_names(answers) if writes else read_label_names(config),
+            output=Categorical() if writes_words else _output(config),
+            label_names=None if writes_words else read_label_names(config),
         )
-    architecture = _architecture(config, new_head is not None, token_ids)
+    architecture = _architecture(config, new_head is not None)
     if architecture.is_language_model:
         output: Output = Categorical()
-        names = _answer_names(answers)
+        names = None
     else:
         output, names = _output(config), read_label_names(config)
     variables = _variables(directory, architecture, dtype, new_head)
@@ -112,6 +114,129 @@ def from_huggingface(
         from_linen(architecture.module, variables, mask=mask, output=output, label_names=names),
         intermediates_fn=_intermediates(architecture.module, variables),
     )
+
+
+def language_model(
+    source: str | pathlib.Path | Any,
+    *,
+    trainable: Mask = None,
+    tokenizer: Any = None,
+    dtype: Any = jnp.float32,
+    revision: str | None = None,
+) -> LanguageModel:
+    """A causal language model that can be asked for its next token, its choice among answers, and its own answers.
+
+    Args:
+        source: a directory of a checkpoint or of a PEFT adapter (LoRA) over one, a name on the Hugging Face hub, or a
+            ``torch.nn.Module`` of transformers or called like one.
+        trainable: which parameters to explain, globs over their names or a predicate; those of an adapter by default,
+            and those of a module that require gradients.
+        tokenizer: of ``transformers``; by default the one that lies in the directory.
+        dtype: of a checkpoint's parameters.
+        revision: of a model on the hub.
+
+    Raises:
+        ImportError: transformers is missing; or PyTorch, torchax or PEFT where they are needed.
+        FileNotFoundError: the directory has no configuration or no weights, or the name cannot be fetched.
+        ValueError: it is no causal language model.
+    """
+    if not isinstance(source, str | pathlib.Path):
+        base = from_torch(source, forward=at_places, trainable=trainable)
+        config = getattr(source, "config", None)
+        return _from_base(base, config, tokenizer)
+    directory = locate(source, revision)
+    config, name = _class_of(directory)
+    if not writes(name):
+        raise ValueError(
+            f"answers were given, or a language model asked for, but the checkpoint is a {name or config.model_type}; "
+            "only causal language models take and write them (…ForCausalLM, …LMHeadModel)"
+        )
+    tokenizer = read_tokenizer(directory) if tokenizer is None else tokenizer
+    if is_adapter(directory) or name not in _builders():
+        base = _huggingface_torch.torch_checkpoint(
+            directory, config, name, forward=at_places, dtype=dtype, mask=trainable
+        )
+        return _from_base(base, config, tokenizer)
+    architecture = _architecture(config, False)
+    module, variables = architecture.module, _variables(directory, architecture, dtype, None)
+    constants = {name: value for name, value in variables.items() if name != "params"}
+
+    def token_logits(params: PyTree, ids: jax.Array, shown: jax.Array, places: jax.Array) -> jax.Array:
+        return module.apply({"params": params, **constants}, ids, shown != 0, places, method="after")
+
+    return LanguageModel(
+        token_logits,
+        variables["params"],
+        mask=trainable,
+        constants={"module": module},
+        tokenizer=tokenizer,
+        stop=_stop_tokens(config, tokenizer),
+        max_length=_most_positions(config),
+        intermediates_fn=_intermediates(module, variables),
+    )
+
+
+def is_language_model(directory: str | pathlib.Path) -> bool:
+    """Return whether a directory holds a causal language model, or a PEFT adapter over one; False where it is none."""
+    directory = pathlib.Path(directory)
+    found = is_adapter(directory) or (directory / "config.json").is_file()
+    return found and writes(_class_of(directory)[1])
+
+
+def _class_of(directory: pathlib.Path) -> tuple[Any, str]:
+    """The configuration of a checkpoint or of an adapter's base, and its class."""
+    if is_adapter(directory):
+        config = _huggingface_torch.adapter_config(directory)
+        return config, _huggingface_torch.adapter_class(directory, config)
+    config = read_config(directory)
+    return config, " or ".join(config.architectures or [])
+
+
+def _from_base(base: Model, config: Any, tokenizer: Any) -> LanguageModel:
+    """A language model whose logits a PyTorch module computes, those after all places in one vector."""
+
+    def token_logits(params: PyTree, ids: jax.Array, shown: jax.Array, places: jax.Array) -> jax.Array:
+        batch = {"input_ids": ids, "attention_mask": shown, "places": places}
+        return base.logits_fn(params, batch).reshape(len(places), -1)
+
+    return LanguageModel(
+        token_logits,
+        base.params,
+        mask=base.mask,
+        constants=base.constants,
+        tokenizer=tokenizer,
+        stop=_stop_tokens(config, tokenizer),
+        max_length=_most_positions(config),
+    )
+
+
+def _stop_tokens(config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a text, by the tokenizer and the configuration."""
+    own, theirs = getattr(tokenizer, "eos_token_id", None), getattr(config, "eos_token_id", None)
+    found = {token for ids in (own, theirs) for token in (ids if isinstance(ids, list | tuple) else [ids])}
+    return tuple(sorted(token for token in found if token is not None))
+
+
+def _most_positions(config: Any) -> int | None:
+    """The most tokens that a model takes, where its configuration says."""
+    most = getattr(config, "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
+
+
+def read_tokenizer(directory: pathlib.Path) -> Any:
+    """The tokenizer in a directory, or, of an adapter without one, in that of its base; None if there is none."""
+    places = [directory, *([_huggingface_torch.base_directory(directory)] if is_adapter(directory) else [])]
+    for place in places:
+        if any((place / name).is_file() for name in TOKENIZERS):
+            with needs("a Hugging Face tokenizer"):
+                import transformers
+
+            return transformers.AutoTokenizer.from_pretrained(place)
+    return None
+
+
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+"""Files one of which a tokenizer is saved with."""
 
 
 def _builders() -> dict[str, Callable[..., Architecture]]:
@@ -128,8 +253,6 @@ def _builders() -> dict[str, Callable[..., Architecture]]:
     }
 
 
-_LANGUAGE_MODEL = "GPT2LMHeadModel"
-
 # What a checkpoint without a head of its own becomes when it is given a new one.
 _CLASSIFIERS = {
     "bert": "BertForSequenceClassification",
@@ -140,7 +263,7 @@ _CLASSIFIERS = {
 }
 
 
-def _architecture(config: Any, pretrained: bool, answers: tuple[tuple[int, ...], ...] | None) -> Architecture:
+def _architecture(config: Any, pretrained: bool) -> Architecture:
     builders, names = _builders(), list(config.architectures or [])
     if pretrained and config.model_type in _CLASSIFIERS:
         names = [_CLASSIFIERS[config.model_type]]
@@ -153,37 +276,7 @@ def _architecture(config: Any, pretrained: bool, answers: tuple[tuple[int, ...],
             + ("To train a classifier on it, pass new_head=NewHead(label_names). " if headless else "")
             + "For any other, pass from_torch(module, forward=...), or a pure function: Model(logits_fn, params)"
         )
-    if answers is None:
-        return builders[names[0]](config)
-    if names[0] != _LANGUAGE_MODEL:
-        raise ValueError(f"answers were given, but the checkpoint is a {names[0]}; only {_LANGUAGE_MODEL} takes them")
-    return builders[names[0]](config, answers)
-
-
-def _answer_names(answers: Sequence[str | Sequence[int]] | None) -> tuple[str, ...] | None:
-    return None if answers is None else tuple(a if isinstance(a, str) else str(tuple(a)) for a in answers)
-
-
-def _token_ids(answers: Sequence[str | Sequence[int]], directory: pathlib.Path) -> tuple[tuple[int, ...], ...]:
-    if isinstance(answers, str) or len(answers) < 2:
-        raise ValueError(f"answers={answers!r}; expected two or more strings to choose among")
-    tokenize: Callable[[str], Sequence[int]] | None = None
-    ids = []
-    for answer in answers:
-        if isinstance(answer, str):
-            tokenize = tokenize or _tokenize(directory)
-            answer = tokenize(answer)
-        ids.append(tuple(int(token) for token in answer))
-    if () in ids:
-        raise ValueError(f"answers[{ids.index(())}] has no tokens")
-    return tuple(ids)
-
-
-def _tokenize(directory: pathlib.Path) -> Callable[[str], Sequence[int]]:
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    return builders[names[0]](config)
 
 
 def _variables(directory: pathlib.Path, architecture: Architecture, dtype: Any, new_head: NewHead | None) -> PyTree:

@@ -15,7 +15,8 @@ from npeff_jax.models._checkpoint import locate, read_config, read_weights
 from npeff_jax.models._model import Model
 from npeff_jax.models._torch import model_of
 from npeff_jax.models._torch_env import import_torch
-from npeff_jax.models._torch_tasks import TASKS, Answers, forward_of, task_of
+from npeff_jax.models._torch_function import Forward
+from npeff_jax.models._torch_tasks import TASKS, forward_of, task_of
 
 ADAPTER = "adapter_config.json"
 """What PEFT writes beside an adapter's weights."""
@@ -32,7 +33,7 @@ def torch_checkpoint(
     config: Any,
     class_name: str,
     *,
-    answers: Answers | None = None,
+    forward: Forward | None = None,
     dtype: Any = "float32",
     mask: Mask = None,
     head_is_new: bool = False,
@@ -45,7 +46,7 @@ def torch_checkpoint(
         directory: a checkpoint, or a PEFT adapter, of which the adapter's parameters alone are explained by default.
         config: of the checkpoint, or of the adapter's base.
         class_name: of the checkpoint's model.
-        answers: token ids among which a causal language model chooses.
+        forward: what is computed, PyTorch code; by default the logits of the class's task.
         dtype: of the parameters.
         mask: which parameters to explain.
         head_is_new: whether the classification head may be missing from the checkpoint.
@@ -53,7 +54,7 @@ def torch_checkpoint(
         **options: further fields of `Model`.
     """
     module = load_module(directory, config, class_name, dtype=dtype, head_is_new=head_is_new, seed=seed)
-    forward = forward_of(class_name, directory, answers)
+    forward = forward or forward_of(class_name, directory)
     _check_padding(module, class_name)
     return model_of(module, forward, mask, owned=True, **options)
 

@@ -16,6 +16,9 @@ from npeff_jax._parameters import Mask, ParameterSpace
 from npeff_jax._types import Example, Examples, LogitsFn, PyTree
 from npeff_jax.models._outputs import Categorical, Output
 
+OutcomeFn = Callable[[PyTree, Example, jax.Array], jax.Array]
+"""``(params, example, j) -> ()``, one logit."""
+
 IntermediatesFn = Callable[[PyTree, Example], Mapping[str, jax.Array]]
 """``(params, example) -> {name: array}``, in the order of the computation."""
 
@@ -37,6 +40,9 @@ class Model:
         label_names: optionally, the names of the C classes.
         constants: optionally, what ``logits_fn`` depends on besides its arguments (batch statistics, settings), in any
             nest. It is only compared: PEFs of a model with other constants are those of another model.
+        outcome_fn: optionally, logit j alone, for a function each of whose logits is a forward pass of its own (the
+            log-probability of an answer of many tokens). Gradient rows then take a pass back per logit, where
+            cotangents on all logits would take one through all of them.
 
     Raises:
         TypeError: ``logits_fn`` is no function of parameters and example, or ``output`` no output family.
@@ -55,6 +61,7 @@ class Model:
     intermediates_fn: IntermediatesFn | None = None
     label_names: tuple[str, ...] | None = None
     constants: Any = None
+    outcome_fn: OutcomeFn | None = None
 
     def __post_init__(self) -> None:
         if _adapter(self.logits_fn) or not callable(self.logits_fn):
@@ -149,6 +156,11 @@ class Model:
         """
         return self.logits_fn(self.space.join(params, selected), example)
 
+    def selected_outcome(self, selected: tuple[Any, ...], params: PyTree, example: Example, j: jax.Array) -> jax.Array:
+        """Logit j alone as a function of the explained leaves, where there is an ``outcome_fn``."""
+        assert self.outcome_fn is not None
+        return self.outcome_fn(self.space.join(params, selected), example, j)
+
     def n_classes(self, example: Example) -> int:
         """Return C, found without running the model.
 
@@ -159,14 +171,24 @@ class Model:
         shape = jax.eval_shape(self.logits_fn, self.params, example)
         if not hasattr(shape, "shape") or len(shape.shape) != 1:
             got = getattr(shape, "shape", type(shape).__name__)
-            raise ValueError(
-                f"logits_fn returned {got} for one example; expected one axis, (C,). If the model wants a batch, "
-                "add it inside: lambda params, x: apply(params, x[None])[0]"
-            )
+            remedy = "If the model wants a batch, add it inside: lambda params, x: apply(params, x[None])[0]"
+            if isinstance(got, tuple) and len(got) == 2 and got[0] > 1:
+                remedy = (
+                    "A prediction per token or pixel wants an example for each: (input, position), and "
+                    "lambda params, x: apply(params, x[0])[x[1]]"
+                )
+            elif got == ():
+                remedy = "A single number is a vector of one, value[None], with output=Bernoulli() or Gaussian(scale)"
+            raise ValueError(f"logits_fn returned {got} for one example; expected one axis, (C,). {remedy}")
         if not jnp.issubdtype(shape.dtype, jnp.floating) or shape.shape[0] < self.output.minimum_size:
+            single = (
+                "; a single logit of yes or no is output=Bernoulli(), a number to predict output=Gaussian(scale)"
+                if shape.shape[0] == 1
+                else ""
+            )
             raise ValueError(
                 f"logits_fn returned {shape.shape[0]} values of {shape.dtype}; {type(self.output).__name__} expects "
-                f"at least {self.output.minimum_size} of a floating-point type"
+                f"at least {self.output.minimum_size} of a floating-point type{single}"
             )
         return shape.shape[0]
 
@@ -176,7 +198,15 @@ class Model:
             space = self.space
         except (TypeError, ValueError):  # of a structure that JAX made up: it has no parameters to line up
             space = None
-        static = (self.logits_fn, self.mask, self.output, self.intermediates_fn, self.label_names, space)
+        static = (
+            self.logits_fn,
+            self.mask,
+            self.output,
+            self.intermediates_fn,
+            self.label_names,
+            self.outcome_fn,
+            space,
+        )
         return ((jax.tree_util.GetAttrKey("params"), self.params),), (*static, _Constants(self))
 
     @classmethod
@@ -184,7 +214,7 @@ class Model:
         """A model of other leaves in the same places; what shared an array still counts as one."""
         *fields, space, constants = static
         made = object.__new__(cls)
-        names = ("logits_fn", "mask", "output", "intermediates_fn", "label_names")
+        names = ("logits_fn", "mask", "output", "intermediates_fn", "label_names", "outcome_fn")
         made.__dict__.update(zip(names, fields), params=children[0], constants=constants.value)
         if space is not None:
             made.__dict__["space"] = space

@@ -42,6 +42,10 @@ class Output(abc.ABC):
     def kl(self, logits: Logits, perturbed: Logits) -> jax.Array:
         """KL(p ‖ p_perturbed) in nats, in the order of eq. 2."""
 
+    def kl_error(self, logits: Logits, perturbed: Logits) -> jax.Array:
+        """The standard error of `kl`: zero unless that is an estimate from draws."""
+        return jnp.zeros((), jnp.result_type(logits, perturbed))
+
     @property
     @abc.abstractmethod
     def minimum_size(self) -> int:
@@ -105,10 +109,7 @@ class Categorical(Output):
         """
         log_p, log_q = self._log_probabilities(logits), self._log_probabilities(perturbed)
         p, d = jnp.exp(log_p), log_q - log_p
-        series = (
-            d**2 / 2 * (1 + d / 3 * (1 + d / 4 * (1 + d / 5 * (1 + d / 6))))
-        )  # below 0.1 its error is under 1e-8 relative
-        moderate = jnp.where(jnp.abs(d) < 0.1, series, jnp.expm1(jnp.minimum(d, 1.0)) - d)
+        moderate = _excess(jnp.minimum(d, 1.0))
         # A class that the prediction nearly excluded can come back by more than e^88: q itself, never p e^d = 0 · inf.
         return jnp.sum(jnp.where(d < 1.0, p * moderate, jnp.exp(log_q) - p - p * d))
 
@@ -182,6 +183,56 @@ class Bernoulli(Output):
     def _deviations(logits: Logits) -> Logits:
         """Return √(p (1 − p)) per label, from the logarithms of both sigmoids: without a difference."""
         return jnp.exp((jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits)) / 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated(Output):
+    """Outcomes too many to list, S of which were drawn from the model: the answers of a language model.
+
+    A logit is the log-probability of one drawn outcome, log p(y_s). F = E_y[∇log p(y) ∇log p(y)ᵀ] is estimated by the
+    mean over the draws, so S is I/S and each draw is a row, ``∇log p(y_s) / sqrt(S)``. The estimate is unbiased for F,
+    and its error falls as 1/sqrt(S); its squared norm, and the normalised Fisher, are biased, as for `Sampled`. Where
+    `Sampled` draws labels from a vector of C logits, here the draws were made beforehand and are part of the example
+    (`LanguageModel.generate`).
+
+    The draws must come from the same parameters that are explained: others make another quantity.
+    """
+
+    minimum_size = 1
+
+    def factor(self, logits: Logits) -> Cotangents:
+        return jnp.eye(logits.size, dtype=logits.dtype) / logits.size**0.5
+
+    def weighted(self, logits: Logits, weights: Float[Array, "c C"]) -> Cotangents:
+        return weights / logits.size**0.5
+
+    def sample(self, key: jax.Array, logits: Logits, n_samples: int) -> Cotangents:
+        """Some of the draws, with replacement."""
+        drawn = jax.random.randint(key, (n_samples,), 0, logits.size)
+        return jax.nn.one_hot(drawn, logits.size, dtype=logits.dtype) / n_samples**0.5
+
+    def probabilities(self, logits: Logits) -> Logits:
+        """The weight of each draw in the mean, 1/S."""
+        return jnp.full_like(logits, 1 / logits.size)
+
+    def kl(self, logits: Logits, perturbed: Logits) -> jax.Array:
+        """An unbiased estimate of KL(p ‖ p_perturbed) between distributions over whole outcomes, never negative.
+
+        The mean over draws of e^d − 1 − d with d the change of log p(y_s): E_p[e^d] is 1 as far as the perturbed model
+        writes nothing that p excludes. For small d its variance is of fourth order, that of −d alone of second. Moves
+        that change log-probabilities by several nats make it heavy-tailed: look at `kl_error`.
+        """
+        return jnp.mean(_excess(perturbed - logits))
+
+    def kl_error(self, logits: Logits, perturbed: Logits) -> jax.Array:
+        """The standard error of the mean in `kl`, over the draws; NaN for a single one."""
+        return jnp.std(_excess(perturbed - logits), ddof=1) / logits.size**0.5
+
+
+def _excess(d: jax.Array) -> jax.Array:
+    """e^d − 1 − d, by its series where the difference would cancel."""
+    series = d**2 / 2 * (1 + d / 3 * (1 + d / 4 * (1 + d / 5 * (1 + d / 6))))  # below 0.1 its error is under 1e-8
+    return jnp.where(jnp.abs(d) < 0.1, series, jnp.expm1(d) - d)
 
 
 def _others(values: Float[Array, "*c C"], top: Int[Array, ""]) -> Float[Array, "*c C"]:

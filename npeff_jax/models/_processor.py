@@ -1,6 +1,7 @@
 """Raw text and images as a checkpoint's model takes them: its own tokenizer, its own image settings."""
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,11 @@ import numpy as np
 
 from npeff_jax._extras import needs
 from npeff_jax.models._checkpoint import locate, read_config
-from npeff_jax.models._huggingface import read_label_names
+from npeff_jax.models._huggingface import read_label_names, read_tokenizer
+from npeff_jax.models._huggingface_torch import adapter_config, is_adapter
+from npeff_jax.models._torch_tasks import writes
+
+_LOG = logging.getLogger("npeff_jax")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,7 +23,8 @@ class TextProcessor:
 
     Attributes:
         tokenizer: a ``transformers`` tokenizer.
-        max_length: L. Longer texts are cut (the longer of a pair first), shorter ones padded.
+        max_length: L. Longer texts are cut (the longer of a pair first), and how many is logged; shorter ones are
+            padded. Of a causal language model, which is explained after a text, the end is kept.
         label_names: the names of the model's classes, if it has them; readers of data sets match labels to them.
     """
 
@@ -48,7 +54,14 @@ class TextProcessor:
             truncation=True,
             max_length=self.max_length,
         )
+        said_truncated(sum(bool(one.overflowing) for one in encoded.encodings or ()), len(texts), self.max_length)
         return {name: np.asarray(values, np.int32) for name, values in encoded.items()}
+
+
+def said_truncated(n_cut: int, n_texts: int, max_length: int) -> None:
+    """Log how many texts were cut, if any."""
+    if n_cut:
+        _LOG.warning("%d of %d texts are longer than %d tokens and were cut", n_cut, n_texts, max_length)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,20 +111,22 @@ def huggingface_processor(
         import transformers
 
     directory = locate(directory_or_id, revision)
-    config = read_config(directory)
+    config = adapter_config(directory) if is_adapter(directory) else read_config(directory)
     names = _class_names(config) if label_names is None else tuple(map(str, label_names))
     if (directory / "preprocessor_config.json").is_file():
         # The PIL backend needs no PyTorch, and is the one that resizes as the models' training did.
         return ImageProcessor(transformers.AutoImageProcessor.from_pretrained(directory, backend="pil"), names)
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")):
+    tokenizer = read_tokenizer(directory)
+    if tokenizer is None:
         raise FileNotFoundError(
             f"{directory} has neither a tokenizer nor preprocessor_config.json; save them beside the model with "
             "tokenizer.save_pretrained(directory)"
         )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     _check_tokenizer(tokenizer, config, directory)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # GPT-2 has none; what stands in masked places does not matter
+    if any(writes(name) for name in config.architectures or []):
+        tokenizer.truncation_side = "left"
     return TextProcessor(tokenizer, min(max_length, _positions(config)), names)
 
 
@@ -147,4 +162,8 @@ def _check_tokenizer(tokenizer: Any, config: Any, directory: pathlib.Path) -> No
 def _positions(config: Any) -> int:
     """The longest text: RoBERTa numbers its positions from one past its padding id."""
     skipped = config.pad_token_id + 1 if config.model_type == "roberta" else 0
-    return config.max_position_embeddings - skipped
+    return getattr(config, "max_position_embeddings", _NO_LIMIT) - skipped
+
+
+_NO_LIMIT = 1 << 30
+"""Of a model whose positions are relative."""

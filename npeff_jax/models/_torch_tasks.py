@@ -8,8 +8,6 @@ from typing import Any
 
 from npeff_jax.models._torch_function import Forward
 
-Answers = tuple[tuple[int, ...], ...]
-
 # The end of a class's name, the class of transformers that finds the architecture's own, and what its example needs.
 TASKS = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
@@ -19,6 +17,7 @@ TASKS = {
     "LMHeadModel": "AutoModelForCausalLM",
     "ForMaskedLM": "AutoModelForMaskedLM",
 }
+CAUSAL = "AutoModelForCausalLM"
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 
 
@@ -27,28 +26,25 @@ def task_of(class_name: str) -> str | None:
     return next((task for task in TASKS if class_name.endswith(task)), None)
 
 
-def forward_of(class_name: str, directory: pathlib.Path | None = None, answers: Answers | None = None) -> Forward:
+def writes(class_name: str) -> bool:
+    """Whether a class is of causal language models."""
+    return TASKS.get(task_of(class_name) or "") == CAUSAL
+
+
+def forward_of(class_name: str, directory: pathlib.Path | None = None) -> Forward:
     """The logits that an example of this class is explained by, as PyTorch code.
 
     Args:
         class_name: of a model whose name ends in one of the known tasks.
         directory: where its tokenizer may be, for the token that a masked language model fills.
-        answers: token ids among which a causal language model chooses.
-
-    Raises:
-        ValueError: answers for a model that writes none.
     """
     task = task_of(class_name)
-    if answers is not None and TASKS.get(task or "") != "AutoModelForCausalLM":
-        raise ValueError(
-            f"answers were given, but the checkpoint is a {class_name}; only causal language models take them"
-        )
     if task == "ForTokenClassification":
         return partial(_at_position, token_id=None, what="the token whose class is explained")
     if task == "ForMaskedLM":
         return partial(_at_position, token_id=_mask_token(directory), what="the token to be filled in")
     if task in LANGUAGE_MODELS:
-        return _next_token if answers is None else partial(_answer_log_probabilities, answers=answers)
+        return _next_token
     return _classify
 
 
@@ -78,27 +74,10 @@ def _next_token(module: Any, batch: Mapping[str, Any]) -> Any:
     return _logits_after(module, ids, mask, end, rest)[:, 0]
 
 
-def _answer_log_probabilities(module: Any, batch: Mapping[str, Any], *, answers: Answers) -> Any:
-    """The sum of the log-probabilities of an answer's tokens, each after the prompt and the tokens before it: the
-    answers are a batch.
-    """
-    import torch
-
-    ids, mask, end = _prompt(batch)
-    longest = max(map(len, answers))
-    padded = [(*answer, *[0] * (longest - len(answer))) for answer in answers]
-    tokens = torch.tensor(padded, dtype=ids.dtype, device=ids.device)  # (C, T)
-    real = torch.tensor([[t < len(answer) for t in range(longest)] for answer in answers], device=ids.device)
-    if longest > 1:
-        ids, mask = (torch.nn.functional.pad(x, (0, longest - 1)) for x in (ids, mask))
-        after = torch.arange(ids.shape[1], device=ids.device) - end - 1  # 0 where an answer's first token stands
-        written = tokens[:, after.clamp(0, longest - 1)]
-        ids = torch.where(after >= 0, written, ids)
-        mask = torch.where(after >= 0, (after < longest).to(mask.dtype), mask).expand(ids.shape)
-    places = end + torch.arange(longest, device=ids.device)
-    log_p = _logits_after(module, ids, mask, places, {}).float().log_softmax(-1)
-    chosen = log_p.expand(len(answers), -1, -1).gather(-1, tokens[..., None])[..., 0]
-    return torch.where(real, chosen, 0.0).sum(-1)[None]
+def at_places(module: Any, batch: Mapping[str, Any]) -> Any:
+    """Logits (1, p V) after each of ``places`` (1, p), one place after the other."""
+    places = batch["places"][0].long()
+    return _logits_after(module, batch["input_ids"], batch["attention_mask"], places, {}).reshape(1, -1)
 
 
 def _prompt(batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:

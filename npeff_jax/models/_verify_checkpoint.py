@@ -74,7 +74,7 @@ def converter_layout(directory: str | pathlib.Path, reference: Any) -> Translate
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
-    architecture = _huggingface._architecture(read_config(pathlib.Path(directory)), False, None)
+    architecture = _huggingface._architecture(read_config(pathlib.Path(directory)), False)
     expected = jax.eval_shape(architecture.module.init, jax.random.key(0), architecture.example)
     expected = {name: tree for name, tree in expected.items() if name != "intermediates"}
     state = {name: to_numpy(tensor) for name, tensor in reference.state_dict().items()}

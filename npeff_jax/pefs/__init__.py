@@ -14,6 +14,9 @@ from npeff_jax.pefs._pefs import NormSummary as NormSummary
 from npeff_jax.pefs._pefs import Pefs as Pefs
 from npeff_jax.pefs._plan import RunPlan as RunPlan
 from npeff_jax.pefs._plan import plan as plan
+from npeff_jax.pefs._plan_choices import ParameterPlans as ParameterPlans
+from npeff_jax.pefs._plan_choices import parameter_choices as parameter_choices
+from npeff_jax.pefs._plan_choices import plan_parameters as plan_parameters
 from npeff_jax.pefs._rows import ExampleRows as ExampleRows
 from npeff_jax.pefs._rows import PulledRows as PulledRows
 from npeff_jax.pefs._rows import fisher_vector_product as fisher_vector_product
@@ -33,4 +36,5 @@ from npeff_jax.pefs.representations import Representation as Representation
 from npeff_jax.pefs.representations import Rotation as Rotation
 from npeff_jax.pefs.representations import RowBasis as RowBasis
 from npeff_jax.pefs.representations import Sampled as Sampled
+from npeff_jax.pefs.representations import default_representation as default_representation
 from npeff_jax.pefs.representations import scaled_cotangents as scaled_cotangents

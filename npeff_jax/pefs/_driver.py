@@ -15,7 +15,7 @@ from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._sharding import EXAMPLES, examples_mesh, round_up
 from npeff_jax._types import Examples
 from npeff_jax._version import __version__
-from npeff_jax.models import Model, check_model
+from npeff_jax.models import Model, Output, check_model
 from npeff_jax.pefs._batch import BatchRows, on_host
 from npeff_jax.pefs._files import PefFiles, load_pefs
 from npeff_jax.pefs._keep import Keep, Selection, as_selection
@@ -25,7 +25,7 @@ from npeff_jax.pefs._processes import check_own_devices
 from npeff_jax.pefs._rows import unreached
 from npeff_jax.pefs._schema import Normalization, Schema
 from npeff_jax.pefs._sparsify import NotFiniteError, Sparsifier, blank_arrays, put, skipped
-from npeff_jax.pefs.representations import FisherKind, LowRank, Representation
+from npeff_jax.pefs.representations import FisherKind, LowRank, Representation, default_representation
 from npeff_jax.store import WidenedArray, absolute_path
 
 _LOG = logging.getLogger("npeff_jax")
@@ -59,7 +59,8 @@ def compute_pefs(
     Args:
         model: what to explain.
         examples: n of them, a pytree of arrays with a leading axis or a sized source that can be sliced.
-        representation: `LowRank` (the default), `Diagonal`, `Sampled` or an own `Representation`.
+        representation: `LowRank`, `Diagonal`, `Sampled` or an own `Representation`; by default exact for up to 65
+            classes, see `default_representation`.
         labels: (n,) of the data set, each one of the model's classes, kept with the PEFs.
         keep: K, non-zeros kept of one example over all its rows; `PerRow`, `SharedSupport` or an own `Selection`; all
             by default.
@@ -84,7 +85,7 @@ def compute_pefs(
         FileExistsError: there are PEFs at ``path`` and ``on_existing="error"``.
     """
     check_model(model)
-    representation, selection = as_representation(representation), as_selection(keep)
+    selection = as_selection(keep)
     normalization = Normalization(as_enum("normalization", normalization, Normalization))
     check_choice("precision", precision, PRECISIONS)
     check_choice("on_existing", on_existing, get_args(OnExisting))
@@ -95,6 +96,7 @@ def compute_pefs(
     examples = take_examples(examples)
     n = count_examples(examples)
     n_classes = model.n_classes(first_example(examples))
+    representation = as_representation(representation, model.output, n_classes)
     labels = check_labels(labels, n, n_classes)
     seen = labels_for(representation, labels)
     mesh = examples_mesh(mesh)
@@ -165,14 +167,32 @@ def describe_run(
     )
 
 
-def as_representation(representation: Any) -> Representation:
-    """Return the representation that is meant: `LowRank` where none is given.
+def as_representation(representation: Any, output: Output, n_classes: int) -> Representation:
+    """Return the representation that is meant: `default_representation` where none is given.
+
+    Many backward passes per example are said, as they are what takes the time.
 
     Raises:
         TypeError: it is none.
     """
-    representation = LowRank() if representation is None else representation
-    return as_instance("representation", representation, Representation, none=True)
+    chosen = default_representation(output, n_classes) if representation is None else representation
+    found: Representation = as_instance("representation", chosen, Representation, none=True)
+    rows = found.n_rows(output, n_classes)
+    if representation is None and found != LowRank():
+        _LOG.warning("%d classes: representation %r, which is not exact; see its lost_trace", n_classes, found)
+    elif rows > MANY_ROWS:
+        _LOG.warning(
+            "%r takes up to %d backward passes for each example of %d classes; LowRank(max_rows=16, sketch=24), "
+            "LowRank(min_probability=3e-3) or Sampled(64) take fewer",
+            found,
+            rows,
+            n_classes,
+        )
+    return found
+
+
+MANY_ROWS = 400
+"""Backward passes per example that are worth a word: more than ``min_probability=3e-3`` can ask for."""
 
 
 def labels_for(representation: Representation, labels: np.ndarray | None) -> np.ndarray | None:

@@ -92,13 +92,13 @@ class RunPlan:
         return min(good) if good else max(self.keep)
 
     def _facts(self) -> list[tuple[str, Any]]:
-        each = _duration(1000 * self.seconds / self.n_examples)
+        each = duration(1000 * self.seconds / self.n_examples)
         facts = [
             ("examples, parameters", f"{self.n_examples:,}, {self.n_parameters:,}"),
             ("rows (an example, all)", f"{self.n_rows:.3g}, {self.total_rows:,.0f}"),
             (
                 "time",
-                f"{_duration(self.seconds)}, {each} a thousand, and {self.compile_seconds:.0f} s to compile",
+                f"{duration(self.seconds)}, {each} a thousand, and {self.compile_seconds:.0f} s to compile",
             ),
             ("memory beside the model", f"{size_text(self.memory_bytes)} in batches of {self.batch_size}"),
             ("kernel form", f"{size_text(self.kernel_bytes)} for the Gram matrix of all rows"),
@@ -174,7 +174,6 @@ def plan(
         ValueError: no examples, a choice of K that is out of range, or rows that do not fit in memory.
     """
     check_model(model)
-    representation = as_representation(representation)
     examples = take_examples(examples)
     n, m = count_examples(examples), model.space.size
     n_sampled, seed = min(check_integer("n_sampled", n_sampled), n), check_integer("seed", seed, 0)
@@ -182,6 +181,7 @@ def plan(
     chosen = np.sort(np.random.default_rng(seed).permutation(n)[:n_sampled])
     sample = slice_examples(examples, chosen)
     n_classes = model.n_classes(first_example(sample))
+    representation = as_representation(representation, model.output, n_classes)
     given = check_labels(labels, n, n_classes)
     given = labels_for(representation, given)
     c = representation.n_rows(model.output, n_classes)
@@ -265,7 +265,8 @@ def _ranks(one: HostRows) -> Iterator[int]:
         yield 1 + int(np.sum(held < trace * held[-1]))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

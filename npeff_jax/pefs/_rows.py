@@ -99,12 +99,7 @@ def example_rows(
         label: the example's, -1 without labels.
         room: how many rows there is room for.
     """
-    logits, push = jax.linearize(lambda leaves: model.selected_logits(leaves, params, example), selected)
-    back_to_leaves = jax.linear_transpose(push, selected)
-
-    def pull(row: jax.Array) -> tuple[jax.Array, ...]:
-        return back_to_leaves(row.astype(logits.dtype))[0]
-
+    logits, push, pull = _jacobian(model, selected, params, example)
     at = Prediction(logits.astype(jnp.float32), model.output, label, key, room, pull, push)
     back = _pullback_of(representation, at)
     blocks = pulled(pull, back.rows)
@@ -118,6 +113,29 @@ def example_rows(
     trace = functools.reduce(jnp.add, [jnp.sum(leaf) for leaf in blocks[0]]) if diagonal else jnp.trace(gram)
     lost_trace = lost / jnp.where(lost > 0, lost + trace, jnp.ones_like(lost))
     return ExampleRows(blocks, gram, leaf_norms, back.scale, trace, n_rows, at.logits, back.lost_mass, lost_trace)
+
+
+def _jacobian(
+    model: Model, selected: tuple[Any, ...], params: PyTree, example: Example
+) -> tuple[Logits, Callable[[tuple[Any, ...]], Logits], Callable[[Logits], tuple[jax.Array, ...]]]:
+    """Return one example's logits, and J and Jᵀ as functions."""
+    if model.outcome_fn is None:
+        logits, push = jax.linearize(lambda leaves: model.selected_logits(leaves, params, example), selected)
+        back_to_leaves = jax.linear_transpose(push, selected)
+        return logits, push, lambda row: back_to_leaves(row.astype(logits.dtype))[0]
+
+    def outcome(leaves: tuple[Any, ...], j: jax.Array) -> jax.Array:
+        return model.selected_outcome(leaves, params, example, j)
+
+    which = jnp.arange(model.n_classes(example))
+    logits, J = jax.vmap(jax.value_and_grad(outcome), (None, 0))(selected, which)
+    J = tuple(leaf.astype(jnp.float32) for leaf in J)
+
+    def push_through(leaves: tuple[Any, ...]) -> Logits:
+        parts = [jnp.tensordot(j, leaf.astype(j.dtype), leaf.ndim) for j, leaf in zip(J, leaves, strict=True)]
+        return functools.reduce(jnp.add, parts).astype(logits.dtype)
+
+    return logits, push_through, lambda row: tuple(jnp.tensordot(row.astype(leaf.dtype), leaf, 1) for leaf in J)
 
 
 def _pullback_of(representation: Representation, at: Prediction) -> Pullback:

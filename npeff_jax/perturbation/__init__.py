@@ -23,6 +23,7 @@ from npeff_jax.perturbation._divergence import Passes as Passes
 from npeff_jax.perturbation._divergence import batches as batches
 from npeff_jax.perturbation._divergence import iterate_perturbed_kl as iterate_perturbed_kl
 from npeff_jax.perturbation._divergence import perturbed_kl as perturbed_kl
+from npeff_jax.perturbation._divergence import perturbed_kl_error as perturbed_kl_error
 from npeff_jax.perturbation._divergence import perturbed_predictions as perturbed_predictions
 from npeff_jax.perturbation._edit import Edit as Edit
 from npeff_jax.perturbation._edit import KLBudget as KLBudget

@@ -21,7 +21,7 @@ from npeff_jax.models import Model, Output, check_model
 from npeff_jax.perturbation._arguments import check_direction, check_directions
 
 Measure = Callable[[Output, jax.Array, jax.Array], jax.Array]
-"""``(output, logits before, logits after)`` to a number; NaN if they do not allow one."""
+"""``(output, logits before, logits after)`` to a number, or several; NaN if they do not allow one."""
 
 _CALL_BYTES = 2**28
 """Directions and logits that one call may hold on the device."""
@@ -87,6 +87,28 @@ def perturbed_kl(
     return _stacked(found, steps.size, examples)
 
 
+def perturbed_kl_error(
+    model: Model,
+    examples: Examples,
+    directions: Iterable[PyTree],
+    scales: Sequence[float] | np.ndarray = (1.0,),
+    *,
+    batch_size: int = 256,
+    mesh: Mesh | None = None,
+    precision: str = "highest",
+) -> Float[np.ndarray, "directions scales n"]:
+    """Compute the standard error of each `perturbed_kl`, in nats: zero where the divergence is exact.
+
+    It is not where a distribution is known by draws alone, as that of generated answers. The draws of two examples are
+    independent: the error of a mean over examples is the root of the sum of squares, divided by their number. Arguments
+    and errors as for `perturbed_kl`.
+    """
+    steps = _steps(scales)
+    passes = Passes(batch_size, mesh, precision)
+    found = iterate_perturbed_kl(model, examples, directions, steps, passes, errors=True)
+    return _stacked((both[..., 1] for both in found), steps.size, examples)
+
+
 def perturbed_predictions(
     model: Model,
     examples: Examples,
@@ -116,7 +138,8 @@ def iterate_perturbed_kl(
     passes: Passes = Passes(),
     *,
     finite: bool = True,
-) -> Iterator[Float[np.ndarray, "scales n"]]:
+    errors: bool = False,
+) -> Iterator[Float[np.ndarray, "scales n *both"]]:
     """Yield `perturbed_kl` of one direction after the other.
 
     Args:
@@ -126,14 +149,20 @@ def iterate_perturbed_kl(
         scales: how far to go along each.
         passes: batch size, devices and precision.
         finite: raise where a divergence is not finite; else it is NaN or infinite.
+        errors: also yield `perturbed_kl_error`, along a last axis of two. With a single draw it is NaN.
     """
     steps = _steps(scales)
-    found = _iterate(model, examples, directions, steps, _divergence, passes)
+    found = _iterate(model, examples, directions, steps, _with_error if errors else _divergence, passes)
     return map(_finite(steps), itertools.count(), found) if finite else (kl for kl, _ in found)
 
 
 def _divergence(output: Output, before: jax.Array, after: jax.Array) -> jax.Array:
     return output.kl(before, after)
+
+
+def _with_error(output: Output, before: jax.Array, after: jax.Array) -> jax.Array:
+    kl = output.kl(before, after)
+    return jnp.stack([kl, jnp.asarray(output.kl_error(before, after), kl.dtype)])
 
 
 def _largest(output: Output, before: jax.Array, after: jax.Array) -> jax.Array:
@@ -198,7 +227,8 @@ def _run(
             if first == 0:
                 references.append(logits[0])
             parts.append(_measured(references[i], logits, model.output, measure))
-        values = np.concatenate([np.asarray(part[1:]) for part in parts], axis=1)[:, :n].reshape(width, S, n)
+        values = np.concatenate([np.asarray(part[1:]) for part in parts], axis=1)[:, :n]
+        values = values.reshape(width, S, *values.shape[1:])
         before = np.concatenate([np.isfinite(np.asarray(logits)).all(axis=1) for logits in references])[:n]
         position += len(group)
         yield from ((row, before) for row in values[: len(group)])
@@ -209,9 +239,10 @@ def _finite(scales: Float[np.ndarray, "scales"]) -> Callable[[int, tuple[np.ndar
 
     def check(position: int, found: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         values, before = found
-        if np.isfinite(values).all():
+        measured = values if values.ndim == 2 else values[..., 0]
+        if np.isfinite(measured).all():
             return values
-        step, example = np.argwhere(~np.isfinite(values))[0]
+        step, example = np.argwhere(~np.isfinite(measured))[0]
         where = f"example {example} has no finite prediction under perturbation {position} at scale {scales[step]}"
         if not before[example]:
             raise ValueError(f"{where}, nor without one; leave it out, or look at the model's logits on it")

@@ -15,7 +15,7 @@ from npeff_jax._checks import check_integer, normalise
 from npeff_jax._examples import choose_examples, slice_examples
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.factorization import Decomposition
-from npeff_jax.models import Model
+from npeff_jax.models import Model, check_model
 from npeff_jax.perturbation._arguments import check_component, check_decomposition_of, check_positive
 from npeff_jax.perturbation._divergence import Passes, iterate_perturbed_kl, move
 from npeff_jax.perturbation._gradients import dataset_fisher
@@ -229,7 +229,7 @@ def perturb(model: Model, direction: PyTree, scale: float | int = 1.0) -> Model:
         direction: a pytree shaped like its parameters.
         scale: how far to go, with its sign.
     """
-    space = model.space
+    space = check_model(model).space
     moved = move(space.select(model.params), space.select(direction), scale)
     return dataclasses.replace(model, params=space.join(model.params, moved))
 

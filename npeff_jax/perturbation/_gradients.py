@@ -176,11 +176,11 @@ def dataset_fisher(
     size = round_up(min(check_integer("batch_size", batch_size), n), mesh.shape[EXAMPLES])
     index = pad_rows(np.arange(n), round_up(n, size)).reshape(-1, size)
     valid = (np.arange(index.size) < n).reshape(index.shape)
-    placed, total = place(model, mesh), np.zeros(model.space.size)
-    summed = model.program(_sum, estimate, mesh)
+    params, total = place(model.params, mesh), np.zeros(model.space.size)
+    summed = model.program(_sum, model, estimate, mesh)
     with jax.default_matmul_precision(precision):
         for i, batch in enumerate(batches(examples, size)):
-            parts, scales = summed(placed, batch, index[i], valid[i])
+            parts, scales = summed(params, batch, index[i], valid[i])
             # Fishers of confident predictions are of second order in their tiny cotangents: float64 puts them back.
             total += np.asarray(scales, np.float64) ** 2 @ np.asarray(parts, np.float64)
     if not np.isfinite(total).all():
@@ -189,28 +189,29 @@ def dataset_fisher(
 
 
 def _sum(
-    model: Model,
+    params: PyTree,
     batch: Examples,
     index: jax.Array,
     valid: jax.Array,
+    model: Model,
     estimate: Estimate,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
     """(devices, m): each device's sum over its share of a batch, in units of the squares of (devices,) scales."""
 
-    def one(model: Model, x: PyTree, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one(params: PyTree, x: PyTree, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         def cotangents(logits: Logits) -> Cotangents:
             return estimate.cotangents(model.output, logits, position)
 
-        rows = pull_back(model, model.space.select(model.params), model.params, x, cotangents)
+        rows = pull_back(model, model.space.select(params), params, x, cotangents)
         squares = [sum(jnp.sum(leaf**2, axis=0) for leaf in parts) for parts in zip(*rows.blocks, strict=True)]
         return jnp.concatenate([jnp.ravel(leaf) for leaf in squares]), rows.scale
 
-    def share(model: Model, batch: Examples, index: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        diagonals, scales = jax.vmap(one, (None, 0, 0))(model, batch, index)
+    def share(params: PyTree, batch: Examples, index: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        diagonals, scales = jax.vmap(one, (None, 0, 0))(params, batch, index)
         unit = jnp.max(jnp.where(valid, scales, 0.0))
         weights = jnp.where(valid, (scales / jnp.where(unit > 0, unit, 1.0)) ** 2, 0.0)
         diagonals = jnp.where(valid[:, None], diagonals, 0.0)
         return jnp.sum(weights[:, None] * diagonals, axis=0, keepdims=True), unit[None]
 
-    return over_examples(share, mesh, (False, True, True, True))(model, batch, index, valid)
+    return over_examples(share, mesh, (False, True, True, True))(params, batch, index, valid)

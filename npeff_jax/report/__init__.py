@@ -1,8 +1,16 @@
 """What people look at: report data, figures, tables, one self-contained HTML file."""
 
+from npeff_jax.report._compare import ReportComparison as ReportComparison
+from npeff_jax.report._compare import compare_reports as compare_reports
+from npeff_jax.report._compare import write_comparison as write_comparison
+from npeff_jax.report._component import AuditCheck as AuditCheck
+from npeff_jax.report._component import Audited as Audited
 from npeff_jax.report._component import Causal as Causal
 from npeff_jax.report._component import Component as Component
+from npeff_jax.report._component import Evidence as Evidence
+from npeff_jax.report._component import Marks as Marks
 from npeff_jax.report._component import Trace as Trace
+from npeff_jax.report._data import About as About
 from npeff_jax.report._data import ReportData as ReportData
 from npeff_jax.report._data import json_schema as json_schema
 from npeff_jax.report._data import output_file as output_file
@@ -10,6 +18,8 @@ from npeff_jax.report._data import read_report_data as read_report_data
 from npeff_jax.report._display import Images as Images
 from npeff_jax.report._display import Texts as Texts
 from npeff_jax.report._examples import Shown as Shown
+from npeff_jax.report._explained import ExplainedExample as ExplainedExample
+from npeff_jax.report._explained import explain_example as explain_example
 from npeff_jax.report._figures import coefficient_figure as coefficient_figure
 from npeff_jax.report._figures import collage_figure as collage_figure
 from npeff_jax.report._figures import decay_figure as decay_figure
@@ -20,6 +30,13 @@ from npeff_jax.report._figures import prediction_figure as prediction_figure
 from npeff_jax.report._figures import selectivity_figure as selectivity_figure
 from npeff_jax.report._figures import similarity_figure as similarity_figure
 from npeff_jax.report._figures import split_figure as split_figure
+from npeff_jax.report._folder import Published as Published
+from npeff_jax.report._folder import from_pretrained as from_pretrained
+from npeff_jax.report._folder import push_to_hub as push_to_hub
+from npeff_jax.report._folder import save_pretrained as save_pretrained
+from npeff_jax.report._marks import NoPartsError as NoPartsError
+from npeff_jax.report._marks import mark_examples as mark_examples
+from npeff_jax.report._page import Page as Page
 from npeff_jax.report._tables import latex_table as latex_table
 from npeff_jax.report._tables import top_table as top_table
 from npeff_jax.report._tables import write_coefficients as write_coefficients

@@ -1,16 +1,19 @@
 """The cards: for each component its examples, what they share, where it lives, and how far to trust it."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from npeff_jax.evaluation import Selectivity
+from npeff_jax.evaluation import Audit, Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.report._anatomy import Anatomy
-from npeff_jax.report._component import Causal, Component, Trace
+from npeff_jax.report._component import AuditCheck, Audited, Causal, Component, Marks, Trace
+from npeff_jax.report._evidence import evidence_of
 from npeff_jax.report._examples import Shown, mix_of, near_misses_of, pair_mix_of, random_of, top_of
 from npeff_jax.report._places import Places
 from npeff_jax.report._shelf import Shelf
@@ -29,12 +32,16 @@ class Extras:
         stability: (r,) or (runs, r), similarity with the matched component of other runs.
         notes: r strings.
         traces: for each component its traces.
+        marks: for each component its marked examples.
+        audit: of all components or of some.
     """
 
     selectivity: Selectivity | None = None
     stability: Any = None
     notes: Sequence[str] | None = None
     traces: Sequence[Sequence[Trace]] | None = None
+    marks: Sequence[Sequence[Marks]] | None = None
+    audit: Audit | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -69,6 +76,17 @@ class Cards:
         share = squared / (squared.sum() or 1.0)
         return tuple(self._card(j, float(share[j])) for j in range(self.decomposition.n_components))
 
+    @functools.cached_property
+    def rates(self) -> Float[np.ndarray, "C"]:
+        """For each class, the fraction of the usable examples that it is predicted for."""
+        chosen = self.shelf.predicted[self.shelf.usable]
+        return np.bincount(chosen, minlength=self.shelf.n_classes) / max(len(chosen), 1)
+
+    @functools.cached_property
+    def causals(self) -> dict[int, Causal]:
+        """What was measured of each component."""
+        return _causals(self.extras.selectivity)
+
     @property
     def decay_at(self) -> Float[np.ndarray, "points"]:
         """Ranks from the first example to the last, evenly in their logarithm, as fractions of the examples."""
@@ -93,6 +111,7 @@ class Cards:
         pairs = pair_mix_of(shelf.pairs, most) if shelf.pairs is not None and len(most) else ()
         words = () if shelf.words is None else shelf.words.typical(most)
         note = "" if extras.notes is None or extras.notes[j] is None else str(extras.notes[j])
+        causal, audited = self.causals.get(j), _audited(extras.audit, j)
         largest = [a for a in np.argsort(-energy, kind="stable")[:_LARGEST_ARRAYS] if energy[a] > 0]
         return Component(
             index=j,
@@ -117,10 +136,14 @@ class Cards:
             places=as_rows(self.places.table(energy)),
             parameters=tuple((self.decomposition.schema.layout.parameters[a].name, float(energy[a])) for a in largest),
             neighbours=self._neighbours(j),
-            causal=_causal(extras.selectivity, j),
+            evidence=evidence_of(causal, audited),
+            coherence=_coherence(predicted, self.rates, pairs, words),
+            causal=causal,
+            audit=audited,
             stability=None if stability is None else float(stability.mean()),
             note=note,
             traces=() if extras.traces is None else tuple(extras.traces[j]),
+            marks=() if extras.marks is None else tuple(extras.marks[j]),
         )
 
     def _headline(
@@ -165,17 +188,54 @@ def _tells_apart(pairs: tuple[tuple[int, int, float, float], ...], predicted: tu
     return own >= 0.6 and own >= 1.5 * of_all and predicted[0][1] < 0.9
 
 
+def _coherence(
+    predicted: tuple[tuple[int, float], ...],
+    rates: Float[np.ndarray, "C"],
+    pairs: tuple[tuple[int, int, float, float], ...],
+    words: tuple[tuple[int, str, float, float], ...],
+) -> float:
+    """The largest excess over the fraction of all examples, of one class, one pair of classes, or one word."""
+    classes = (fraction - float(rates[k]) for k, fraction in predicted)
+    return max([0.0, *classes, *(own - base for _, _, own, base in pairs), *(own - base for _, _, own, base in words)])
+
+
 def as_rows(table: Float[np.ndarray, "a b"]) -> tuple[tuple[float, ...], ...]:
     """A table as tuples of numbers, as report data has it."""
     return tuple(tuple(float(v) for v in row) for row in table)
 
 
-def _causal(table: Selectivity | None, j: int) -> Causal | None:
-    if table is None or j not in table.components:
+def _causals(table: Selectivity | None) -> dict[int, Causal]:
+    """The ratios of every component that was measured; the nulls' medians are over all of them, and taken once."""
+    if table is None:
+        return {}
+    columns = (table.kl_ratio, table.pef_norm_ratio, table.null_kl_ratio, table.null_exceeds)
+    rows = zip(*(np.asarray(column, float).tolist() for column in columns))
+    measured = (Causal(*(value if math.isfinite(value) else None for value in row)) for row in rows)
+    return dict(zip(np.asarray(table.components).tolist(), measured))
+
+
+def _audited(audit: Audit | None, j: int) -> Audited | None:
+    place = None if audit is None else audit.place(j)
+    if audit is None or place is None:
         return None
-    place = int(np.flatnonzero(table.components == j)[0])
-    ratios = (table.kl_ratio, table.pef_norm_ratio, table.null_kl_ratio, table.null_exceeds)
-    return Causal(*(float(ratio[place]) if np.isfinite(ratio[place]) else None for ratio in ratios))
+
+    def finite(value: float) -> float | None:
+        return float(value) if np.isfinite(value) else None
+
+    checks = tuple(
+        AuditCheck(
+            name=check.name,
+            result=check.result(place),
+            statistic=finite(check.statistic[place]),
+            null=finite(check.null[place]),
+            threshold=finite(check.at_least[place]),
+            at_most=finite(check.at_most[place]),
+            p_value=finite(check.p_value[place]),
+            note=check.not_applicable or (check.notes[place] if check.notes else ""),
+        )
+        for check in audit.checks
+    )
+    return Audited(bool(audit.passed[place]), audit.verdict(j), checks)
 
 
 def _decay(column: Float[np.ndarray, "n"], at: Float[np.ndarray, "points"]) -> tuple[float, ...]:

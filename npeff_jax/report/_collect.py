@@ -20,6 +20,12 @@ from npeff_jax.report._shelf import Shelf, shelf_of
 _SMALLEST = 1e-8
 """Coefficients below are drawn as this: solvers leave positive dust that says nothing."""
 
+_TABLE_EXAMPLES = 20_000
+"""Examples up to which all are in the table: about 100 bytes each, 2 MB together."""
+
+_TABLE_COMPONENTS = 6
+"""Largest coefficients of an example that are listed: beyond, they are small parts of what is explained."""
+
 
 def collect(
     decomposition: Decomposition,
@@ -31,6 +37,7 @@ def collect(
     class_names: Sequence[str] | None,
     shown: Shown,
     extras: Extras,
+    about: data.About,
 ) -> data.ReportData:
     """Everything that a report shows. Arguments as in `report_data`, checked there."""
     shelf = shelf_of(decomposition, heldout, None if fit is None else np.asarray(fit.coefficients), model, display)
@@ -45,7 +52,7 @@ def collect(
         title=title,
         run=_run(decomposition),
         class_names=names,
-        examples=_examples(shelf, list(cards.numbers), display, getattr(fit, "loss", None)),
+        examples=_examples(shelf, list(cards.numbers), display, fit),
         coefficients=_histogram(np.log10(positive)) or data.Histogram((0.0, 1.0), (0,)),
         zero_coefficients=float(np.mean(shelf.coefficients == 0)),
         decay_at=tuple(float(rank) for rank in cards.decay_at),
@@ -53,6 +60,7 @@ def collect(
         map=tuple((float(x), float(y)) for x, y in layout_by_similarity(bones.similarity)),
         selectivity_ceiling=None if extras.selectivity is None else float(extras.selectivity.ceiling),
         components=components,
+        about=about,
     )
 
 
@@ -83,8 +91,8 @@ def _run(decomposition: Decomposition) -> data.Run:
     )
 
 
-def _examples(shelf: Shelf, positions: list[int], display: Display | None, loss: float | None) -> data.Examples:
-    count = len(shelf.coefficients)
+def _examples(shelf: Shelf, positions: list[int], display: Display | None, fit: Any) -> data.Examples:
+    count, loss = len(shelf.coefficients), getattr(fit, "loss", None)
 
     def example(i: int) -> data.Example:
         likely = np.argsort(-shelf.probabilities[i], kind="stable")[:3]
@@ -106,6 +114,7 @@ def _examples(shelf: Shelf, positions: list[int], display: Display | None, loss:
         source="held out" if shelf.held_out else "decomposed",
         count=count,
         shown=tuple(example(i) for i in positions),
+        table=_table(shelf, positions, getattr(fit, "example_loss", None)),
         image_sheets=sheets_of(display, positions) if isinstance(display, Images) and positions else (),
         segment_names=tuple(display.names) if isinstance(display, Texts) else (),
         predicted_rate=rate(shelf.predicted) if shelf.n_classes else (),
@@ -114,6 +123,27 @@ def _examples(shelf: Shelf, positions: list[int], display: Display | None, loss:
         explained=None if loss is None else 1.0 - loss,
         kept_energy=None if pefs is None else _histogram(pefs.kept_energy, 0.0, 1.0),
         fisher_error=None if pefs is None else _histogram(pefs.fisher_error, 0.0, 1.0),
+    )
+
+
+def _table(shelf: Shelf, positions: list[int], losses: Any) -> data.ExampleTable:
+    """Every example, or those shown where there are more than `_TABLE_EXAMPLES`."""
+    n, r = shelf.coefficients.shape
+    rows = np.arange(n) if n <= _TABLE_EXAMPLES else np.array(sorted(positions), int)
+    W = shelf.coefficients[rows]
+    order = np.argsort(-W, axis=1, kind="stable")[:, : min(r, _TABLE_COMPONENTS)]
+    largest = np.take_along_axis(W, order, axis=1)
+    n_used = (largest > 0).sum(axis=1)
+    classes = shelf.n_classes > 0
+    probability = shelf.probabilities[rows, shelf.predicted[rows]] if classes else ()
+    return data.ExampleTable(
+        index=tuple(int(i) for i in rows),
+        predicted=tuple(int(c) for c in shelf.predicted[rows]) if classes else (),
+        probability=tuple(float(p) if np.isfinite(p) else None for p in probability),
+        label=() if shelf.labels is None else tuple(int(c) for c in shelf.labels[rows]),
+        explained=() if losses is None else tuple(1.0 - float(loss) for loss in np.asarray(losses)[rows]),
+        components=tuple(tuple(int(j) for j in js[:k]) for js, k in zip(order, n_used)),
+        coefficients=tuple(tuple(float(w) for w in ws[:k]) for ws, k in zip(largest, n_used)),
     )
 
 

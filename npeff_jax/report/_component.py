@@ -22,6 +22,78 @@ class Causal:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Whether the model uses a component for its examples.
+
+    Attributes:
+        mark: "used by the model", "weak evidence", "no evidence" or "not measured".
+        reason: what the mark is said from, a sentence.
+    """
+
+    mark: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """Which parts of an example a component's effect depends on, from `report.mark_examples`.
+
+    Each value is the share of the component's effect on the example's logits that is lost when the part is left out:
+    1 if nothing of the effect remains, 0 if the part does not matter, below 0 if the effect becomes larger.
+
+    Attributes:
+        example: position in the examples shown from.
+        spans: (segment, first letter, letter after the last, value) of words of a text, in UTF-16 code units, as
+            JavaScript counts.
+        grid: for images, a value per cell, rows from the top. Empty for texts.
+    """
+
+    example: int
+    spans: tuple[tuple[int, int, int, float], ...] = ()
+    grid: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditCheck:
+    """One check of the component's audit. What the checks are stands in the guide "Auditing components".
+
+    Attributes:
+        name: "selective", "found again", "held out", "readable" or "predicted".
+        result: "passed", "failed" or "not applicable".
+        statistic: what was measured.
+        null: what chance gives.
+        threshold: the least that passes.
+        at_most: the most that passes; None without an upper bound.
+        p_value: adjusted for the number of components; None where the check is of size alone.
+        note: why it does not apply, or what was found, such as the rule that was read.
+    """
+
+    name: str
+    result: str
+    statistic: float | None
+    null: float | None
+    threshold: float | None
+    at_most: float | None
+    p_value: float | None
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Audited:
+    """The component's audit.
+
+    Attributes:
+        passed: whether it passes every check that applies.
+        verdict: the same in words: "passes all 5", "fails: readable".
+        checks: one by one.
+    """
+
+    passed: bool
+    verdict: str
+    checks: tuple[AuditCheck, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Trace:
     """Where a perturbation along the component enters, and how it reaches the output, to first order.
 
@@ -72,10 +144,15 @@ class Component:
         places: its energy's share in each layer and kind; sums to 1.
         parameters: (name, share), the parameter arrays with most of its energy.
         neighbours: (component, similarity), the most similar ones.
+        evidence: whether the model uses it, and what that is said from.
+        coherence: how alike its top examples are, from 0 to 1: by how much the fraction of them in one class, with one
+            typical word, or with one pair of likeliest classes exceeds that of all examples; the largest of the three.
         causal: is it what the model uses, if that was measured for it.
+        audit: its audit, if it was audited.
         stability: similarity with its match in other runs, from 0 to 1, the mean over runs, if given.
         note: what someone or something says of it, if given.
         traces: of some of its top examples, if made.
+        marks: which parts of some of its top examples its effect depends on, if made.
     """
 
     index: int
@@ -98,7 +175,11 @@ class Component:
     places: tuple[tuple[float, ...], ...]
     parameters: tuple[tuple[str, float], ...]
     neighbours: tuple[tuple[int, float], ...]
+    evidence: Evidence
+    coherence: float
     causal: Causal | None = None
+    audit: Audited | None = None
     stability: float | None = None
     note: str = ""
     traces: tuple[Trace, ...] = ()
+    marks: tuple[Marks, ...] = ()

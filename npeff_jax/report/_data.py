@@ -17,9 +17,10 @@ from npeff_jax.report._component import Component
 from npeff_jax.report._json import dumps, from_plain, json_schema_of, to_plain
 
 FORMAT = "npeff-report"
-VERSION = 3
-"""3: a headline for each component. 2: base rates of pairs of classes, words of top texts, wrong predictions, how many
-components exceed a ratio."""
+VERSION = 4
+"""4: the audit of each component, its evidence, coherence and marked parts, a table of all examples, what the report is
+about. 3: a headline for each component. 2: base rates of pairs of classes, words of top texts, wrong predictions, how
+many components exceed a ratio."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Example:
         predicted: (class, probability), most probable first, at most three.
         label: of the data set, if there are labels.
         text: its segments, where it is shown as text.
-        output: the model's output where that is no distribution over classes (a Gaussian model).
+        output: the model's output where that is no distribution over classes (a Gaussian model, log-probabilities of
+            drawn answers).
     """
 
     index: int
@@ -108,6 +110,48 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExampleTable:
+    """Every example in columns, an entry per example: what a component-wise view leaves out.
+
+    Attributes:
+        index: positions in the set of examples shown from; all of them, or those shown where there are very many.
+        predicted: the likeliest class; empty without classes.
+        probability: of that class; empty without classes.
+        label: of the data set; empty without labels.
+        explained: 1 − ‖F_i − Σ_j W_ij H_j‖² / ‖F_i‖²; empty where the coefficients were not fitted.
+        components: the components with the largest coefficients, largest first.
+        coefficients: theirs.
+    """
+
+    index: tuple[int, ...]
+    predicted: tuple[int, ...]
+    probability: tuple[float | None, ...]
+    label: tuple[int, ...]
+    explained: tuple[float | None, ...]
+    components: tuple[tuple[int, ...], ...]
+    coefficients: tuple[tuple[float, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a report is about, in words for its readers; each may be empty.
+
+    Attributes:
+        model: name of the model.
+        data: name of the data set.
+        split: how the examples were divided.
+        date: when it was made.
+        command: what made it.
+    """
+
+    model: str = ""
+    data: str = ""
+    split: str = ""
+    date: str = ""
+    command: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Examples:
     """The examples that components are shown by.
 
@@ -115,6 +159,7 @@ class Examples:
         source: "held out", or "decomposed" if they are those that were decomposed.
         count: how many there are to choose from.
         shown: those that some component shows.
+        table: all of them, in columns.
         image_sheets: pictures of ``shown``, in its order, where examples are images.
         segment_names: names of the segments of a text.
         predicted_rate: for each class, the fraction of all examples it is predicted for.
@@ -128,6 +173,7 @@ class Examples:
     source: str
     count: int
     shown: tuple[Example, ...]
+    table: ExampleTable
     image_sheets: tuple[Sheet, ...]
     segment_names: tuple[str, ...]
     predicted_rate: tuple[float, ...]
@@ -172,6 +218,7 @@ class ReportData:
         selectivity_ceiling: the largest ratio there could be if top examples counted among the others too, as in the
             paper. Here they do not, and ratios can be larger.
         components: one card each.
+        about: what the report is about.
         format: always "npeff-report".
         version: of this schema.
     """
@@ -187,6 +234,7 @@ class ReportData:
     map: tuple[tuple[float, float], ...]
     selectivity_ceiling: float | None
     components: tuple[Component, ...]
+    about: About = About()
     format: str = FORMAT
     version: int = VERSION
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from npeff_jax.factorization import Decomposition
-from npeff_jax.models import Gaussian, Model
+from npeff_jax.models import Gaussian, Generated, Model
 from npeff_jax.pefs import Pefs
 from npeff_jax.report._display import Display, Texts
 from npeff_jax.report._examples import likeliest_pairs
@@ -33,7 +33,7 @@ class Shelf:
 
     coefficients: Float[np.ndarray, "n r"]
     probabilities: Float[np.ndarray, "n C"]
-    outputs: Float[np.ndarray, "n C"] | None
+    outputs: Float[np.ndarray, "n outputs"] | None
     predicted: Int[np.ndarray, "n"]
     pairs: Int[np.ndarray, "n 2"] | None
     labels: Int[np.ndarray, "n"] | None
@@ -62,7 +62,7 @@ def shelf_of(
     probabilities, outputs, predicted, labels = np.zeros((n, 0)), None, np.zeros(n, int), None
     if pefs is not None:
         logits, output = np.asarray(pefs.logits, np.float32), None if model is None else model.output
-        if isinstance(output, Gaussian) or logits.shape[1] < 2:
+        if isinstance(output, Gaussian | Generated) or logits.shape[1] < 2:
             outputs = logits
         else:
             softened = jax.nn.softmax if output is None else output.probabilities

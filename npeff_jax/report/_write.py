@@ -1,27 +1,29 @@
 """`write_report`: results to one HTML file that a colleague can open, and that needs nothing else."""
 
 import base64
+import dataclasses
+import datetime
 import hashlib
 import importlib.resources
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from npeff_jax._extras import needs
-from npeff_jax.evaluation import Selectivity
+from npeff_jax.evaluation import Audit, Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.pefs import Pefs
 from npeff_jax.report._cards import Extras
 from npeff_jax.report._collect import collect
-from npeff_jax.report._component import Trace
-from npeff_jax.report._data import ReportData, output_file
+from npeff_jax.report._component import Marks, Trace
+from npeff_jax.report._data import About, ReportData, output_file
 from npeff_jax.report._display import as_display
 from npeff_jax.report._examples import Shown
 from npeff_jax.report._json import dumps, valid_text
+from npeff_jax.report._page import Page
 
 
 def write_report(
@@ -32,7 +34,7 @@ def write_report(
     selectivity: Selectivity | None = None,
     display: Any = None,
     **options: Any,
-) -> Path:
+) -> Page:
     """Write a self-contained HTML report of a decomposition. It opens from disk and fetches nothing.
 
     Args:
@@ -42,17 +44,22 @@ def write_report(
         fit: coefficients of ``heldout``, from `fit_coefficients`.
         selectivity: from `selectivity`, of all components or of some.
         display: what to show of each example: an array of images, a text each, several texts each, `Images` or `Texts`.
-        **options: ``model``, ``title``, ``class_names``, ``stability``, ``notes``, ``traces`` and ``shown``, as for
-            `report_data`.
+        **options: ``model``, ``title``, ``class_names``, ``stability``, ``notes``, ``traces``, ``marks``, ``audit``,
+            ``about`` and ``shown``, as for `report_data`.
 
     Returns:
-        The path written. Its data is available from `report_data`.
+        The path written, which in a notebook shows the page. Its data is available from `report_data`.
 
     Raises:
         OSError: ``path`` cannot be a file: it is a folder, or stands below a file.
         TypeError: an argument of another type.
         ValueError: the arguments do not belong together.
     """
+    if isinstance(path, Decomposition) or not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"path is of type {type(path).__name__}; expected the file to write first, then the decomposition: "
+            'write_report("report.html", decomposition)'
+        )
     output_file(path)  # before any work
     return write_html(path, report_data(decomposition, heldout, fit, selectivity, display, **options))
 
@@ -68,8 +75,11 @@ def report_data(
     title: str | None = None,
     class_names: Sequence[str] | None = None,
     stability: Any = None,
-    notes: Sequence[str] | None = None,
+    notes: Sequence[str] | Mapping[Any, str] | None = None,
     traces: Sequence[Sequence[Trace]] | None = None,
+    marks: Sequence[Sequence[Marks]] | None = None,
+    audit: Audit | None = None,
+    about: About | None = None,
     shown: Shown | None = None,
 ) -> ReportData:
     """The data of a report: everything it shows, as one versioned document.
@@ -85,17 +95,20 @@ def report_data(
         class_names: names of the C classes, before those of ``model``.
         stability: (r,) or (runs, r), each component's similarity with its match in other runs, from
             `evaluation.compare_runs(decomposition, other).forward`.
-        notes: a line for each component, such as the concept its top examples share.
+        notes: a line for each component, such as the concept its top examples share; or a mapping from components.
         traces: for each component the traces of some of its top examples, from `report.trace_components`.
+        marks: for each component which parts of some of its top examples matter, from `report.mark_examples`.
+        audit: from `audit`, of all components or of some; its verdict is then the mark of evidence, which is read off
+            ``selectivity`` otherwise.
+        about: names of model and data, how they were split, and the command, for readers.
         shown: how many examples a card shows.
 
     Raises:
         ValueError: the arguments do not belong together.
     """
-    _check_types(decomposition, heldout, fit, selectivity, model)
+    check_belongs(decomposition, heldout, fit, selectivity, model, audit)
     r = decomposition.n_components
     coefficients = None if fit is None else np.asarray(fit.coefficients)
-    _check_examples(decomposition, heldout, coefficients)
     n = len(decomposition.coefficients if coefficients is None else coefficients)
     display = as_display(display)
     if display is not None and len(display) != n:
@@ -105,43 +118,93 @@ def report_data(
             f"selectivity is of component {max(selectivity.components)} too, the decomposition has {r} components; "
             "measure it on this decomposition"
         )
-    for name, value in (("notes", notes), ("traces", traces)):
+    if audit is not None and max(audit.components) >= r:
+        raise ValueError(
+            f"audit is of component {max(audit.components)} too, the decomposition has {r} components; audit this one"
+        )
+    if isinstance(notes, Mapping):
+        notes = _notes(notes, r)
+    for name, value in (("notes", notes), ("traces", traces), ("marks", marks)):
         if value is not None and (isinstance(value, str) or len(value) != r):
             raise ValueError(f"{name} has {len(value)} entries; expected one for each of the {r} components")
     stability = _check_stability(stability, r)
+    _check_choices(title, class_names, marks, traces, about, shown)
     if class_names is not None and len(class_names) != decomposition.schema.n_classes:
         raise ValueError(
             f"class_names has {len(class_names)} names, the model {decomposition.schema.n_classes} classes; pass one "
             "name a class"
         )
     title = title if title is not None else f"{r} components of {n:,} examples"
-    extras = Extras(selectivity, stability, notes, traces)
-    return collect(decomposition, heldout, fit, display, model, title, class_names, shown or Shown(), extras)
+    extras = Extras(selectivity, stability, notes, traces, marks, audit)
+    about = About() if about is None else about
+    if not about.date:
+        now = datetime.datetime.now(datetime.UTC).isoformat(" ", "minutes")
+        about = dataclasses.replace(about, date=now.replace("+00:00", " UTC"))
+    return collect(decomposition, heldout, fit, display, model, title, class_names, shown or Shown(), extras, about)
 
 
-def write_html(path: str | os.PathLike[str], report: ReportData) -> Path:
-    """Write the page of report data that is at hand already."""
+def write_html(path: str | os.PathLike[str], report: ReportData) -> Page:
+    """Write the page of report data that is at hand already. Returns its path, which in a notebook shows the page."""
     path = output_file(path)
     page = render(report)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     beside.write_text(page, encoding="utf-8")
     beside.replace(path)  # a report is there whole or not at all
-    return path
+    return Page(path)
 
 
-def _check_types(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any) -> None:
+def check_belongs(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any, audit: Any = None) -> None:
+    """Check the types of results, and that coefficients are of these examples and components.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+    _check_types(decomposition, heldout, fit, selectivity, model, audit)
+    _check_examples(decomposition, heldout, None if fit is None else np.asarray(fit.coefficients))
+
+
+def _check_types(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any, audit: Any = None) -> None:
     wanted = (
         ("decomposition", decomposition, Decomposition, "from decompose or load_decomposition"),
         ("heldout", heldout, Pefs, "from compute_pefs or load_pefs"),
         ("selectivity", selectivity, Selectivity, "from selectivity"),
         ("model", model, Model, "what was explained"),
+        ("audit", audit, Audit, "from audit"),
     )
     for name, value, kind, source in wanted:
         if not isinstance(value, kind) and (value is not None or kind is Decomposition):
             raise TypeError(f"{name} is of type {type(value).__name__}; expected a {kind.__name__}, {source}")
     if fit is not None and not hasattr(fit, "coefficients"):
         raise TypeError(f"fit is of type {type(fit).__name__}; expected the result of fit_coefficients")
+
+
+def _check_choices(title: Any, class_names: Any, marks: Any, traces: Any, about: Any, shown: Any) -> None:
+    for name, value, kind, expected in (
+        ("title", title, str, "a text"),
+        ("about", about, About, 'report.About(model="...", data="...")'),
+        ("shown", shown, Shown, "report.Shown(top=16)"),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} is of type {type(value).__name__}; expected {expected}")
+    if isinstance(class_names, str):
+        raise TypeError(f"class_names={class_names!r} is one text; expected a list of names, one per class")
+    for name, value, wanted in (("marks", marks, Marks), ("traces", traces, Trace)):
+        entries = (
+            [] if value is None else [one for own in value for one in (own if isinstance(own, list | tuple) else [own])]
+        )
+        strange = next((one for one in entries if not isinstance(one, wanted)), None)
+        if strange is not None:
+            source = "mark_examples" if wanted is Marks else "trace_components"
+            raise TypeError(f"{name} holds a {type(strange).__name__}; expected the result of report.{source}")
+
+
+def _notes(notes: Mapping[Any, str], r: int) -> list[str]:
+    numbered = {str(key): note for key, note in notes.items()}  # JSON, as the page exports notes, has texts as keys
+    strange = [key for key in numbered if not (key.isdecimal() and int(key) < r)]
+    if strange:
+        raise ValueError(f"notes has the key {strange[0]!r}; expected numbers of components, 0 to {r - 1}")
+    return [str(numbered.get(str(j), "")) for j in range(r)]
 
 
 def _check_stability(stability: Any, r: int) -> np.ndarray | None:

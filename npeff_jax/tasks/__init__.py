@@ -15,12 +15,15 @@ from npeff_jax.tasks._nli import Inference as Inference
 from npeff_jax.tasks._nli import inference as inference
 from npeff_jax.tasks._nli_language import PAPER_SIZED_LANGUAGE as PAPER_SIZED_LANGUAGE
 from npeff_jax.tasks._nli_language import SMALL_LANGUAGE as SMALL_LANGUAGE
+from npeff_jax.tasks._passages import Passages as Passages
+from npeff_jax.tasks._passages import read_passages as read_passages
 from npeff_jax.tasks._planted import Planted as Planted
 from npeff_jax.tasks._planted import pefs_of_rows as pefs_of_rows
 from npeff_jax.tasks._planted import planted as planted
 from npeff_jax.tasks._planted import planted_diagonal as planted_diagonal
 from npeff_jax.tasks._planted_fishers import PlantedFishers as PlantedFishers
 from npeff_jax.tasks._planted_fishers import planted_fishers as planted_fishers
+from npeff_jax.tasks._saved_datasets import is_saved_dataset as is_saved_dataset
 from npeff_jax.tasks._shortcut import Shortcut as Shortcut
 from npeff_jax.tasks._shortcut import shortcut as shortcut
 from npeff_jax.tasks._tables import Columns as Columns

@@ -25,6 +25,8 @@ class Dataset:
             sorted order without them.
         display: n texts, pairs of texts, or images, as they were before encoding; what a report shows. Or None.
         label_names: of the classes, in the order of the numbers; None if they have no names.
+        groups: (n,) integers, what each example is a part of: the text of which it is a position. A split keeps groups
+            whole. Or None.
 
     Raises:
         ValueError: labels, display and examples of different lengths, or a label that is not the number of a class.
@@ -34,6 +36,7 @@ class Dataset:
     labels: Any = None
     display: Any = None
     label_names: tuple[str, ...] | None = None
+    groups: Any = None
 
     def __post_init__(self) -> None:
         n = count_examples(self.examples)
@@ -47,6 +50,8 @@ class Dataset:
         if self.labels is not None:
             n_classes = None if self.label_names is None else len(self.label_names)
             object.__setattr__(self, "labels", check_class_numbers(self.labels, n, n_classes))
+        if self.groups is not None and np.shape(self.groups) != (n,):
+            raise ValueError(f"groups has shape {np.shape(self.groups)}; expected ({n},), one group per example")
         if hasattr(self.display, "iloc"):  # a pandas column is indexed by its own labels, not by position
             object.__setattr__(self, "display", self.display.to_numpy())
         if self.display is not None and len(self.display) != n:
@@ -66,6 +71,7 @@ class Dataset:
             examples=choose_examples(self.examples, index),
             labels=None if self.labels is None else self.labels[index],
             display=display,
+            groups=None if self.groups is None else np.asarray(self.groups)[index],
         )
 
     def relabel(self, label_map: Mapping[int, int], label_names: tuple[str, ...] | None = None) -> "Dataset":

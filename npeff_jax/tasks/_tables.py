@@ -1,4 +1,4 @@
-"""Text data sets as files: rows of named columns, from CSV, TSV, JSONL and Parquet."""
+"""Text data sets as files: rows of named columns, from CSV, TSV, JSONL, Parquet and saved ``datasets``."""
 
 import bz2
 import codecs
@@ -12,13 +12,14 @@ import lzma
 import math
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from npeff_jax._checks import listing
 from npeff_jax._extras import needs
 from npeff_jax.tasks._dataset import Dataset
 from npeff_jax.tasks._labels import Processor, cell_text, number_labels
+from npeff_jax.tasks._saved_datasets import Row, is_saved_dataset, saved_columns, saved_rows
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 QQP_LABELS = ("not_duplicate", "duplicate")
@@ -26,9 +27,6 @@ QQP_LABELS = ("not_duplicate", "duplicate")
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 _COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-
-Row = tuple[str, Mapping[str, Any]]
-"""The place of a row in its file, for messages, and its cells by column."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +62,8 @@ def read_table(
     encoding: str | None = None,
 ) -> Dataset:
     """Read a text data set from a file of named columns: ``.csv`` (commas or semicolons), ``.tsv`` or ``.txt`` (tabs),
-    ``.jsonl``, ``.parquet``; also compressed, ``.csv.gz``.
+    ``.jsonl``, ``.parquet``; also compressed, ``.csv.gz``; or from a folder that Hugging Face's ``datasets`` saved
+    (``save_to_disk``), whose classes have their names.
 
     Args:
         file: the file; its ending says the format.
@@ -152,6 +151,10 @@ def _text(cell: Any, place: str) -> str:
 def read_rows(file: pathlib.Path, columns: Sequence[str | None], encoding: str | None = None) -> Iterator[Row]:
     """The rows of a table, each with its place in the file, a cell for each of ``columns`` that is not None."""
     wanted = [name for name in columns if name is not None]
+    if is_saved_dataset(file):
+        _check_columns(saved_columns(file), wanted, file)
+        yield from saved_rows(file, wanted or saved_columns(file))
+        return
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
     if file.stat().st_size == 0:
@@ -173,7 +176,8 @@ def read_rows(file: pathlib.Path, columns: Sequence[str | None], encoding: str |
         raise ValueError(f"encoding={encoding!r} is not known ({error}); expected one such as 'cp1252'") from error
     except (UnicodeError, csv.Error) as error:
         used = encoding or "UTF-8"
-        hint = "" if isinstance(error, csv.Error) else "; pass its encoding: 'cp1252' or 'latin-1' for many older files"
+        older = "; pass its encoding, encoding='cp1252' (--encoding cp1252) or 'latin-1' for many older files"
+        hint = "" if isinstance(error, csv.Error) else older
         raise ValueError(f"{file} cannot be read as a table in {used} ({error}){hint}") from error
     except _DAMAGE as error:
         raise ValueError(f"{file} is not a {file.suffix} file, or is damaged ({error})") from error
@@ -186,6 +190,8 @@ def column_names(file: str | pathlib.Path, encoding: str | None = None) -> list[
         FileNotFoundError, ValueError: as `read_table`.
     """
     file = pathlib.Path(file).expanduser()
+    if is_saved_dataset(file):
+        return saved_columns(file)
     if _format(file)[0] == ".parquet":
         with needs("a Parquet file"):
             import pyarrow.parquet

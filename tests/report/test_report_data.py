@@ -24,7 +24,7 @@ def test_written_and_read_is_the_same(results, tmp_path):
     assert once == ReportData.from_json(data.to_json()) == read_report_data(once.write(tmp_path / "again.json"))
     document = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
     assert document["format"] == "npeff-report"
-    assert document["version"] == 3
+    assert document["version"] == 4
 
 
 def test_top_examples_are_the_largest_coefficients(results):
@@ -269,7 +269,7 @@ def test_examples_without_coefficients(results):
     ("change", "message"),
     [
         (lambda d: d | {"format": "other"}, "this is not report data"),
-        (lambda d: d | {"version": 99}, "version 99; this package reads version 3"),
+        (lambda d: d | {"version": 99}, "version 99; this package reads version 4"),
         (lambda d: {k: v for k, v in d.items() if k != "map"}, "report has .*; expected the fields"),
         (lambda d: d | {"title": 3}, "report.title is int; expected str"),
         (lambda d: d | {"map": [[0.0]]}, r"report.map\[0\] has 1 entries; expected 2"),

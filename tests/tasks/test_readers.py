@@ -1,6 +1,7 @@
 """Data sets as files: formats, labels, bad input, and labels that a model numbers differently."""
 
 import csv
+import gzip
 import json
 
 import jax.numpy as jnp
@@ -204,3 +205,59 @@ def test_the_papers_settings():
     imagenet = presets.IMAGENET
     assert (imagenet.n_examples, imagenet.n_heldout, imagenet.n_components) == (20_000, 30_000, 512)
     assert imagenet.representation.min_probability == 3e-3
+
+
+def save_dataset(folder, rows, features=None, parts=2):
+    """A data set as Hugging Face's ``datasets`` lays it out on disk: Arrow streams, a state and a description."""
+    pa = pytest.importorskip("pyarrow")
+    folder.mkdir(parents=True)
+    table, names = pa.Table.from_pylist(rows), []
+    for k in range(parts):
+        part = table.slice(k * len(rows) // parts, (k + 1) * len(rows) // parts - k * len(rows) // parts)
+        names.append(f"data-{k:05d}-of-{parts:05d}.arrow")
+        with pa.OSFile(str(folder / names[-1]), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(part)
+    state = {"_data_files": [{"filename": name} for name in names], "_indices_data_files": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features or {}}))
+    return folder
+
+
+CLASSES = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}, "text": {"dtype": "string", "_type": "Value"}}
+
+
+def test_a_saved_hugging_face_data_set(tmp_path):
+    rows = [{"text": f"word {'more ' * (i % 3)}", "label": i % 2, "idx": i} for i in range(7)]
+    folder = save_dataset(tmp_path / "saved" / "test", rows, CLASSES)
+    assert tasks.column_names(folder) == ["text", "label", "idx"]
+    data = tasks.read_table(folder, Lengths(), tasks.Columns("text"))
+    assert data.display == [row["text"] for row in rows]
+    assert data.label_names == ("neg", "pos")
+    np.testing.assert_array_equal(data.labels, [row["label"] for row in rows])
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    with pytest.raises(ValueError, match=r"has the splits train, test; name the folder of one of them"):
+        tasks.read_table(tmp_path / "saved", Lengths(), tasks.Columns("text"))
+    unlabelled = save_dataset(tmp_path / "unlabelled", [{**row, "label": -1} for row in rows], CLASSES)
+    with pytest.raises(ValueError, match="row 1"):
+        tasks.read_table(unlabelled, Lengths(), tasks.Columns("text"))
+    with pytest.raises(ValueError, match="has no column 'body'"):
+        tasks.read_table(folder, Lengths(), tasks.Columns("body"))
+    (folder / "data-00001-of-00002.arrow").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="is no Arrow stream, or is damaged"):
+        tasks.read_table(folder, Lengths(), tasks.Columns("text"))
+    (folder / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(ValueError, match=r"lacks data-00001-of-00002\.arrow"):
+        tasks.read_table(folder, Lengths(), tasks.Columns("text"))
+
+
+def test_semicolons_byte_order_marks_and_compression_together(tmp_path):
+    text = '\ufefftext;label\r\nein Satz;1\r\n"mit; Zeichen";0\r\n'
+    (tmp_path / "data.csv.gz").write_bytes(gzip.compress(text.encode()))
+    data = tasks.read_table(tmp_path / "data.csv.gz", Lengths(), tasks.Columns("text"))
+    assert data.display == ["ein Satz", "mit; Zeichen"]
+    (tmp_path / "old.csv").write_bytes("text,label\ncafé,1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"encoding='cp1252' \(--encoding cp1252\) or 'latin-1'"):
+        tasks.read_table(tmp_path / "old.csv", Lengths(), tasks.Columns("text"))
+    assert tasks.read_table(tmp_path / "old.csv", Lengths(), tasks.Columns("text"), encoding="latin-1").display == [
+        "café"
+    ]

@@ -4,6 +4,7 @@ from npeff_jax.factorization.solvers._base import Factors as Factors
 from npeff_jax.factorization.solvers._base import InitialFactors as InitialFactors
 from npeff_jax.factorization.solvers._base import Solver as Solver
 from npeff_jax.factorization.solvers._base import combine as combine
+from npeff_jax.factorization.solvers._base import with_pattern as with_pattern
 from npeff_jax.factorization.solvers._gradient_descent import GradientDescent as GradientDescent
 from npeff_jax.factorization.solvers._hals import HALS as HALS
 from npeff_jax.factorization.solvers._hals import DiagonalSolver as DiagonalSolver

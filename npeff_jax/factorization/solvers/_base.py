@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from npeff_jax._sharding import replicate
+from npeff_jax._sharding import fetch, replicate
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
 from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization._nonnegative import solve_nonnegative
@@ -72,7 +72,7 @@ class Solver(abc.ABC):
 
     Attributes:
         kind: the kind of PEFs it factorizes.
-        supports: which optional parts of a `Problem` it respects: "frozen", "bounds", "targets".
+        supports: which optional parts of a `Problem` it respects: "frozen", "tunings".
         exchanges: how often the driver may replace the component that is missed least by what is explained worst.
         warm_up: first steps of which the driver does not judge the loss.
         restarts: whether W and G (and the count of steps) determine the state. The driver then calls `init` again every
@@ -145,7 +145,8 @@ class Solver(abc.ABC):
 
     def loss_terms(self, problem: Problem, state: Any) -> Float[Array, "2 r"]:
         """Return the terms of the loss, as `loss_terms` gives them. Override it where the state has the products."""
-        return loss_terms(self.factors(state)[0], *problem.least_squares(*self.products(problem, state)))
+        W = self.factors(state)[0]
+        return loss_terms(W, *problem.least_squares(*self.products(problem, state)), problem.tie_penalty(W))
 
     def initial_coefficients(self, problem: Problem, n_components: int, seed: int) -> Float[np.ndarray, "n r"]:
         """Return W to start from: uniform by default, zero where a first exact sweep sets it.
@@ -178,7 +179,7 @@ class Solver(abc.ABC):
         rows, f = problem.rows, problem.n_frozen
         W = given.coefficients
         if W is None:
-            W = self.initial_coefficients(problem, n_components, seed)
+            W = with_pattern(problem, self.initial_coefficients(problem, n_components, seed))
             W = W * problem.has_rows[:, None]  # what explains nothing has no say in WᵀW
         if given.pseudo_fishers is None:
             G = self.initial_vectors(problem, n_components - f, seed)
@@ -207,6 +208,15 @@ class Solver(abc.ABC):
     def alternatives(self, kind: FisherKind) -> str:
         """Return what to propose for PEFs of another kind."""
         return "DampedALS or GradientDescent" if kind is FisherKind.LOW_RANK else "HALS or Multiplicative"
+
+
+def with_pattern(problem: Problem, W: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "n r"]:
+    """Return W with named columns at their marks, zero where these are unknown: the warm-up then finds what marked
+    examples have and others have not.
+    """
+    if problem.ties is None:
+        return W
+    return np.concatenate([W[:, : problem.n_frozen], fetch(problem.ties.pattern), W[:, problem.n_kept :]], axis=1)
 
 
 def fit_to_given(problem: Problem, start: Factors, given: InitialFactors) -> Factors:

@@ -48,7 +48,7 @@ class DiagonalSolver(Solver):
 
     kind = FisherKind.DIAGONAL
     restarts = True
-    supports = ("frozen",)
+    supports: tuple[str, ...] = ("frozen",)
 
     @full_precision
     def init(self, problem: Problem, start: Factors) -> DiagonalState:
@@ -62,7 +62,7 @@ class DiagonalSolver(Solver):
 
     @full_precision
     def loss_terms(self, problem: Problem, state: DiagonalState) -> Float[Array, "2 r"]:
-        return loss_terms(state.W, problem.sum_over_rows(state.XH), state.HH)
+        return loss_terms(state.W, problem.sum_over_rows(state.XH), state.HH, problem.tie_penalty(state.W))
 
 
 SWEPT = 8192
@@ -83,6 +83,8 @@ class HALS(DiagonalSolver):
     exchanges: int = 100
     warm_up: int = 3
 
+    supports: tuple[str, ...] = ("frozen", "tunings")
+
     def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
         return fit_to_given(problem, super().start(problem, n_components, seed, given), given)
 
@@ -91,9 +93,12 @@ class HALS(DiagonalSolver):
         """Move W, then H. Protected components, which come first, keep their vectors."""
         W, H, XH, HH, steps = state
         f = problem.n_frozen
-        swept = sweep(W, problem.sum_over_rows(XH), HH, self.sweeps)
+        b = problem.sum_over_rows(XH)
+        swept = jax.lax.fori_loop(0, self.sweeps, lambda _, W: problem.sweep(W, b, HH), W)
         W = jnp.where(steps < self.warm_up, W, swept)
         free, WW = W[:, f:], W.T @ W
+        if problem.ties is not None:  # λ ‖W_j − s_j m‖² ‖h_j‖² is a term on the diagonal of WᵀW
+            WW = WW + jnp.diag(problem.tie_penalty(W))
         # What the protected components explain is taken off the numerator; the rest is a smaller problem of this kind.
         numerator = problem.rows.pull_back(problem.over_rows(free))
         if f:

@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
 from npeff_jax.factorization._compile import full_precision
-from npeff_jax.factorization._nonnegative import hals_sweep
 from npeff_jax.factorization._objective import line_coefficients, loss_terms
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
@@ -69,7 +68,7 @@ class LowRankSolver(Solver):
 
     @full_precision
     def loss_terms(self, problem: Problem, state: LowRankState) -> Float[Array, "2 r"]:
-        return loss_terms(state.W, state.numerator, state.GG * state.GG)
+        return loss_terms(state.W, state.numerator, state.GG * state.GG, problem.tie_penalty(state.W))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +103,7 @@ class DampedALS(LowRankSolver):
 
     @property
     def supports(self) -> tuple[str, ...]:
-        return () if self.stiefel else ("frozen",)
+        return ("tunings",) if self.stiefel else ("frozen", "tunings")
 
     def check(self, kind: FisherKind, parts: tuple[str, ...]) -> None:
         if self.stiefel and "frozen" in parts:
@@ -122,13 +121,15 @@ class DampedALS(LowRankSolver):
 
         def swept(W: Coefficients) -> Coefficients:
             for _ in range(self.sweeps):
-                W = hals_sweep(W, numerator, GG * GG)
+                W = problem.sweep(W, numerator, GG * GG)
             return W
 
         W = jax.lax.cond(steps < self.warm_up, lambda W: W, swept, W) if self.warm_up else swept(W)
 
         # ρ Σ_{j≠k} (g_j·g_k)² is a quadratic term like that of the loss, with ρ in the place of (WᵀW)_jk.
         WW = W.T @ W
+        if problem.ties is not None:  # λ ‖W_j − s_j m‖² ‖g_j‖⁴ is such a term too
+            WW = WW + jnp.diag(problem.tie_penalty(W))
         penalty = self.orthogonality * problem.squared_norm * (1 - jnp.eye(W.shape[1], dtype=W.dtype))
         definite = (WW * GG)[f:, f:]
         WW = WW + penalty

@@ -33,6 +33,9 @@ const number = (v) =>
         : Math.abs(v) < 1e-4
           ? v.toExponential(0)
           : String(Number(v.toPrecision(3)));
+// On axes: 100k rather than 100,000, which would not fit beside them.
+const short = (v) =>
+  Math.abs(v) >= 1e6 ? `${number(v / 1e6)}M` : Math.abs(v) >= 1e4 ? `${number(v / 1e3)}k` : number(v);
 const signed = (v, most) =>
   Math.abs(v) < most / 500 ? "≈ 0" : (v < 0 ? "−" : "+") + number(Number(Math.abs(v).toPrecision(2)));
 const className = (c) => (data.class_names[c] === undefined ? String(c) : data.class_names[c]);
@@ -42,6 +45,22 @@ function median(values) {
   const sorted = [...values].sort((a, b) => a - b),
     middle = (sorted.length - 1) / 2;
   return sorted.length ? (sorted[Math.floor(middle)] + sorted[Math.ceil(middle)]) / 2 : null;
+}
+
+// Where an example stands: among those shown, and in the table of all.
+const placeOf = new Map(data.examples.shown.map((example, place) => [example.index, place]));
+const rowOf = new Map(data.examples.table.index.map((index, row) => [index, row]));
+
+// A page inside a notebook has no address of its own: there the place is kept here.
+const embedded = location.protocol === "about:";
+let embeddedPlace = "";
+const whereNow = () => (embedded ? embeddedPlace : location.hash);
+function go(place) {
+  if (!embedded) location.hash = place;
+  else {
+    embeddedPlace = place;
+    arrive();
+  }
 }
 
 const sheets = data.examples.image_sheets.map((sheet) => {
@@ -63,15 +82,16 @@ const drawer = new IntersectionObserver(
   },
   { rootMargin: "200px" },
 );
-function picture(place, label) {
+function picture(place, label, enlarged) {
   let sheet = 0,
     within = place;
   while (within >= sheets[sheet].count) within -= sheets[sheet++].count;
   const { columns, width, height, ready, picture: source } = sheets[sheet];
+  // A browser enlarges pixels of small images sharply and photographs smoothly.
   const canvas = h("canvas", {
     width,
     height,
-    class: Math.max(width, height) < 48 ? "pixels" : null,
+    class: [Math.max(width, height) < 48 && "pixels", enlarged && "enlarged"].filter(Boolean).join(" ") || null,
     ...(label ? { role: "img", "aria-label": label } : { "aria-hidden": "true" }),
   });
   canvas.draw = () =>

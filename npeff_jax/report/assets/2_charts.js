@@ -38,7 +38,7 @@ function scale(low, high, from, to, log) {
   }
   return { at, ticks };
 }
-function axes(x, y, box, xLabel, yLabel, xFormat = number, yFormat = number) {
+function axes(x, y, box, xLabel, yLabel, xFormat = short, yFormat = short) {
   return s(
     "g",
     { class: "axes", "aria-hidden": "true" },
@@ -139,69 +139,5 @@ function ratioRows({ rows, label, ceiling, xLabel = "ratio, logarithmic (1: no d
           s("text", { x: x.at(middle), y: centre - 11, "text-anchor": "middle", class: "value" }, times(middle)),
       );
     }),
-  );
-}
-
-// Components as points: the closer, the more alike.
-const mainClass = (c) => (c.predicted_mix.length ? c.predicted_mix[0][0] : 0);
-function map() {
-  const size = 380,
-    at = (v) => 22 + v * (size - 44),
-    largest = Math.max(...data.components.map((c) => c.share));
-  const links = data.components.flatMap((c) =>
-    c.neighbours
-      .filter(
-        ([k, v]) =>
-          (v >= 0.35 && k > c.index) || (v >= 0.35 && !data.components[k].neighbours.some((n) => n[0] === c.index)),
-      )
-      .map(([k, v]) =>
-        s("line", {
-          class: "link",
-          x1: at(data.map[c.index][0]),
-          y1: at(data.map[c.index][1]),
-          x2: at(data.map[k][0]),
-          y2: at(data.map[k][1]),
-          "stroke-opacity": v ** 2,
-        }),
-      ),
-  );
-  return frame(
-    size,
-    size,
-    "Map of the components: similar ones lie close together. The same is in each card's list of similar components.",
-    links,
-    data.components.map((c) => {
-      const r = 5 + 12 * Math.sqrt(c.share / largest),
-        [x, y] = data.map[c.index].map(at);
-      return s(
-        "a",
-        { href: `#c${c.index}`, tabindex: "-1" },
-        s("title", {}, `${c.index}: ${c.headline}`),
-        s("circle", { cx: x, cy: y, r, class: "point", fill: `var(--class-${mainClass(c) % 10})` }),
-        s(
-          "text",
-          { x, y: y + 3.5, "text-anchor": "middle", class: "point-label" },
-          r > 7 || data.components.length < 60 ? c.index : "",
-        ),
-      );
-    }),
-  );
-}
-
-// The colours of the map, as far as they are distinct.
-function mapLegend() {
-  const shown = [...new Set(data.components.filter((c) => c.predicted_mix.length).map(mainClass))].sort(
-    (a, b) => a - b,
-  );
-  return (
-    shown.length > 0 &&
-    data.class_names.length <= 10 &&
-    h(
-      "p",
-      { class: "legend" },
-      shown.map((c) =>
-        h("span", {}, h("i", { class: "swatch", style: { background: `var(--class-${c})` } }), className(c)),
-      ),
-    )
   );
 }

@@ -60,7 +60,7 @@ function aboutModel(c) {
       causal.pef_norm_ratio !== null && `${times(causal.pef_norm_ratio)} is how much more these react to anything`,
     ].filter(Boolean);
     said.push(
-      `Moving the parameters along it changes the predictions of its top examples ${times(causal.kl_ratio)} as much as those of others${beside.length ? ` (${beside.join("; ")})` : ""}: ${verdict(causal)}.`,
+      `Moving the parameters along it changes the predictions of its top examples ${times(causal.kl_ratio)} as much as those of others${beside.length ? ` (${beside.join("; ")})` : ""}: ${verdict(c)}.`,
     );
   }
   said.push(
@@ -68,30 +68,44 @@ function aboutModel(c) {
   );
   return said;
 }
-function verdict({ kl_ratio, null_kl_ratio, pef_norm_ratio }) {
-  const most = Math.max(1, null_kl_ratio || 0, pef_norm_ratio || 0);
-  return kl_ratio > 1.5 * most
-    ? "the model uses it for these"
-    : kl_ratio > most
-      ? "weak evidence that the model uses it for these"
-      : "no evidence that the model uses it for these in particular";
-}
+const verdicts = {
+  "used by the model": "the model uses it for these",
+  "weak evidence": "weak evidence that the model uses it for these",
+  "no evidence": "no evidence that the model uses it for these in particular",
+};
+const verdict = (c) => verdicts[c.evidence.mark] || c.evidence.mark;
 const sentences = (c) =>
   c.top.length ? [...aboutExamples(c), ...aboutModel(c)] : ["No example uses this component: nothing to see here."];
+
+// What is searched: of each component what its card says, and the texts of its top examples, each read once.
 const searchText = data.components.map((c) =>
   [
     c.index,
     `component ${c.index}`,
     c.note,
     c.frozen ? "frozen" : "",
+    c.evidence.mark,
     ...c.predicted_mix.filter(([, f]) => f >= 0.1).map(([k]) => className(k)),
     ...c.pair_mix.flatMap(([a, b, f]) => (f >= 0.3 ? [className(a), className(b)] : [])),
     ...c.words.map(([, word]) => word),
     ...(c.label_mix || []).filter(([, f]) => f >= 0.1).map(([k]) => className(k)),
     mainPlace(c).layer,
     mainPlace(c).kind,
-    ...c.top.flatMap(([place]) => data.examples.shown[place].text || []),
   ]
     .join("\n")
     .toLowerCase(),
 );
+const loweredTexts = [];
+const lowered = (place) => (loweredTexts[place] ??= (data.examples.shown[place].text || []).join("\n").toLowerCase());
+function componentsWith(word) {
+  const number = /^\d+$/.test(word),
+    whole = new RegExp(`(?<!\\w)${word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}(?!\\w)`);
+  const has = number ? (text) => whole.test(text) : (text) => text.includes(word);
+  const found = hasText ? data.examples.shown.map((_, place) => has(lowered(place))) : [];
+  return (c) =>
+    number && Number(word) < data.components.length && c.index === Number(word)
+      ? true
+      : has(number ? searchText[c.index].split("\n").slice(2).join("\n") : searchText[c.index]) ||
+        has((notes[c.index] || "").toLowerCase()) ||
+        c.top.some(([place]) => found[place]);
+}

@@ -1,6 +1,9 @@
 // The first page: how much was found, how far to trust it, and a map.
 function figure(title, chart, caption, wide) {
-  return h("figure", { class: wide ? "wide" : null }, h("h3", {}, title), chart, h("figcaption", {}, caption));
+  const made = h("figure", { class: wide ? "wide" : null }, h("h3", {}, title), chart, h("figcaption", {}, caption));
+  const menu = saveMenu(title, made);
+  if (menu) made.firstChild.after(menu);
+  return made;
 }
 function fact(value, name) {
   return h("div", { class: "fact" }, h("strong", {}, value), h("span", {}, name));
@@ -34,7 +37,22 @@ function overview() {
         measured.length > 0 &&
           fact(times(median(ratios("kl_ratio"))), `median KL ratio (null ${times(median(ratios("null_kl_ratio")))})`),
       ),
+      h(
+        "p",
+        { class: "save-row" },
+        "All components as a table:",
+        tableButtons(`${data.title} components`, componentRows),
+        h(
+          "button",
+          {
+            type: "button",
+            on: { click: () => download("notes.json", "application/json", JSON.stringify(allNotes(), null, 1)) },
+          },
+          "Export notes",
+        ),
+      ),
     ),
+    startHere(),
     h(
       "section",
       { class: "grid" },
@@ -50,15 +68,64 @@ function overview() {
   ];
 }
 
-function mapFigure() {
-  const colour = data.components[0].predicted_mix.length
-    ? "Colour: the class most often predicted for its top examples. "
-    : "";
-  return figure(
-    "Which components are alike",
-    [map(), mapLegend()],
-    `Each disc is a component, larger if it carries more; the closer, the more alike (lines: |cosine| of 0.35 and more). ${colour}Click one to open it.`,
+// Three components to begin with: the best evidence, then the most coherent examples, no two of the same kind.
+function startHere() {
+  const ranked = data.components
+    .filter((c) => c.top.length)
+    .sort((a, b) => strength[b.evidence.mark] - strength[a.evidence.mark] || b.coherence - a.coherence || b.share - a.share);
+  const chosen = [];
+  for (const other of [(c) => chosen.every((d) => mainClass(d) !== mainClass(c)), () => true])
+    for (const c of ranked) if (chosen.length < 3 && !chosen.includes(c) && other(c)) chosen.push(c);
+  const one = (c) =>
+    h(
+      "a",
+      { class: "start", href: `#c${c.index}` },
+      h("span", { class: "start-head" }, h("strong", {}, `Component ${c.index}`), measuredEvidence && chip(c)),
+      h("span", { class: "headline" }, c.headline),
+      hasImages
+        ? h(
+            "span",
+            { class: "strip" },
+            c.top.slice(0, 6).map(([place]) => picture(place)),
+          )
+        : h("span", { class: "snippet" }, (data.examples.shown[c.top[0][0]].text || []).join(" ⟶ ").slice(0, 160)),
+    );
+  return (
+    chosen.length > 0 &&
+    h(
+      "section",
+      {},
+      h("h3", {}, "Start here"),
+      h(
+        "p",
+        { class: "caption" },
+        measuredEvidence
+          ? "Three components with good evidence that the model uses them and top examples that are alike."
+          : "Three components whose top examples are alike. Whether the model uses them was not measured.",
+      ),
+      h("div", { class: "starts" }, chosen.map(one)),
+    )
   );
+}
+
+function componentRows() {
+  return data.components.map((c) => ({
+    component: c.index,
+    headline: c.headline,
+    evidence: c.evidence.mark,
+    reason: c.evidence.reason,
+    share: c.share,
+    breadth: c.breadth,
+    coherence: c.coherence,
+    kl_ratio: c.causal && c.causal.kl_ratio,
+    null_kl_ratio: c.causal && c.causal.null_kl_ratio,
+    pef_norm_ratio: c.causal && c.causal.pef_norm_ratio,
+    stability: c.stability,
+    wrong: c.wrong,
+    layer: mainPlace(c).layer,
+    kind: mainPlace(c).kind,
+    note: noteOf(c),
+  }));
 }
 
 function selectivityFigure(ratios) {
@@ -161,21 +228,30 @@ function energyFigure() {
 }
 
 function settings() {
-  const { model, pefs, settings, code_version } = data.run;
+  const { model, pefs, settings, code_version } = data.run,
+    { about } = data;
+  const said = Object.entries({ ...about, package: `npeff_jax ${code_version}` }).filter(([, value]) => value);
+  const all = { "parameters (fingerprint)": model, ...pefs, ...settings };
+  const text = (value) => (value !== null && typeof value === "object" ? JSON.stringify(value) : String(value));
+  const entry = ([key, value]) => [
+    h("dt", {}, key),
+    h("dd", {}, key === "command" ? [h("code", {}, value), " ", copyButton(value)] : text(value)),
+  ];
   return h(
-    "details",
+    "section",
     { class: "settings" },
-    h("summary", {}, "Settings"),
+    h("h3", {}, "How this was made"),
+    h("dl", {}, said.flatMap(entry)),
     h(
-      "dl",
+      "details",
       {},
-      Object.entries({ model, ...pefs, ...settings, package: code_version }).flatMap(([key, value]) => [
-        h("dt", {}, key),
-        h("dd", {}, typeof value === "object" ? JSON.stringify(value) : String(value)),
-      ]),
+      h("summary", {}, "All settings"),
+      h("dl", {}, Object.entries(all).flatMap(entry)),
     ),
   );
 }
+const copyButton = (text) =>
+  h("button", { type: "button", on: { click: (event) => copy(text, event.currentTarget) } }, "Copy");
 
 function bins(values, low, high, count) {
   const edges = Array.from({ length: count + 1 }, (_, i) => low + ((high - low) * i) / count),

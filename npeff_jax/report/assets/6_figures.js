@@ -88,6 +88,46 @@ function causalFigure(c) {
   );
 }
 
+// Its audit, check by check.
+function auditFigure(c) {
+  if (!c.audit) return null;
+  const heads = ["check", "result", "measured", "chance", "passes from", "p"];
+  const row = (check) =>
+    h(
+      "tr",
+      { title: check.note || null },
+      h("th", { scope: "row" }, check.name),
+      h("td", {}, h("span", { class: `result ${check.result.replace(/ /g, "-")}` }, check.result)),
+      h("td", {}, number(check.statistic)),
+      h("td", {}, number(check.null)),
+      h("td", {}, number(check.threshold) + (check.at_most === null ? "" : ` to ${number(check.at_most)}`)),
+      h("td", {}, number(check.p_value)),
+    );
+  const notes = c.audit.checks.filter((check) => check.note).map((check) => `${check.name}: ${check.note}`);
+  return figure(
+    `Audit: ${c.audit.verdict}`,
+    h(
+      "div",
+      { class: "scroll" },
+      h(
+        "table",
+        { class: "audit" },
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            heads.map((head) => h("th", { scope: "col" }, head)),
+          ),
+        ),
+        h("tbody", {}, c.audit.checks.map(row)),
+      ),
+    ),
+    notes.join("; "),
+  );
+}
+
 function placesFigure(c) {
   const caption = "Share of its energy by layer and kind of parameter; the tick is the mean over components.";
   return figure("Where it lives", placesTable(c.places, data.places.mean), caption, data.places.kinds.length > 2);

@@ -1,24 +1,73 @@
 // Which page is open, the keys, the theme.
 const main = document.getElementById("main"),
   help = document.getElementById("help");
+function place() {
+  const found = /^#([ce])(\d+)$/.exec(whereNow()),
+    number = found && Number(found[2]);
+  if (found && found[1] === "c" && data.components[number]) return { component: data.components[number] };
+  if (found && found[1] === "e" && number < data.examples.count) return { example: number };
+  return {};
+}
 function route() {
-  const found = /^#c(\d+)$/.exec(location.hash),
-    c = found && data.components[Number(found[1])];
-  main.replaceChildren(...(c ? [card(c)] : overview().filter(Boolean)));
-  document.body.classList.toggle("has-card", Boolean(c));
+  const { component: c, example } = place();
+  main.replaceChildren(
+    ...(c ? [card(c)] : example !== undefined ? [exampleView(example)] : overview().filter(Boolean)),
+  );
+  document.body.classList.toggle("has-card", Boolean(c) || example !== undefined);
   for (const item of items) item.firstChild.removeAttribute("aria-current");
   if (c) {
     items[c.index].firstChild.setAttribute("aria-current", "page");
-    items[c.index].scrollIntoView({ block: "nearest" });
+    if (list.offsetParent) items[c.index].scrollIntoView({ block: "nearest" });
   }
   window.scrollTo(0, 0);
-  document.title = c ? `Component ${c.index} · ${data.title}` : data.title;
-  return c;
+  document.title = c
+    ? `Component ${c.index} · ${data.title}`
+    : example !== undefined
+      ? `Example ${example} · ${data.title}`
+      : data.title;
+  settle(main);
+}
+function arrive() {
+  route();
+  const { component: c, example } = place();
+  if (c) document.getElementById(`title-${c.index}`).focus({ preventScroll: true });
+  else if (example !== undefined) document.getElementById("title-example").focus({ preventScroll: true });
+}
+// Once it is laid out: "more" where a text is cut, a hint where a table is wider than its place.
+function settle(within) {
+  const cut = [...within.querySelectorAll(".clamp")].filter((text) => text.scrollHeight > text.clientHeight + 2),
+    wide = [...within.querySelectorAll(".scroll")].filter((one) => one.scrollWidth > one.clientWidth + 1);
+  for (const text of cut) {
+    if (text.dataset.cut) continue;
+    text.dataset.cut = "true";
+    const button = h(
+      "button",
+      {
+        type: "button",
+        class: "more",
+        "aria-expanded": "false",
+        on: {
+          click: () => {
+            const open = text.classList.toggle("open");
+            button.textContent = open ? "less" : "more";
+            button.setAttribute("aria-expanded", open);
+          },
+        },
+      },
+      "more",
+    );
+    text.closest("p").after(button);
+  }
+  for (const one of wide) {
+    if (one.dataset.hinted) continue;
+    one.dataset.hinted = "true";
+    one.after(h("p", { class: "hint" }, "Scroll sideways for more →"));
+  }
 }
 function step(by) {
-  const found = /^#c(\d+)$/.exec(location.hash),
-    at = found ? order.indexOf(Number(found[1])) : by > 0 ? -1 : order.length;
-  if (order[at + by] !== undefined) location.hash = `#c${order[at + by]}`;
+  const { component } = place(),
+    at = component ? order.indexOf(component.index) : by > 0 ? -1 : order.length;
+  if (order[at + by] !== undefined) go(`#c${order[at + by]}`);
 }
 const keys = {
   j: () => step(1),
@@ -26,26 +75,29 @@ const keys = {
   ArrowRight: () => step(1),
   ArrowLeft: () => step(-1),
   "/": () => search.focus(),
-  o: () => {
-    location.hash = "#overview";
-  },
+  o: () => go("#overview"),
+  e: () => exampleField.focus(),
   t: () => turn(),
   "?": () => help.showModal(),
 };
 document.addEventListener("keydown", (event) => {
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+  if (event.target.tagName === "TEXTAREA") {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
   if (typing && event.key === "Escape") {
-    search.value = "";
+    event.target.value = "";
     refresh();
     event.target.blur();
     return;
   }
-  if (typing && event.key === "Enter" && order.length) {
-    location.hash = `#c${order[0]}`;
+  if (event.target === search && event.key === "Enter" && order.length) {
+    go(`#c${order[0]}`);
     event.target.blur();
     return;
   }
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || help.open || !keys[event.key]) return;
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || help.open || zoom.open || !keys[event.key]) return;
   event.preventDefault();
   keys[event.key]();
 });
@@ -92,6 +144,14 @@ help.append(
         "PEF norms",
         "The ratio of the sizes of the examples' Fishers, before they were scaled to 1: some examples react more to any change.",
       ],
+      [
+        "evidence",
+        "Used by the model: the KL ratio is at least half as much again as its null, the PEF norms and 1 (or, with an audit, it passed). Weak: it exceeds them. None: it does not. The mark's tooltip says which numbers.",
+      ],
+      [
+        "coherence",
+        "By how much the fraction of its top examples with one class, pair of classes or word exceeds that of all examples.",
+      ],
       ["energy", "What a parameter adds to the trace of the component's matrix; shares add up to 100 %."],
       [
         "stability",
@@ -103,16 +163,19 @@ help.append(
     "p",
     {},
     "Keys: ",
-    [["j", "k"], ["/"], ["o"], ["t"], ["?"]].map((row, i) => [
+    [["j", "k"], ["/"], ["e"], ["o"], ["t"], ["?"]].map((row, i) => [
       row.map((key) => h("kbd", {}, key)),
-      [" next, previous; ", " search; ", " overview; ", " light or dark; ", " this page"][i],
+      [" next, previous; ", " search; ", " an example by its number; ", " overview; ", " light or dark; ", " this page"][i],
     ]),
   ),
   h("form", { method: "dialog" }, h("button", { autofocus: true }, "Close")),
 );
 refresh();
 route();
-window.addEventListener("hashchange", () => {
-  const c = route();
-  if (c) document.getElementById(`title-${c.index}`).focus({ preventScroll: true });
+window.addEventListener("hashchange", arrive);
+document.addEventListener("click", (event) => {
+  const link = embedded && event.target.closest("a[href^='#']");
+  if (!link) return;
+  event.preventDefault();
+  go(link.getAttribute("href"));
 });

@@ -1,0 +1,114 @@
+"""``npeff scan`` and ``npeff compare``: how many components, and what became of them in another run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from npeff_jax._extras import needs
+from npeff_jax.cli._options import Flag, Ints, MaybePath, Show, progress_of
+from npeff_jax.cli._record import load_arrays, stage
+from npeff_jax.report import output_file
+
+
+@stage
+def scan(
+    pefs: Path,
+    out: Path,
+    n_components: Ints = (),
+    heldout: MaybePath = None,
+    n_seeds: int = 2,
+    seed: int = 0,
+    progress: Show = Show.BAR,
+    overwrite: Flag = False,
+) -> None:
+    """Try several numbers of components: loss on held-out examples, stability over seeds, time; and what to take.
+
+    Next: npeff decompose, or npeff explain, with that --n-components.
+
+    Args:
+        pefs: what "npeff pefs" or "npeff explain" wrote, such as run/pefs.
+        out: the plot to write, .svg, .png or .pdf.
+        n_components: the numbers to try; four around the square root of the number of examples by default.
+        heldout: PEFs of other examples; a fifth of the first, drawn by the seed, if not given.
+        n_seeds: runs of each number, two or more.
+        seed: of the first run.
+        progress: a bar, JSON lines, or none.
+        overwrite: replace what is there.
+    """
+    import npeff_jax
+
+    output_file(out)
+    if out.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"--out {out} ends in {out.suffix!r}; expected .svg, .png or .pdf, a plot")
+    with needs("npeff scan"):
+        import matplotlib  # noqa: F401  before the work that it draws
+    rows = npeff_jax.load_pefs(pefs)
+    middle = max(2.0, rows.n_examples**0.5)
+    points = n_components or sorted({max(1, round(middle * factor)) for factor in (0.5, 1.0, 2.0, 4.0)})
+    found = npeff_jax.scan(
+        rows,
+        [r for r in points if n_components or r <= rows.n_examples // 2] or points[:1],
+        heldout=None if heldout is None else npeff_jax.load_pefs(heldout),
+        n_seeds=n_seeds,
+        seed=seed,
+        progress=progress_of(progress),
+    )
+    print(repr(found))
+    found.figure().savefig(out)
+
+
+def compare(first: tyro.conf.Positional[Path], second: tyro.conf.Positional[Path], out: MaybePath = None) -> None:
+    """Compare two runs: which components are in both, which split or merged, which vanished, which are new.
+
+    Args:
+        first: a directory that "npeff explain" wrote, or a decomposition.
+        second: another one, over the same examples.
+        out: also write the table as a page, .html.
+    """
+    from npeff_jax.report import compare_reports, write_comparison
+
+    if out is not None:
+        output_file(out)
+    runs = [_run(folder) for folder in (first, second)]
+    if runs[0]["examples"] != runs[1]["examples"]:
+        both = [run["decomposed"] for run in runs]
+        if both[0] != both[1]:
+            raise ValueError(
+                f"{first} and {second} are of different examples; compare runs of the same --examples with the same "
+                "--seed and --heldout"
+            )
+        for run in runs:
+            run["coefficients"], run["headlines"] = run["own"], None
+    found = compare_reports(
+        *(run["coefficients"] for run in runs),
+        headlines=tuple(run["headlines"] for run in runs),
+        names=(str(first), str(second)),
+    )
+    print(found)
+    if out is not None:
+        print(f"look at {write_comparison(out, found).resolve()}")
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    """Coefficients of a run, those that were fitted where there are some, and what its components are."""
+    import npeff_jax
+
+    components = folder / "components"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no directory; expected one that npeff explain or npeff decompose wrote")
+    whole = components.is_dir()
+    found = npeff_jax.load_decomposition(components if whole else folder)
+    own = np.asarray(found.coefficients)
+    run: dict[str, Any] = {"own": own, "decomposed": found.schema.examples, "coefficients": own, "headlines": None}
+    run["examples"] = found.schema.examples
+    if whole and (folder / "fit.npz").is_file() and (folder / "heldout").is_dir():
+        run["coefficients"] = load_arrays(folder / "fit.npz", npeff_jax.CoefficientFit).coefficients
+        run["examples"] = npeff_jax.load_pefs(folder / "heldout").schema.examples
+        report = folder / "report.json"
+        if report.is_file():
+            document = json.loads(report.read_text(encoding="utf-8"))
+            run["headlines"] = tuple(str(component["headline"]) for component in document["components"])
+    return run

@@ -1,0 +1,261 @@
+"""`audit`: five checks of every component, with their nulls, and a verdict."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from npeff_jax._checks import as_instance, check_integer
+from npeff_jax._html import facts_html, table_html
+from npeff_jax._progress import Progress, progress_bar
+from npeff_jax._types import Components, Examples
+from npeff_jax.evaluation import _audit_checks as checks
+from npeff_jax.evaluation._audit_checks import Check, Thresholds
+from npeff_jax.evaluation._belonging import check_belong_together
+from npeff_jax.evaluation._readable import Rules
+from npeff_jax.evaluation._selectivity import Fitted, Nulls, selectivity
+from npeff_jax.evaluation._selectivity_table import Selectivity
+from npeff_jax.factorization import Decomposition, decompose, fit_coefficients
+from npeff_jax.models import Model
+from npeff_jax.pefs import FisherKind, Pefs
+from npeff_jax.perturbation import KLBudget, choose_components
+
+NATS = 0.01
+"""The mean KL on a component's top examples up to which its move goes: small enough for equation 2 on trained networks,
+large enough for float32."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Audit:
+    """Five checks of c components. A component passes if it passes all that apply.
+
+    Attributes:
+        components: (c,), which.
+        checks: "selective", "found again", "held out", "readable" and "predicted", in this order.
+    """
+
+    components: Int[np.ndarray, "c"]
+    checks: tuple[Check, ...]
+
+    def __getitem__(self, name: str) -> Check:
+        """One check, by name."""
+        for check in self.checks:
+            if check.name == name:
+                return check
+        raise KeyError(f"{name!r} is no check of this audit; it has {[check.name for check in self.checks]}")
+
+    @property
+    def applicable(self) -> tuple[Check, ...]:
+        """The checks that apply."""
+        return tuple(check for check in self.checks if not check.not_applicable)
+
+    @property
+    def passed(self) -> Bool[np.ndarray, "c"]:
+        """Which components pass every check that applies; none if no check does."""
+        if not self.applicable:
+            return np.zeros(len(self.components), bool)
+        return np.logical_and.reduce([check.passed for check in self.applicable])
+
+    def verdict(self, component: int) -> str:
+        """Say in a few words whether a component passes, or which checks it fails.
+
+        Raises:
+            ValueError: it was not audited.
+        """
+        place = self.place(component)
+        if place is None:
+            raise ValueError(f"component {component} was not audited; this audit has {self.components.tolist()}")
+        failed = [check.name for check in self.applicable if not check.passed[place]]
+        if failed:
+            return "fails: " + ", ".join(failed)
+        missing = len(self.checks) - len(self.applicable)
+        return (
+            f"passes all {len(self.checks)}"
+            if not missing
+            else f"passes {len(self.applicable)}, {missing} not applicable"
+        )
+
+    def place(self, component: int) -> int | None:
+        """Where a component is in the arrays of the checks; None if it was not audited."""
+        found = np.flatnonzero(self.components == component)
+        return int(found[0]) if found.size else None
+
+    def __repr__(self) -> str:
+        c = len(self.components)
+        said = [
+            f"{check.name} {'not applicable' if check.not_applicable else int(check.passed.sum())}"
+            for check in self.checks
+        ]
+        return f"Audit: {int(self.passed.sum())} of {c} components pass every check that applies ({', '.join(said)})"
+
+    def __str__(self) -> str:
+        heads = ["component", *(check.name for check in self.checks), "verdict"]
+        table = [heads, *self._rows()]
+        widths = [max(len(row[k]) for row in table) for k in range(len(heads))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]
+        why = [f"{check.name}: not applicable, {check.not_applicable}" for check in self.checks if check.not_applicable]
+        return "\n".join([*lines, *why, repr(self)])
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [str(j), *(_cell(check, place) for check in self.checks), self.verdict(j)]
+            for place, j in enumerate(self.components.tolist())
+        ]
+
+    def _repr_html_(self) -> str:
+        heads = ["component", *(check.name for check in self.checks), "verdict"]
+        facts = [
+            (f"not applicable: {check.name}", check.not_applicable) for check in self.checks if check.not_applicable
+        ]
+        return facts_html(repr(self), facts, table_html(heads, self._rows(), most=64))
+
+
+def audit(
+    model: Model,
+    decomposition: Decomposition,
+    pefs: Pefs,
+    examples: Examples,
+    *,
+    fit: Fitted,
+    decomposed: Pefs | None = None,
+    runs: Mapping[str, Fitted | np.ndarray] | None = None,
+    readable: Any = None,
+    table: Selectivity | None = None,
+    components: Components | Bool[np.ndarray, "r"] | None = None,
+    n_top: int | None = 16,
+    n_seeds: int = 2,
+    thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Progress = True,
+    **options: Any,
+) -> Audit:
+    """Check every component in five ways, each with a null and a threshold fixed beforehand.
+
+    1. *selective*: its move changes its own top examples more than other components' moves do. The moves are those of
+       `selectivity`, both signs, up to a mean KL of 0.01 nats on the top examples.
+    2. *found again*: by other seeds, and from the held-out examples alone.
+    3. *held out*: its coefficients are as concentrated on held-out examples as on decomposed ones.
+    4. *readable*: one short rule over what the examples look like tells its top examples from the others.
+    5. *predicted*: the measured KL of its move is the one that eq. 5 predicts.
+
+    The guide "Auditing components" has statistic, null, threshold and correction of each.
+
+    Args:
+        model: the model that was decomposed.
+        decomposition: its components.
+        pefs: of the examples below.
+        examples: n examples that the decomposition was not found in.
+        fit: their coefficients.
+        decomposed: the PEFs that were decomposed: ``n_seeds`` further runs of them are compared, and one of ``pefs``,
+            as many components each.
+        runs: other runs by name, in place of these: decompositions or fits over the same n examples, or coefficients.
+        readable: what can be read off the examples: a text per example or several (a report's display), images, or
+            {name: values}. Labels and predictions are read in any case.
+        table: selectivity that was measured before, of the components to audit.
+        components: which components; all, or those of ``table``.
+        n_top: top examples of a component, for what is measured here.
+        n_seeds: further runs.
+        thresholds: of all checks.
+        class_names: of the classes, in rules; the model's own by default.
+        seed: of the decomposition that is audited; further runs count up from it.
+        progress: a bar, nothing, or JSON lines into a stream.
+        **options: passed to `decompose` for the further runs: what the decomposition was made with.
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: the arguments do not belong together, or the examples are those that were decomposed.
+    """
+    check_belong_together(model, decomposition, pefs, examples, fit)
+    thresholds = as_instance("thresholds", thresholds, Thresholds)
+    _check_held_out(decomposition, pefs, fit)
+    if table is None:
+        own: dict[str, Any] = {"norm": KLBudget(NATS)} if decomposition.kind is FisherKind.LOW_RANK else {}
+        nulls = Nulls(n_random_directions=0)
+        table = selectivity(
+            model, decomposition, pefs, examples, fit=fit, components=components, n_top=n_top, nulls=nulls, seed=seed,
+            progress=progress, **own,
+        )  # fmt: skip
+    elif not isinstance(table, Selectivity):
+        raise TypeError(f"table is of type {type(table).__name__}; expected what selectivity returns")
+    chosen = table.components
+    if components is not None and not np.array_equal(choose_components(components, decomposition.n_components), chosen):
+        raise ValueError(f"table is of components {chosen.tolist()}; pass it alone, or the same components")
+    if chosen.max() >= decomposition.n_components or table.evaluated.max() >= pefs.n_examples:
+        raise ValueError("table is of more components or examples than there are; measure it on this decomposition")
+    usable = np.setdiff1d(np.arange(pefs.n_examples), table.left_out)
+    W = np.asarray(fit.coefficients)
+    coefficients = {name: _coefficients(run, name, len(W)) for name, run in (runs or {}).items()}
+    if runs is None and decomposed is not None:
+        coefficients = _further_runs(decomposition, decomposed, pefs, n_seeds, seed, progress, options)
+    names = class_names if class_names is not None else model.label_names
+    rules = Rules.of(pefs.n_examples, readable, np.asarray(pefs.logits), pefs.labels, names)
+    top = np.zeros((len(chosen), pefs.n_examples), bool)
+    np.put_along_axis(top, table.top, True, axis=1)
+    eye = table.components[:, None] == table.components
+    if decomposition.kind is FisherKind.LOW_RANK:
+        last = checks.predicted(table.kl, table.predicted_kl, top[:, table.evaluated], thresholds, seed)
+    else:
+        why = "diagonal Fishers lack what parameters do together, so that they predict less than is measured"
+        last = Check.without("predicted", len(chosen), why)
+    again = {name: run[usable] for name, run in coefficients.items()}
+    return Audit(
+        chosen,
+        (
+            checks.selective(table.kl_ratio, np.where(eye, np.nan, table.null_kl_ratios), thresholds),
+            checks.found_again(W[usable], again, chosen, thresholds, seed),
+            checks.held_out(np.asarray(decomposition.coefficients)[:, chosen], W[usable][:, chosen], thresholds, seed),
+            checks.readable(Rules(rules.names, rules.has[usable]), top[:, usable], thresholds, seed),
+            last,
+        ),
+    )
+
+
+def _further_runs(
+    decomposition: Decomposition,
+    decomposed: Pefs,
+    pefs: Pefs,
+    n_seeds: int,
+    seed: int,
+    progress: Progress,
+    options: dict[str, Any],
+) -> dict[str, Float[np.ndarray, "n r"]]:
+    """Coefficients of the held-out examples in runs of other seeds, and in a run of the held-out examples alone."""
+    r, n_seeds = decomposition.n_components, check_integer("n_seeds", n_seeds, 1)
+    found = {}
+    with progress_bar(progress, "audit: further runs", n_seeds + 1, "runs") as advance:
+        for number in range(seed + 1, seed + 1 + n_seeds):
+            run = decompose(decomposed, r, seed=number, progress=False, **options)
+            found[f"seed {number}"] = np.asarray(fit_coefficients(run, pefs).coefficients)
+            advance(1)
+        half = decompose(pefs, r, seed=seed, progress=False, **options)
+        found["held-out examples alone"] = np.asarray(half.coefficients)
+        advance(1)
+    return found
+
+
+def _check_held_out(decomposition: Decomposition, pefs: Pefs, fit: Fitted) -> None:
+    same = pefs.schema.examples and pefs.schema.examples == decomposition.schema.examples
+    if fit is decomposition or same:
+        raise ValueError(
+            "these are the examples that were decomposed; an audit needs others: hold some out, pass their PEFs and "
+            "fit=fit_coefficients(decomposition, heldout)"
+        )
+
+
+def _coefficients(run: Fitted | np.ndarray, name: str, n: int) -> Float[np.ndarray, "n r"]:
+    array = np.asarray(getattr(run, "coefficients", run), np.float64)
+    if array.ndim != 2 or len(array) != n:
+        raise ValueError(
+            f"runs[{name!r}] has coefficients of shape {array.shape}; expected ({n}, r), of these examples"
+        )
+    return array
+
+
+def _cell(check: Check, place: int) -> str:
+    if check.not_applicable:
+        return "–"
+    mark = "" if check.passed[place] else " ✗"
+    return f"{check.statistic[place]:.2f}{mark}"

@@ -1,0 +1,232 @@
+"""Simple readable rules over examples, and how well one of them tells a component's top examples from the others."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+
+_MOST_WORDS = 2000
+"""Words of texts that rules are about: the most frequent ones of those that at most half of the texts have."""
+
+_CUTS = np.linspace(0.1, 0.9, 9)
+"""Quantiles at which a number is cut into "at least" rules."""
+
+_GRID = 4
+"""Images are read as the brightness of so many times so many parts."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rules:
+    """Boolean properties of n examples that a person can read off them.
+
+    Attributes:
+        names: of the f rules.
+        has: (n, f), whether each example has the property.
+    """
+
+    names: tuple[str, ...]
+    has: Bool[np.ndarray, "n f"]
+
+    @classmethod
+    def of(
+        cls,
+        n: int,
+        readable: Any = None,
+        logits: Float[np.ndarray, "n C"] | None = None,
+        labels: Int[np.ndarray, "n"] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> "Rules":
+        """Make rules of what examples look like, of their labels, and of what the model predicts.
+
+        Args:
+            n: examples.
+            readable: for each example a text, or several (its segments); or images (n, height, width[, channels]); or
+                properties by name, each n truth values, numbers or names.
+            logits: the predicted class and the two likeliest ones become rules.
+            labels: each label becomes a rule.
+            class_names: of the classes.
+
+        Raises:
+            ValueError: ``readable`` is none of these, or of another number of examples.
+        """
+        found: dict[str, np.ndarray] = {}
+        classes = _Classes(class_names)
+        if labels is not None:
+            found |= classes.rules("label", np.asarray(labels))
+        if logits is not None and np.ndim(logits) == 2 and np.shape(logits)[1] > 1:
+            likely = np.sort(np.argsort(-np.nan_to_num(np.asarray(logits, np.float64)), axis=1)[:, :2], axis=1)
+            found |= classes.rules("predicted", np.asarray(logits).argmax(axis=1))
+            if np.shape(logits)[1] > 2:
+                found |= classes.pairs(likely)
+        found |= _rules_of(getattr(readable, "pixels", getattr(readable, "segments", readable)), n)
+        return cls._distinct({name: has for name, has in found.items() if 2 <= has.sum() <= n - 2}, n)
+
+    @classmethod
+    def _distinct(cls, found: Mapping[str, np.ndarray], n: int) -> "Rules":
+        """Each set of examples once, under its first name; a rule and its negation count as one."""
+        first: dict[bytes, str] = {}
+        for name, has in found.items():
+            first.setdefault((has ^ has[0]).tobytes(), name)
+        names = tuple(first.values())
+        return cls(names, np.stack([found[name] for name in names], 1) if names else np.zeros((n, 0), bool))
+
+    def read(
+        self, top: Bool[np.ndarray, "s n"], halves: Bool[np.ndarray, "s n"]
+    ) -> tuple[Float[np.ndarray, "s"], list[str]]:
+        """Tell s sets of examples from the others, each by one short rule: a property, its absence, or two of them.
+
+        The rule is chosen on one half of the examples and scored on the other, both ways. Its score is its AUC: the
+        mean of the share of the set that has it and the share of the others that lacks it.
+
+        Args:
+            top: the sets.
+            halves: for each set the half of the examples that chooses first.
+
+        Returns:
+            The mean AUC on the halves that did not choose, and for each set the rule that all examples choose.
+        """
+        scores, texts = np.full(len(top), 0.5), [""] * len(top)
+        if not self.names:
+            return scores, texts
+        literal = np.concatenate([self.has, ~self.has], axis=1).astype(np.float32)
+        for s, (own, half) in enumerate(zip(top, halves, strict=True)):
+            folds = []
+            for choosing in (half, ~half):
+                rule = _best_rule(literal, own, choosing)
+                folds.append(_auc(_applied(literal, rule)[~choosing], own[~choosing]))
+            scores[s] = np.mean(folds)
+            texts[s] = self._text(_best_rule(literal, own, np.ones(len(own), bool)))
+        return scores, texts
+
+    def _text(self, rule: "_Rule") -> str:
+        parts = [
+            ("" if k < len(self.names) else "not ") + self.names[k % len(self.names)] for k in (rule.first, rule.second)
+        ]
+        return parts[0] if rule.first == rule.second else f" {'or' if rule.either else 'and'} ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """Both, or either, of two properties; the same one twice for one."""
+
+    first: int
+    second: int
+    either: bool
+
+
+def _best_rule(literal: Float[np.ndarray, "n f"], own: Bool[np.ndarray, "n"], among: Bool[np.ndarray, "n"]) -> _Rule:
+    """The best single property, and the second one that improves it most, if one does."""
+    inside, outside = own & among, ~own & among
+    if not inside.any() or not outside.any():
+        return _Rule(0, 0, True)
+    shares = np.stack([inside / inside.sum(), outside / outside.sum()]).astype(np.float32)
+    p, q = shares @ literal
+    single = p - q
+    first = int(single.argmax())
+    p, q = (shares * literal[:, first]) @ literal
+    both = p - q
+    either = single[first] + single - both
+    best_both, best_either = int(both.argmax()), int(either.argmax())
+    if max(both[best_both], either[best_either]) <= single[first] + 1e-6:
+        return _Rule(first, first, True)
+    if either[best_either] >= both[best_both]:
+        return _Rule(first, best_either, True)
+    return _Rule(first, best_both, False)
+
+
+def _applied(literal: Float[np.ndarray, "n f"], rule: _Rule) -> Bool[np.ndarray, "n"]:
+    a, b = literal[:, rule.first] > 0, literal[:, rule.second] > 0
+    return a | b if rule.either else a & b
+
+
+def _auc(has: Bool[np.ndarray, "n"], own: Bool[np.ndarray, "n"]) -> float:
+    if own.all() or not own.any():
+        return 0.5
+    return float((has[own].mean() + 1 - has[~own].mean()) / 2)
+
+
+class _Classes:
+    """Rules about classes, by their names."""
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self.names = names
+
+    def rules(self, what: str, classes: Int[np.ndarray, "n"]) -> dict[str, np.ndarray]:
+        return {f"{what} {self._name(c)}": classes == c for c in np.unique(classes).tolist()}
+
+    def pairs(self, likely: Int[np.ndarray, "n 2"]) -> dict[str, np.ndarray]:
+        return {
+            f"{self._name(a)} or {self._name(b)} likeliest": (likely == (a, b)).all(axis=1)
+            for a, b in np.unique(likely, axis=0).tolist()
+        }
+
+    def _name(self, c: int) -> str:
+        return str(c) if self.names is None or not 0 <= c < len(self.names) else str(self.names[c])
+
+
+def _rules_of(readable: Any, n: int) -> dict[str, np.ndarray]:
+    if readable is None:
+        return {}
+    if isinstance(readable, Mapping):
+        found: dict[str, np.ndarray] = {}
+        for name, values in readable.items():
+            found |= _property(str(name), np.asarray(values), n)
+        return found
+    if len(readable) != n:
+        raise ValueError(f"readable is of {len(readable)} examples, expected {n}: one entry per example of the fit")
+    if hasattr(readable, "shape") and np.ndim(readable) in (3, 4):
+        return _image_rules(np.asarray(readable, np.float64), n)
+    items = [(item,) if isinstance(item, str) else tuple(item) for item in readable]
+    if all(isinstance(part, str) for item in items for part in item):
+        return _text_rules(items, n)
+    raise ValueError(
+        "readable is no texts, images or properties; expected a text per example, images (n, height, width), or "
+        "{name: values}"
+    )
+
+
+def _property(name: str, values: np.ndarray, n: int) -> dict[str, np.ndarray]:
+    if values.shape != (n,):
+        raise ValueError(f"readable[{name!r}] has shape {values.shape}; expected ({n},), a value per example")
+    if values.dtype == bool:
+        return {name: values}
+    if np.issubdtype(values.dtype, np.number):
+        cuts = np.unique(np.quantile(values, _CUTS))
+        return {f"{name} >= {cut:.3g}": values >= cut for cut in cuts}
+    return {f"{name} {value}": values == value for value in np.unique(values)}
+
+
+def _image_rules(images: np.ndarray, n: int) -> dict[str, np.ndarray]:
+    gray = images.mean(axis=3) if images.ndim == 4 else images
+    found: dict[str, np.ndarray] = {}
+    for y, rows in enumerate(np.array_split(gray, min(_GRID, gray.shape[1]), axis=1)):
+        for x, part in enumerate(np.array_split(rows, min(_GRID, gray.shape[2]), axis=2)):
+            found |= _property(f"brightness of row {y + 1}, column {x + 1} of {_GRID}", part.mean(axis=(1, 2)), n)
+    return found
+
+
+def _text_rules(items: list[tuple[str, ...]], n: int) -> dict[str, np.ndarray]:
+    """Words by segment, and the length of each segment."""
+    owners: dict[tuple[int, str], list[int]] = collections.defaultdict(list)
+    for i, segments in enumerate(items):
+        for segment, text in enumerate(segments):
+            for word in set(_WORD.findall(text.lower())):
+                owners[segment, word].append(i)
+    some = (key for key, own in owners.items() if 2 <= len(own) <= n / 2)
+    chosen = sorted(some, key=lambda key: (-len(owners[key]), key))[:_MOST_WORDS]
+    several = max(map(len, items), default=0) > 1
+    found: dict[str, np.ndarray] = {}
+    for segment, word in chosen:
+        has = np.zeros(n, bool)
+        has[owners[segment, word]] = True
+        found[f"“{word}”" + (f" in part {segment + 1}" if several else "")] = has
+    for segment in range(max(map(len, items), default=0)):
+        lengths = np.array([len(item[segment]) if segment < len(item) else 0 for item in items])
+        found |= _property("length" + (f" of part {segment + 1}" if several else ""), lengths, n)
+    return found

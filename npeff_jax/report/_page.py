@@ -1,0 +1,29 @@
+"""A written report: a path that shows the page where a notebook would only print it."""
+
+import html
+import os
+import pathlib
+
+_INLINE_BYTES = 4_000_000
+"""Pages up to which a notebook gets a copy of its own: it then shows wherever the notebook is opened. A larger one
+would make the notebook slow to open and to save."""
+
+_Concrete: type[pathlib.Path] = type(pathlib.Path())
+
+
+class Page(_Concrete):  # type: ignore[valid-type, misc]
+    """The path of a report, as `pathlib.Path` otherwise. As the last line of a notebook's cell it shows the page."""
+
+    def _repr_html_(self) -> str:
+        place = html.escape(str(self), quote=True)
+        if not self.is_file():
+            return f"<code>{place}</code> (is not there any more)"
+        size = self.stat().st_size
+        if size <= _INLINE_BYTES:
+            source = f'srcdoc="{html.escape(self.read_text(encoding="utf-8"), quote=True)}"'
+        else:
+            source = f'src="{html.escape(os.path.relpath(self), quote=True)}"'
+        return (
+            f'<iframe {source} title="report" width="100%" height="720" style="border:1px solid #8884"></iframe>'
+            f"<div><code>{place}</code> ({size / 1e6:.1f} MB)</div>"
+        )
