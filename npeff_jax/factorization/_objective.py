@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from npeff_jax._machine import cores, on_cores
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
 from npeff_jax.factorization.row_spaces import matmul
+from npeff_jax.factorization.row_spaces._blocks import row_squares
 
 Members = tuple[Int[Array, "_ _"], ...]
 """`members_of` on the devices."""
@@ -118,13 +119,3 @@ def squared_norms(A: scipy.sparse.csr_array, n_rows: np.ndarray) -> Float[np.nda
 
     parts = [part for part in np.array_split(np.arange(len(n_rows)), cores()) if len(part)]
     return np.concatenate(on_cores(of_part, parts))
-
-
-def row_squares(A: scipy.sparse.csr_array) -> Float[np.ndarray, "rows"]:
-    """Return ‖a‖² of each row, in float64."""
-    total, filled = np.zeros(A.shape[0]), np.diff(A.indptr) > 0
-    if filled.any():
-        squares = A.data.astype(np.float64)
-        squares *= squares
-        total[filled] = np.add.reduceat(squares, A.indptr[:-1][filled])
-    return total

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 
 from npeff_jax._identity import tree_digest
 from npeff_jax._parameters import Parameter, ParameterLayout
-from npeff_jax.factorization._objective import row_squares, squared_norms
+from npeff_jax.factorization._objective import squared_norms
 from npeff_jax.factorization.row_spaces import BlockedRows
-from npeff_jax.factorization.row_spaces._blocks import over
+from npeff_jax.factorization.row_spaces._blocks import over, row_squares
 from npeff_jax.pefs import FisherKind, Pefs, Schema
 
 BLOCK_BYTES = 1 << 30

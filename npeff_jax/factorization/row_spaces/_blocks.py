@@ -70,15 +70,10 @@ class BlockedRows:
         width = max(PULLED // max(r, 1), 64)
         for first, block in self.read():
             edges = np.linspace(0, block.shape[0], cores() + 1).astype(int)
-            spans = [slice(*edges[k : k + 2]) for k in range(len(edges) - 1)]
-            columns = on_cores(lambda rows, block=block: block[rows].tocsc().T, spans)
-            weights = [np.ascontiguousarray(U[:, first + rows.start : first + rows.stop].T) for rows in spans]
-
-            def add(start: int, columns: list[Any] = columns, weights: list[np.ndarray] = weights) -> None:
-                own = slice(start, min(start + width, m))
-                G[:, own] += sum(part[own] @ U_part for part, U_part in zip(columns, weights, strict=True)).T
-
-            on_cores(add, range(0, m, width))
+            parts = on_cores(block.__getitem__, [slice(*edges[k : k + 2]) for k in range(len(edges) - 1)])
+            columns = [part.T for part in on_cores(scipy.sparse.csr_array.tocsc, parts)]
+            weights = [np.ascontiguousarray(part.T) for part in np.split(U[:, first:][:, : edges[-1]], edges[1:-1], 1)]
+            on_cores(functools.partial(_add_pulled, G, columns, weights, width), range(0, m, width))
         return G
 
     def take(self, rows: Int[np.ndarray, "k"]) -> scipy.sparse.csr_array:
@@ -90,14 +85,35 @@ class BlockedRows:
         return scipy.sparse.vstack(found, format="csr")
 
 
+def _add_pulled(
+    G: Float[np.ndarray, "r m"], columns: list[Any], weights: list[np.ndarray], width: int, start: int
+) -> None:
+    """Add the products of some columns, whose rows are in parts, to the vectors."""
+    own = slice(start, min(start + width, G.shape[1]))
+    pulled = columns[0][own] @ weights[0]
+    for part, weight in zip(columns[1:], weights[1:], strict=True):
+        pulled += part[own] @ weight
+    G[:, own] += pulled.T
+
+
 def over(block: scipy.sparse.csr_array, position: Int[np.ndarray, "m"], width: int) -> scipy.sparse.csr_array:
     """Return the entries of the columns that have a position, at that position."""
     column = position[block.indices]
     kept = column >= 0
     if kept.all():
         return scipy.sparse.csr_array((block.data, column, block.indptr), shape=(block.shape[0], width))
-    pointers = np.concatenate([[0], np.cumsum(kept)])[block.indptr]
+    pointers = np.concatenate([[0], np.cumsum(kept)])[block.indptr].astype(block.indptr.dtype)
     return scipy.sparse.csr_array((block.data[kept], column[kept], pointers), shape=(block.shape[0], width))
+
+
+def row_squares(A: scipy.sparse.csr_array) -> Float[np.ndarray, "rows"]:
+    """Return ‖a‖² of each row, in float64."""
+    total, filled = np.zeros(A.shape[0]), np.diff(A.indptr) > 0
+    if filled.any():
+        squares = A.data.astype(np.float64)
+        squares *= squares
+        total[filled] = np.add.reduceat(squares, A.indptr[:-1][filled])
+    return total
 
 
 def _canonical(block: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
