@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from npeff_jax._machine import on_cores
+from npeff_jax._machine import cores, on_cores
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.row_spaces._base import (
@@ -29,7 +29,7 @@ from npeff_jax.factorization.row_spaces._base import (
     matmul,
 )
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
-from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
+from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, VECTOR_BYTES, rates
 
 BLOCK_ENTRIES = 1 << 20
 """Entries of r vectors that a block of columns spans, 4 MB. A product gathers from there at random: when it outgrows
@@ -37,6 +37,9 @@ the cache, a CPU falls from 18 to 3 GF/s."""
 
 PACKED = 8
 """Passes over the entries, some of them at random, that packing them both ways takes."""
+
+GATHERED = 3e-9
+"""Seconds to gather a number of a vector from its place in a block, on one core."""
 
 Csr = tuple[jax.Array, jax.Array, jax.Array]
 """Values, indices and row pointers of all blocks, each with the blocks along its first axis."""
@@ -50,7 +53,8 @@ class SparseRows(RowChoice):
         m, nnz, r, speed = A.shape[1], float(A.nnz), n_components, rates(mesh)
         vectors = 4.0 * r * m
         step = 4 * nnz * r / speed.sparse + 6 * r * r * m / speed.dense + (16 * nnz + 6 * vectors) / speed.stream
-        return Cost.of_steps(step, PACKED * ENTRY_SECONDS * nnz, 16 * nnz + 5 * vectors, 40 * nnz + 2 * vectors)
+        once = PACKED * ENTRY_SECONDS * nnz + r * m * GATHERED / cores() + VECTOR_BYTES * r * m / speed.stream
+        return Cost.of_steps(step, once, 16 * nnz + 5 * vectors, 40 * nnz + 2 * vectors)
 
     def of(
         self,
