@@ -1,7 +1,9 @@
 """Eight CPU devices for every test, and every annotated shape and type checked while the tests run."""
 
 import atexit
+import gc
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -14,8 +16,24 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import jaxtyping
+import pytest
 
 # Before any other JAX call: afterwards it raises. Without a mesh everything still runs on one device, JAX's default.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+# Compiled programs and traces of a module are of no use to the next one, and a worker kept five gigabytes of them.
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    yield
+    if _resident_bytes() > 2e9:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _resident_bytes() -> float:
+    statm = pathlib.Path("/proc/self/statm")  # Linux alone has it; elsewhere nothing is forgotten
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0.0
+
 
 jaxtyping.install_import_hook("npeff_jax", "beartype.beartype")

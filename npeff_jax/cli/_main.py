@@ -129,7 +129,7 @@ def _fitting_help(arguments: Sequence[str]) -> Iterator[None]:
 def _run(arguments: list[str]) -> None:
     import tyro
 
-    from npeff_jax.cli import _compare, _demos, _explain, _files_demo, _look, _record, _stages, _verify
+    from npeff_jax.cli import _compare, _demos, _explain, _files_demo, _look, _record, _repair, _stages, _verify
 
     app, demos = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
     demos.command(_demos.digits)
@@ -139,7 +139,7 @@ def _run(arguments: list[str]) -> None:
     app.command(_verify.verify)
     for command in (_stages.plan, _stages.encode, _stages.pefs, _stages.decompose):
         app.command(command)
-    for command in (_stages.fit, _stages.expand, _stages.perturb, _compare.scan, _compare.compare):
+    for command in (_stages.fit, _stages.expand, _stages.perturb, _repair.repair, _compare.scan, _compare.compare):
         app.command(command)
     for command in (_look.report, _look.export, _look.bundle, _record.rerun):
         app.command(command)

@@ -155,6 +155,9 @@ def decompose(
     pefs: Path,
     out: Path,
     n_components: int,
+    tunings: MaybePath = None,
+    follow: float = 0.1,
+    avoid: float = 1.0,
     seed: int = 0,
     max_steps: int = 500,
     tolerance: float = 1e-5,
@@ -172,6 +175,10 @@ def decompose(
         pefs: what "npeff pefs" wrote.
         out: directory to write the decomposition to.
         n_components: how many; the paper has 512 for 50,000 examples. Too many split, too few mix what they stand for.
+        tunings: .csv file of marks on the examples of these PEFs: a column for each component that is asked for,
+            under its name, a row for each example; 1 or yes, 0 or no, a weight, nothing where it is unknown.
+        follow: how tightly marked examples are tied to their marks, from 0 to 1.
+        avoid: how tightly examples marked zero are tied to zero, from 0 to 1.
         seed: of the start. Decompose with several and compare before trusting single components.
         max_steps: iterations at most.
         tolerance: relative decrease of the loss a step below which it stops.
@@ -184,10 +191,12 @@ def decompose(
     import npeff_jax
 
     unfinished = out.with_name(out.name + ".checkpoints").resolve()
+    asked = None if tunings is None else npeff_jax.read_tunings(tunings, follow=follow, avoid=avoid)
     found = npeff_jax.decompose(
         npeff_jax.load_pefs(pefs),
         n_components,
         seed=seed,
+        tunings=asked,
         stopping=npeff_jax.Stopping(max_steps=max_steps, tolerance=tolerance),
         min_count=min_count,
         rows=rows_of(rows),
@@ -197,7 +206,10 @@ def decompose(
     )
     found.save(out)
     shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"loss {found.history.loss[-1]:.4f} of the PEFs' squared norm; {found.stopped}")
+    print(f"loss {found.loss:.4f} of the PEFs' squared norm; {found.stopped}")
+    for component, name in found.names.items():
+        energy = np.sum(found.coefficients[:, component].astype(np.float64) ** 2) / found.settings["squared_norm"]
+        print(f"component {component} is {name!r}: {energy:.1%} of the squared norm")
 
 
 @stage

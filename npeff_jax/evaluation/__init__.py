@@ -25,6 +25,10 @@ from npeff_jax.evaluation._matching import compare_runs as compare_runs
 from npeff_jax.evaluation._matching import find_splits as find_splits
 from npeff_jax.evaluation._matching import similarity_to_final as similarity_to_final
 from npeff_jax.evaluation._matching import stability as stability
+from npeff_jax.evaluation._moves import Collateral as Collateral
+from npeff_jax.evaluation._moves import MoveComparison as MoveComparison
+from npeff_jax.evaluation._moves import collateral as collateral
+from npeff_jax.evaluation._moves import compare_moves as compare_moves
 from npeff_jax.evaluation._prediction import component_curvatures as component_curvatures
 from npeff_jax.evaluation._prediction import predicted_kl as predicted_kl
 from npeff_jax.evaluation._prediction import rank_agreement as rank_agreement
@@ -34,6 +38,8 @@ from npeff_jax.evaluation._ranking import top_share as top_share
 from npeff_jax.evaluation._readable import Rules as Rules
 from npeff_jax.evaluation._recovery import Recovery as Recovery
 from npeff_jax.evaluation._recovery import recovery as recovery
+from npeff_jax.evaluation._repair import Repair as Repair
+from npeff_jax.evaluation._repair import repair as repair
 from npeff_jax.evaluation._repairs import Repairs as Repairs
 from npeff_jax.evaluation._repairs import find_repairs as find_repairs
 from npeff_jax.evaluation._scan import Scan as Scan
@@ -43,7 +49,13 @@ from npeff_jax.evaluation._selectivity import NotLocalWarning as NotLocalWarning
 from npeff_jax.evaluation._selectivity import Nulls as Nulls
 from npeff_jax.evaluation._selectivity import selectivity as selectivity
 from npeff_jax.evaluation._selectivity_table import Selectivity as Selectivity
+from npeff_jax.evaluation._steering import Response as Response
+from npeff_jax.evaluation._steering import Steering as Steering
+from npeff_jax.evaluation._steering import steer as steer
 from npeff_jax.evaluation._tcav import Tcav as Tcav
 from npeff_jax.evaluation._tcav import tcav as tcav
 from npeff_jax.evaluation._tracing import PerturbationTrace as PerturbationTrace
 from npeff_jax.evaluation._tracing import Tracer as Tracer
+from npeff_jax.evaluation._tuning_evidence import TuningEvidence as TuningEvidence
+from npeff_jax.evaluation._tuning_evidence import auc as auc
+from npeff_jax.evaluation._tuning_evidence import tuning_evidence as tuning_evidence

@@ -37,3 +37,8 @@ from npeff_jax.perturbation._gradients import Sampling as Sampling
 from npeff_jax.perturbation._gradients import dataset_fisher as dataset_fisher
 from npeff_jax.perturbation._gradients import loss_gradient as loss_gradient
 from npeff_jax.perturbation._gradients import loss_sign as loss_sign
+from npeff_jax.perturbation._span import Aim as Aim
+from npeff_jax.perturbation._span import SpanMove as SpanMove
+from npeff_jax.perturbation._span import TrustRegion as TrustRegion
+from npeff_jax.perturbation._span import scale_to_kl as scale_to_kl
+from npeff_jax.perturbation._span import span_move as span_move

@@ -163,3 +163,31 @@ def test_help_teaches(npeff, command):
     code, out, _ = npeff(f"{command} --help")
     assert code == 0
     assert len(out) > 400
+
+
+def test_components_by_marks_and_a_repair(npeff, here):
+    for command in (
+        f"pefs {MODEL} --part 0:30 --out run/pefs {QUIET}",
+        f"decompose --pefs run/pefs --n-components 3 --out run/plain {QUIET}",
+    ):
+        code, _, err = npeff(command)
+        assert code == 0, err
+    (here / "marks.csv").write_text("mine\n" + "".join(f"{'?' if i % 3 else i % 2}\n" for i in range(30)))
+    code, out, err = npeff(
+        f"decompose --pefs run/pefs --n-components 3 --tunings marks.csv --follow 0.5 --out run/named {QUIET}"
+    )
+    assert code == 0, err
+    assert "component 0 is 'mine'" in out
+    found = npeff_jax.load_decomposition(here / "run" / "named")
+    assert found.names == {0: "mine"}
+    assert not found.coefficients[[0, 6, 12, 18, 24], 0].any()
+    code, _, err = npeff(f"decompose --pefs run/pefs --n-components 3 --tunings nowhere.csv --out run/n {QUIET}")
+    assert code == 2
+    assert "nowhere.csv" in err
+    code, out, err = npeff(f"repair {MODEL} --decomposition run/named --out run/repair.npz --nats 0.02")
+    assert code == 0, err
+    assert "points" in out
+    with np.load(here / "run" / "repair.npz") as written:
+        assert written["components"].tolist() == [0, 1, 2]
+        assert written["groups"].tolist() == ["all", "wrong before", "right before"]
+        assert written["weights"].shape == (3,)

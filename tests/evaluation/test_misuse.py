@@ -37,6 +37,15 @@ CASES = {
         "find_repairs(model, [model.params], x, y, choosing=np.arange(6))",
         "expected a Boolean mask",
     ),
+    "tunings as a dict": ("npeff_jax.decompose(pefs, 2, tunings={'a': half})", "pass a list of Tuning(name, marks)"),
+    "marks without a name": ("npeff_jax.decompose(pefs, 2, tunings=[half])", "pass a list of Tuning(name, marks)"),
+    "positions as a group": (
+        "compare_moves(model, {'a': model.params}, x, y, groups={'g': np.arange(3)})",
+        "group 'g' has dtype int64; expected a Boolean mask",
+    ),
+    "moves in a list": ("compare_moves(model, [model.params], x, y)", "pass a dict of name to pytree"),
+    "a repair without labels": ("repair(model, d, x, None)", "labels is None"),
+    "a class by name": ("steer(model, {'a': model.params}, x, 'yes')", "behaviour='yes' is no whole number"),
     "no directions": ("find_repairs(model, [], x, y, choosing=half)", "directions is empty"),
     "swapped coefficients": (
         "predicted_kl(model, d, pefs.norms, d.coefficients, model.params)",
