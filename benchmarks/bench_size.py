@@ -95,7 +95,7 @@ def solver_of(name: str, kind: FisherKind, rate: float) -> Any:
     return npeff.GradientDescent(learning_rate=rate) if kind is FisherKind.LOW_RANK else npeff.Multiplicative()
 
 
-def one_run(path: pathlib.Path, r: int, space: str, name: str, rate: float, steps: int) -> dict[str, Any]:
+def one_run(path: pathlib.Path, r: int, space: str, name: str, rate: float, steps: int, limit: float) -> dict[str, Any]:
     """What a process of its own does: one call of `decompose` from disk to disk, in its parts, and the plan beside."""
     pefs, mesh, phases, compiled = read_problem(path), factorization_mesh(None), Phases(), []
     jax.monitoring.register_event_duration_secs_listener(
@@ -117,12 +117,13 @@ def one_run(path: pathlib.Path, r: int, space: str, name: str, rate: float, step
     jax.block_until_ready(problem.rows)
     phases.end("row space")
 
-    def begin(iterate: npeff.factorization.Iterate) -> None:
+    def look(iterate: npeff.factorization.Iterate) -> bool:
         begun[:] = begun or [time.perf_counter() - iterate.seconds]
+        return iterate.seconds > limit
 
     solver, called = solver_of(name, kind, rate), time.perf_counter()
     stopping = npeff.Stopping(steps) if name == "ours" else npeff.Stopping(steps, -1.0)
-    found = npeff.decompose(problem, r, solver=solver, stopping=stopping, callback=begin, progress=False)
+    found = npeff.decompose(problem, r, solver=solver, stopping=stopping, callback=look, progress=False)
     ended = time.perf_counter()
     phases.end("start, iterations, pseudo-Fishers")
     with tempfile.TemporaryDirectory(dir=path) as target:
@@ -138,7 +139,7 @@ def one_run(path: pathlib.Path, r: int, space: str, name: str, rate: float, step
     }  # fmt: skip
 
 
-def sklearn_run(path: pathlib.Path, r: int, init: str, name: str, steps: int) -> dict[str, Any]:
+def sklearn_run(path: pathlib.Path, r: int, init: str, name: str, limit: float) -> dict[str, Any]:
     """The same for scikit-learn, a call per point of its curve: it reports no losses on the way."""
     from sklearn.decomposition import NMF
 
@@ -146,7 +147,7 @@ def sklearn_run(path: pathlib.Path, r: int, init: str, name: str, steps: int) ->
     A = scipy.sparse.csr_matrix(stack(read_problem(path)).A.whole)
     read, norm, curve = time.perf_counter() - start, float(np.sum(A.data.astype(np.float64) ** 2)), []
     W, H, at = None, None, read
-    while at < steps and len(curve) < 40:
+    while at < limit and len(curve) < 40:
         model = NMF(r, init="custom" if curve else init, solver=name, max_iter=5, tol=0, random_state=0)
         start = time.perf_counter()
         with warnings.catch_warnings():
@@ -162,13 +163,20 @@ def sklearn_run(path: pathlib.Path, r: int, init: str, name: str, steps: int) ->
 
 
 def in_a_process(
-    path: pathlib.Path, r: int, space: str, name: str, rate: float = 0.0, steps: int = 500
+    path: pathlib.Path, r: int, space: str, name: str, rate: float = 0.0, steps: int = 500, limit: float = 1e9
 ) -> dict[str, Any]:
-    """`one_run` in a new process, whose memory is its own."""
-    print(f"{name} {rate or ''} on {space} rows", file=sys.stderr)
-    command = [sys.executable, __file__, "--one", str(path), str(r), space, name, str(rate), str(steps)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    """`one_run` in a new process, whose memory is its own. What it found stays beside the problem."""
+    found = path / f"run-{name}-{space}-{rate:g}.json"
+    if not (REUSE and found.exists()):
+        print(f"{name} {rate or ''} on {space} rows", file=sys.stderr)
+        command = [sys.executable, __file__, "--one", str(path), str(r), space, name, str(rate), str(steps), str(limit)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found.write_text(done.stdout.splitlines()[-1])
+    return json.loads(found.read_text())
+
+
+REUSE = "--reuse" in sys.argv
+"""Whether runs that an earlier call left beside a problem stand for new ones, so that tables can be made in parts."""
 
 
 def whole_call(run: dict[str, Any]) -> float:
@@ -251,10 +259,10 @@ def measured(n: int, options: argparse.Namespace) -> dict[str, Any]:
         best = min((run for run in papers if run["curve"]), key=lambda run: run["curve"][-1][1])
         calls.append(best)
         if options.sparse_steps:
-            calls.append(in_a_process(path, r, "sparse", "paper", best["rate"], options.sparse_steps))
+            calls.append(in_a_process(path, r, "sparse", "paper", best["rate"], options.sparse_steps, options.limit))
     if "sklearn" in parts and not low_rank:
-        calls.append(in_a_process(path, r, "nndsvd", "cd", steps=options.limit))
-        calls.append(in_a_process(path, r, "nndsvda", "mu", steps=options.limit))
+        calls.append(in_a_process(path, r, "nndsvd", "cd", limit=options.limit))
+        calls.append(in_a_process(path, r, "nndsvda", "mu", limit=options.limit))
     if len(calls) > 1:
         print("\n" + table_of_calls(calls, FACTOR if low_rank else 1.001), flush=True)
     return result
@@ -262,11 +270,12 @@ def measured(n: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     if sys.argv[1:2] == ["--one"]:
-        path, r, space, name, rate, steps = sys.argv[2:]
+        path, r, space, name, rate, steps, limit = sys.argv[2:]
         if space.startswith("nndsvd"):
-            print(json.dumps(sklearn_run(pathlib.Path(path), int(r), space, name, int(steps))))
+            print(json.dumps(sklearn_run(pathlib.Path(path), int(r), space, name, float(limit))))
         else:
-            print(json.dumps(one_run(pathlib.Path(path), int(r), space, name, float(rate), int(steps))))
+            of = pathlib.Path(path), int(r), space, name
+            print(json.dumps(one_run(*of, float(rate), int(steps), float(limit))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, nargs="+", default=[1500, 3000, 6000])
@@ -279,7 +288,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["spaces", "ours", "paper", "sklearn"])
     parser.add_argument("--steps", type=int, default=600, help="of the paper's algorithm, in the chosen row space")
     parser.add_argument("--sparse-steps", type=int, default=250, help="the same in sparse rows; 0: not run")
-    parser.add_argument("--limit", type=int, default=300, help="seconds of each solver of scikit-learn")
+    parser.add_argument("--limit", type=float, default=300, help="seconds of scikit-learn, and of sparse rows")
+    parser.add_argument("--reuse", action="store_true", help="take runs that are there already")
     parser.add_argument("--dense-bytes", type=float, default=4e9, help="dense rows are left out beyond")
     parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("bench-size-problems"))
     parser.add_argument("--fast", action="store_true")
