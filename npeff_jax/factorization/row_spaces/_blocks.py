@@ -76,6 +76,10 @@ class BlockedRows:
             on_cores(functools.partial(_add_pulled, G, columns, weights, width), range(0, m, width))
         return G
 
+    def pull_bytes(self, r: int) -> float:
+        """Estimate the memory of `pull` to r vectors, its result included."""
+        return 4.0 * r * self.shape[1] + 3.0 * min(ENTRY_BYTES * self.nnz, GROUP_BYTES)
+
     def take(self, rows: Int[np.ndarray, "k"]) -> scipy.sparse.csr_array:
         """Some rows, ascending."""
         found = []

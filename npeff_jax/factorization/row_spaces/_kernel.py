@@ -56,9 +56,9 @@ class KernelRows(RowChoice):
         if self.sketch is not None:
             return sketched_cost(A, self.sketch, n_components, mesh)
         (N, m), nnz, r, speed = A.shape, float(A.nnz), n_components, rates(mesh)
-        step = (2 * N * N * r + 8 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream
+        step = (2 * N * N * r + 32 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream  # thin products run slower
         once = gram_seconds(A, mesh) + pull_seconds(nnz, r, m, mesh)
-        return Cost.of_steps(step, once, 4.0 * N * N + 40.0 * r * N, gram_bytes(A) + 8.0 * r * m)
+        return Cost.of_steps(step, once, 4.0 * N * N + 40.0 * r * N, max(gram_bytes(A), A.pull_bytes(r)))
 
     def of(
         self,
