@@ -5,14 +5,18 @@ on an accelerator. A CPU's devices share the memory of their host.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 DEVICE_SHARE, HOST_SHARE = 0.8, 0.5
 """Shares of the free memory. An accelerator is ours alone; a host is shared, and its file cache wants some too."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells the limits of a container."""
@@ -74,6 +78,12 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def on_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Map a function whose work is done without the lock of the interpreter, as in NumPy and SciPy, on all cores."""
+    with ThreadPoolExecutor(cores()) as pool:
+        return list(pool.map(function, items))
 
 
 def size_text(count: float | int) -> str:
