@@ -83,7 +83,7 @@ class StoredArray:
         return _reopened, (self._path, self._generation)
 
     def write(self, start: int, stop: int, rows: np.ndarray) -> Any:
-        """Start writing ``rows`` to positions ``start`` to ``stop``; return a future that is done when they are synced."""
+        """Start writing ``rows`` to positions ``start`` to ``stop``; return a future, done once they are on disk."""
         _check_process(self._path)
         return self._store[start:stop].write(rows)
 
