@@ -1,4 +1,4 @@
-"""What this machine offers: bytes that may be used on devices and on the host, and processor cores.
+"""Memory and processor cores that this machine offers.
 
 The policy of the whole package: `HOST_SHARE` of the host memory that is free, `DEVICE_SHARE` of the memory that is free
 on an accelerator. A CPU's devices share the memory of their host.
@@ -28,14 +28,14 @@ def usable_on_host() -> float:
 
 
 def usable_per_device(devices: Sequence[Any], remedy: str) -> float:
-    """Return the bytes that may be used on each of ``devices``: the least over those of this process.
+    """Return the bytes that may be used per device: the least over the ``devices`` of this process.
 
     Args:
         devices: devices of one platform, of one process or several.
-        remedy: what to pass instead, for the message where an accelerator does not tell its memory.
+        remedy: end of the message: what to pass instead.
 
     Raises:
-        ValueError: an accelerator does not tell its memory. The host's says nothing about it.
+        ValueError: If an accelerator does not report its memory.
     """
     own = [device for device in devices if device.process_index == jax.process_index()]
     if own[0].platform == "cpu":
@@ -87,7 +87,7 @@ def on_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
 
 
 def size_text(count: float | int) -> str:
-    """Write a number of bytes for people."""
+    """Return a number of bytes as text with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
