@@ -142,7 +142,7 @@ def evidence(fast: bool) -> list[dict]:
         for images in (digits.train_images, digits.heldout_images)
     )
     records = []
-    for seed in SEEDS:
+    for seed in range(20, 20 + len(SEEDS)):  # the statistic was chosen on others
         rng = np.random.default_rng(seed)
         marks = {"a nine": (digits.train_labels[:n] == 9) * 1.0, "a coin": rng.integers(0, 2, n) * 1.0}
         unknown = rng.random(n) < 0.5
@@ -151,7 +151,7 @@ def evidence(fast: bool) -> list[dict]:
         found = npeff.decompose(pefs, r, tunings=tunings, **options)
         h = heldout.n_examples
         held = {"a nine": digits.heldout_labels[:h] == 9, "a coin": rng.integers(0, 2, h)}
-        told = tuning_evidence(found, pefs, tunings, heldout, held, n_permutations=19, seed=seed, progress=False)
+        told = tuning_evidence(found, pefs, tunings, heldout, held, seed=seed, progress=False)
         print(told, flush=True)
         for k, name in enumerate(told.names):
             records.append(
@@ -159,8 +159,8 @@ def evidence(fast: bool) -> list[dict]:
                     "concept": name,
                     "seed": seed,
                     "found": told.found[name],
-                    "gap": float(told.gap[k]),
-                    "permuted gap": float(np.median(told.null[:, k])),
+                    "lift": float(told.lift[k]),
+                    "permuted lift": float(np.median(told.null[:, k])),
                     "low": float(told.interval[k, 0]),
                     "high": float(told.interval[k, 1]),
                     "p": float(told.p_value[k]),

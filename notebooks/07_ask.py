@@ -72,8 +72,8 @@ model = npeff.Model(logits_fn, params, label_names=tuple("0123456789"))
 # ## Marks
 #
 # Half of the held-out images get the mark, whatever their digit. Some of them are decomposed, the others judge. We say of
-# only 40 images of each kind whether they have it; of all others nothing is known. Beside it we ask for a concept that
-# the network cannot have: a coin for each image.
+# half of the images whether they have it; of the others nothing is known. Beside it we ask for a concept that the network
+# cannot have: a coin for each image.
 
 # %%
 has_mark = random.random(len(digits.heldout_labels)) < 0.5
@@ -82,10 +82,10 @@ coin = random.random(len(shown)) < 0.5
 pefs = npeff.compute_pefs(model, shown, labels=digits.heldout_labels, keep=2048, progress=False)
 asked, held = np.arange(len(shown)) < 400, np.arange(len(shown)) >= 400
 
-tunings = []
-for name, truth in (("corner", has_mark), ("coin", coin)):
-    yes, no = (np.flatnonzero(asked & which)[:40] for which in (truth, ~truth))
-    tunings.append(npeff.Tuning.of_examples(name, 400, yes=yes, no=no))
+known = np.arange(400) % 2 == 0
+tunings = [
+    npeff.Tuning(name, np.where(known, truth[:400], np.nan)) for name, truth in (("corner", has_mark), ("coin", coin))
+]
 stopping = npeff.Stopping(max_steps=60)
 decomposition = npeff.decompose(pefs.subset(asked), 16, tunings=tunings, stopping=stopping, progress=False)
 decomposition
