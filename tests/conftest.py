@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, and every annotated shape and type checked while the tests run."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -14,8 +15,18 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import jaxtyping
+import pytest
 
 # Before any other JAX call: afterwards it raises. Without a mesh everything still runs on one device, JAX's default.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+# Compiled programs and traces of a module are of no use to the next one, and a worker kept five gigabytes of them.
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    yield
+    jax.clear_caches()
+    gc.collect()
+
 
 jaxtyping.install_import_hook("npeff_jax", "beartype.beartype")

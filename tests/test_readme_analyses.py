@@ -12,7 +12,15 @@ pytest.importorskip("flax")
 pytest.importorskip("sklearn")
 
 ROOT = pathlib.Path(__file__).parents[1]
-SMALLER = {"n_top=128": "n_top=16", "pefs, 32,": "pefs, 6,", "(values, 128)": "(values, 8)", "range(24)": "range(6)"}
+SMALLER = {
+    "n_top=128": "n_top=16",
+    "pefs, 32,": "pefs, 6,",
+    "(values, 128)": "(values, 8)",
+    "range(24)": "range(6)",
+    "pefs, 24,": "pefs, 6,",
+    ", readable=new_images": "",
+}
+SMALLER |= {"pefs, 24,": "pefs, 6,", ", readable=new_images": ""}
 SMALLER |= {"n_new=64": "n_new=2", ">= 0.5": ">= 0.1"}
 SMALLER_GUIDE = {"pefs, 128)": "pefs, 6)", "n_new=64": "n_new=2", ">= 0.5": ">= 0.1", "keep=2048": "keep=512"}
 
@@ -53,6 +61,7 @@ def test_each_analysis_runs_on_a_model_of_ones_own(task, capsys):
         "larger": npeff.decompose(pefs, 12, progress=False),
         "fit": npeff.fit_coefficients(decomposition, heldout),
         "predictions": predictions,
+        "has_mark": pefs.logits.argmax(-1) == 0,
         "concepts": {"entailed": predictions == 0, "neutral": predictions == 1},
     }
 

@@ -277,9 +277,9 @@ def test_a_diagonal_example_without_entries():
 def test_parts_that_a_solver_does_not_support_are_refused_by_name():
     made = planted_diagonal()
     problem = npeff.Problem.of(made.pefs)
-    bounded = dataclasses.replace(problem, upper=jnp.ones((60, 3)))
-    with pytest.raises(ValueError, match="solver=HALS does not support the bounds of this problem"):
-        npeff.decompose(bounded, 3, **QUIET)
+    named = problem.with_tunings([npeff.Tuning("first", np.arange(60) < 9)])
+    with pytest.raises(ValueError, match="solver=ProjectedGradient does not support the tunings of this problem"):
+        npeff.decompose(named, 3, solver=ProjectedGradient(), **QUIET)
     found = npeff.decompose(made.pefs, 3, **QUIET)
     with pytest.raises(ValueError, match="solver=ProjectedGradient does not support the frozen"):
         npeff.expand(found, made.pefs, 2, solver=ProjectedGradient(), **QUIET)

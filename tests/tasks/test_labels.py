@@ -149,7 +149,9 @@ def test_compressed_files(tmp_path):
 def test_other_encodings_are_hinted_at(tmp_path):
     file = tmp_path / "t.csv"
     file.write_bytes("text,label\ncafé,1\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"cannot be read as a table in UTF-8 .*; pass its encoding: 'cp1252'"):
+    with pytest.raises(
+        ValueError, match=r"cannot be read as a table in UTF-8 .*; pass its encoding, encoding='cp1252'"
+    ):
         read(file)
     assert read(file, encoding="latin-1").display == ["café"]
     with pytest.raises(ValueError, match="encoding='klingon' is not known"):
