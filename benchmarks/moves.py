@@ -150,7 +150,7 @@ def repairs(given: Stage, fast: bool) -> list[dict]:
     share = top_share(given.fit.coefficients, ~right, n_top=16)
     flawed = np.flatnonzero(share >= 0.5)
     flawed = flawed[np.argsort(-share[flawed], kind="stable")][:16]
-    print(f"{model.space.size:,} parameters; {right.mean():.1%} right; {len(flawed)} of {count} stand for errors, at most 16 looked at")
+    print(f"{model.space.size:,} parameters; {right.mean():.1%} right; {len(flawed)} of {count} looked at, of errors")
     records = []
     for split in SPLITS:
         records += repairs_of(given, everything, rejected, flawed, split)
