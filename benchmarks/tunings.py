@@ -108,7 +108,7 @@ def tracr_by(task: object, pefs: npeff.Pefs, activations: np.ndarray, names: lis
     chance = npeff.decompose(pefs, r, tunings=[Tuning(x, marked(x, True)) for x in usable], **options)
     free = npeff.decompose(pefs, r, **options).coefficients
     directions = list(component_directions(task.model, found, np.arange(found.n_components)))
-    moved = [scale_to_kl(task.model, d, task.examples, 1e-3)[0] for d in directions]
+    moved = [scale_to_kl(task.model, d, task.examples[:150], 1e-3)[0] for d in directions]
     kl = perturbed_kl(task.model, task.examples, moved, [1.0, -1.0]).max(axis=1)
     for j, name in enumerate(usable):
         y = truth[name]
