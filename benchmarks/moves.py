@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ranges import print_ranges
 
 import npeff_jax as npeff
 from npeff_jax.evaluation import collateral, compare_moves, find_repairs, steer, top_share
@@ -347,20 +348,6 @@ def steering(given: Stage, fast: bool) -> list[dict]:
     return records
 
 
-def table(title: str, records: list[dict], by: str) -> None:
-    """Medians and ranges of every number, by one column."""
-    numbers = [key for key, value in records[0].items() if isinstance(value, float)]
-    print(f"\n{title}, median (least to most)\n\n| {by} | runs | " + " | ".join(numbers) + " |")
-    print("|---|---:|" + "---:|" * len(numbers))
-    for kind in dict.fromkeys(record[by] for record in records):
-        own = [record for record in records if record[by] == kind]
-        cells = []
-        for key in numbers:
-            values = np.array([record[key] for record in own], float)
-            cells.append(f"{np.median(values):.3g} ({values.min():.3g} to {values.max():.3g})")
-        print(f"| {kind} | {len(own)} | " + " | ".join(cells) + " |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="smaller model and data, to check that the script runs")
@@ -385,7 +372,7 @@ def main() -> None:
         begin = time.process_time()
         records = run(given, options.fast)
         results[name] = {"records": records, "cpu_seconds": round(time.process_time() - begin, 1)}
-        table(name, records, by)
+        print_ranges(name, records, by)
         options.out.write_text(json.dumps(results, indent=1))
     print(f"\n{results['device']}; written to {options.out}")
 

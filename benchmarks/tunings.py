@@ -23,6 +23,7 @@ import time
 
 import jax
 import numpy as np
+from ranges import print_ranges
 
 import npeff_jax as npeff
 from npeff_jax.evaluation import auc, tuning_evidence
@@ -171,20 +172,6 @@ def evidence(fast: bool) -> list[dict]:
     return records
 
 
-def table(title: str, records: list[dict], by: str) -> None:
-    """Medians and ranges of every number, by one column."""
-    numbers = [key for key, value in records[0].items() if isinstance(value, float | bool)]
-    print(f"\n{title}, median (least to most)\n\n| {by} | runs | " + " | ".join(numbers) + " |")
-    print("|---|---:|" + "---:|" * len(numbers))
-    for kind in dict.fromkeys(record[by] for record in records):
-        own = [record for record in records if record[by] == kind]
-        cells = []
-        for key in numbers:
-            values = np.array([record[key] for record in own], float)
-            cells.append(f"{np.median(values):.3g} ({values.min():.3g} to {values.max():.3g})")
-        print(f"| {kind} | {len(own)} | " + " | ".join(cells) + " |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="smaller problems, to check that the script runs")
@@ -205,9 +192,9 @@ def main() -> None:
         begin = time.process_time()
         records = run(options.fast)
         results[name] = {"records": records, "cpu_seconds": round(time.process_time() - begin, 1)}
-        table(name, records, by)
+        print_ranges(name, records, by)
         if name == "tracr":
-            table("tracr, all variables", [record | {"variable": "all"} for record in records], by)
+            print_ranges("tracr, all variables", [record | {"variable": "all"} for record in records], by)
         options.out.write_text(json.dumps(results, indent=1))
     print(f"\n{results['device']}; written to {options.out}")
 

@@ -38,8 +38,6 @@ from npeff_jax.evaluation._ranking import top_share as top_share
 from npeff_jax.evaluation._readable import Rules as Rules
 from npeff_jax.evaluation._recovery import Recovery as Recovery
 from npeff_jax.evaluation._recovery import recovery as recovery
-from npeff_jax.evaluation._repair import Repair as Repair
-from npeff_jax.evaluation._repair import repair as repair
 from npeff_jax.evaluation._repairs import Repairs as Repairs
 from npeff_jax.evaluation._repairs import find_repairs as find_repairs
 from npeff_jax.evaluation._scan import Scan as Scan
@@ -49,6 +47,8 @@ from npeff_jax.evaluation._selectivity import NotLocalWarning as NotLocalWarning
 from npeff_jax.evaluation._selectivity import Nulls as Nulls
 from npeff_jax.evaluation._selectivity import selectivity as selectivity
 from npeff_jax.evaluation._selectivity_table import Selectivity as Selectivity
+from npeff_jax.evaluation._span_repair import Repair as Repair
+from npeff_jax.evaluation._span_repair import repair as repair
 from npeff_jax.evaluation._steering import Response as Response
 from npeff_jax.evaluation._steering import Steering as Steering
 from npeff_jax.evaluation._steering import steer as steer
