@@ -125,9 +125,10 @@ def tracr_by(task: npeff.tasks.Inference, pefs: npeff.Pefs, activations: np.ndar
 
 
 def kl_of(task: npeff.tasks.Inference, direction: object) -> np.ndarray:
-    """KL of every example, the larger of both signs, at a step where the program is still itself: 1e-3 nats on 60."""
-    move, _ = scale_to_kl(task.model, direction, task.examples[:60], 1e-3)
-    return perturbed_kl(task.model, task.examples, [move], [1.0, -1.0])[0].max(axis=0)
+    """KL of every example, the larger of both signs, each at a step where the program is still itself: 1e-3 nats."""
+    both = [jax.tree.map(lambda leaf, sign=sign: sign * leaf, direction) for sign in (1.0, -1.0)]
+    moves = [scale_to_kl(task.model, signed, task.examples[:60], 1e-3)[0] for signed in both]
+    return perturbed_kl(task.model, task.examples, moves, [1.0])[:, 0].max(axis=0)
 
 
 def decisive(task: npeff.tasks.Inference, name: str) -> np.ndarray:
