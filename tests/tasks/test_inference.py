@@ -10,6 +10,7 @@ import npeff_jax as npeff
 from npeff_jax.evaluation import auc
 
 pytest.importorskip("tracr")
+import npeff_jax as npeff
 from npeff_jax.tasks import inference
 from npeff_jax.tasks._nli import draw_pairs
 from npeff_jax.tasks._nli_language import PAPER_SIZED_LANGUAGE, SMALL_LANGUAGE, Label, Pair, Relation
@@ -74,6 +75,14 @@ def test_every_variable_is_what_its_name_says(task):
     for name, values in task.concepts.items():
         np.testing.assert_array_equal(values, [entry[name] for entry in expected], err_msg=name)
         assert 0 < values.sum() <= len(values) / 2, name
+
+
+def test_a_readout_is_one_where_the_variable_is_true(task):
+    assert list(task.readouts) == list(task.concepts)
+    assert len(set(task.readouts.values())) == len(task.readouts)
+    stream = npeff.evaluation.activations(task.model, task.examples, "output")
+    for name, place in task.readouts.items():
+        np.testing.assert_allclose(stream[:, place], task.concepts[name], atol=1e-3, err_msg=name)
 
 
 def test_the_program_has_not_changed(task):
