@@ -162,3 +162,54 @@ def tracr(out: Path = Path("npeff-tracr"), seed: int = 0, progress: Show = Show.
         title="A compiled program for natural-language inference",
     )
     print(f"look at {report.resolve()}")
+
+
+def shortcut(out: Path = Path("npeff-shortcut"), seed: int = 0, progress: Show = Show.BAR) -> None:
+    """Explain a transformer that was trained with a planted flaw: it is misled by words that two sentences share.
+
+    Args:
+        out: directory for PEFs and the report; report.html is what to look at. PEFs that are there are used again.
+        seed: of the training and the decomposition.
+        progress: a bar, JSON lines, or none.
+    """
+    with needs("npeff demo shortcut", "demo"):
+        import jinja2  # noqa: F401  what the report at the end is made with
+    shown = progress_of(progress)
+    out.mkdir(parents=True, exist_ok=True)
+    task = npeff.tasks.shortcut(n_heldout=1500, seed=seed, progress=shown)
+    pefs, heldout = (
+        npeff.compute_pefs(
+            task.model,
+            task.heldout.subset(rows).examples,
+            npeff.LowRank(),
+            labels=task.heldout.labels[rows],
+            keep=2048,
+            path=out / name,
+            on_existing="resume",
+            progress=shown,
+        )
+        for name, rows in (("decomposed", slice(1000)), ("heldout", slice(1000, None)))
+    )
+    rest, misled = task.heldout.subset(slice(1000, None)), task.misled[1000:]
+    wrong = heldout.logits.argmax(1) != rest.labels
+    print(f"network: {wrong[~misled].mean():.1%} wrong, {wrong[misled].mean():.1%} where a shared word misleads")
+    decomposition = npeff.decompose(pefs, 32, seed=seed, progress=shown)
+    fit = npeff.fit_coefficients(decomposition, heldout)
+    found = npeff.evaluation.search_concepts(fit.coefficients, {"misled by a shared word": misled & wrong}, seed=seed)
+    print(found)
+    table = npeff.selectivity(
+        task.model, decomposition, heldout, rest.examples, fit=fit, n_top=16, norm=0.1, seed=seed, progress=shown
+    )
+    print(repr(table))
+    report = npeff.write_report(
+        out / "report.html",
+        decomposition,
+        heldout=heldout,
+        fit=fit,
+        selectivity=table,
+        display=npeff.report.Texts(rest.display, ("premise", "hypothesis")),
+        model=task.model,
+        notes=[found.note(j) for j in range(decomposition.n_components)],
+        title="A transformer misled by shared words",
+    )
+    print(f"look at {report.resolve()}")

@@ -134,6 +134,7 @@ def _run(arguments: list[str]) -> None:
     app, demos = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
     demos.command(_demos.digits)
     demos.command(_demos.tracr)
+    demos.command(_demos.shortcut)
     demos.command(_files_demo.files)
     app.command(_explain.explain)
     app.command(_verify.verify)

@@ -280,6 +280,7 @@ def perturb(
     out: Path,
     n_top: int = 128,
     n_random: int = 10_000,
+    n_others: MaybeInt = None,
     norm: MaybeFloat = None,
     seed: int = 0,
     all_devices: Flag = False,
@@ -296,6 +297,7 @@ def perturb(
         out: .npz file to write.
         n_top: a component's examples with the largest coefficients.
         n_random: other examples to compare with.
+        n_others: other components whose moves are tried on a component's top examples; all by default.
         norm: L2 norm of the change of the parameters; 0.1 for low-rank components by default, and for diagonal ones
             the norm that reaches a mean KL of 0.05 to 0.2.
         seed: of the random examples and directions.
@@ -314,7 +316,7 @@ def perturb(
         data.examples,
         fit=load_arrays(fit, npeff_jax.CoefficientFit),
         n_top=n_top,
-        nulls=npeff_jax.Nulls(n_random_examples=n_random),
+        nulls=npeff_jax.Nulls(n_random_examples=n_random, n_other_components=n_others),
         seed=seed,
         passes=npeff_jax.Passes(mesh=mesh_of(all_devices)),
         progress=progress_of(progress),

@@ -29,6 +29,7 @@ from npeff_jax.evaluation._moves import Collateral as Collateral
 from npeff_jax.evaluation._moves import MoveComparison as MoveComparison
 from npeff_jax.evaluation._moves import collateral as collateral
 from npeff_jax.evaluation._moves import compare_moves as compare_moves
+from npeff_jax.evaluation._nulls import Nulls as Nulls
 from npeff_jax.evaluation._prediction import component_curvatures as component_curvatures
 from npeff_jax.evaluation._prediction import predicted_kl as predicted_kl
 from npeff_jax.evaluation._prediction import rank_agreement as rank_agreement
@@ -44,7 +45,6 @@ from npeff_jax.evaluation._scan import Scan as Scan
 from npeff_jax.evaluation._scan import scan as scan
 from npeff_jax.evaluation._selectivity import Fitted as Fitted
 from npeff_jax.evaluation._selectivity import NotLocalWarning as NotLocalWarning
-from npeff_jax.evaluation._selectivity import Nulls as Nulls
 from npeff_jax.evaluation._selectivity import selectivity as selectivity
 from npeff_jax.evaluation._selectivity_table import Selectivity as Selectivity
 from npeff_jax.evaluation._span_repair import Repair as Repair

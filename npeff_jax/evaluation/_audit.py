@@ -14,8 +14,9 @@ from npeff_jax._types import Components, Examples
 from npeff_jax.evaluation import _audit_checks as checks
 from npeff_jax.evaluation._audit_checks import Check, Thresholds
 from npeff_jax.evaluation._belonging import check_belong_together
+from npeff_jax.evaluation._nulls import Nulls
 from npeff_jax.evaluation._readable import Rules
-from npeff_jax.evaluation._selectivity import Fitted, Nulls, selectivity
+from npeff_jax.evaluation._selectivity import Fitted, selectivity
 from npeff_jax.evaluation._selectivity_table import Selectivity
 from npeff_jax.factorization import Decomposition, decompose, fit_coefficients
 from npeff_jax.models import Model

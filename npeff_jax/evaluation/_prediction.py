@@ -44,31 +44,40 @@ def predicted_kl(
             f"coefficients have shape {coefficients.shape}; expected ({norms.size}, {decomposition.n_components}), one "
             "row per norm and one column per component"
         )
-    return predict(Subject(model, decomposition), coefficients, norms, direction) * float(scale) ** 2
+    delta = np.asarray(model.space.ravel(direction))[decomposition.parameter_indices]
+    return predict(Subject(model, decomposition), coefficients, norms, delta[None])[0] * float(scale) ** 2
 
 
 def predict(
-    subject: Subject, coefficients: Float[np.ndarray, "n r"], norms: Float[np.ndarray, "n"], move: PyTree
-) -> Float[np.ndarray, "n"]:
-    """Compute `predicted_kl` of a move of a subject that was checked."""
-    curvature = component_curvatures(subject.decomposition, np.asarray(subject.model.space.ravel(move)))
+    subject: Subject,
+    coefficients: Float[np.ndarray, "n r"],
+    norms: Float[np.ndarray, "n"],
+    deltas: Float[np.ndarray, "d m_kept"],
+) -> Float[np.ndarray, "d n"]:
+    """Compute `predicted_kl` of d moves of a subject that was checked, given at the decomposition's parameters."""
+    curvatures = _curvatures(subject.decomposition, deltas)
     # Raw PEFs were never divided by their norm, so their coefficients carry it.
     raw = subject.decomposition.schema.normalization == Normalization.NONE.value
-    return (1.0 if raw else norms) / 2 * (coefficients @ curvature)
+    return (1.0 if raw else norms) / 2 * (curvatures @ coefficients.T)
 
 
 def component_curvatures(decomposition: Decomposition, direction: Float[np.ndarray, "m"]) -> Float[np.ndarray, "r"]:
     """Compute δᵀ H_j δ for every component: (g_j·δ)², or h_j·δ² for diagonal ones."""
-    delta = np.asarray(direction)[decomposition.parameter_indices]
-    size = float(np.abs(delta).max(initial=0.0)) or 1.0  # squares of a small δ would underflow in float32
-    unit = (delta / size).astype(np.float32)
+    return _curvatures(decomposition, np.asarray(direction)[None, decomposition.parameter_indices])[0]
+
+
+def _curvatures(decomposition: Decomposition, deltas: Float[np.ndarray, "d m_kept"]) -> Float[np.ndarray, "d r"]:
+    """`component_curvatures` of d moves, in one pass over the pseudo-Fisher vectors."""
+    size = np.abs(deltas).max(axis=1, initial=0.0, keepdims=True)
+    size = np.where(size > 0, size, 1.0)  # squares of a small δ would underflow in float32
+    unit = (deltas / size).astype(np.float32)
     low_rank = decomposition.kind is FisherKind.LOW_RANK
     unit = unit if low_rank else unit**2
     vectors = decomposition.pseudo_fishers
     block = max(1, _BLOCK_BYTES // (4 * max(unit.size, 1)))  # rows at a time: G may be larger than memory
-    parts = [np.asarray(vectors[j : j + block]) @ unit for j in range(0, len(vectors), block)]
-    products = np.concatenate(parts).astype(np.float64)
-    return (products**2 if low_rank else products) * size**2
+    parts = [np.asarray(vectors[j : j + block]) @ unit.T for j in range(0, len(vectors), block)]
+    products = np.concatenate(parts).T.astype(np.float64)
+    return (products**2 if low_rank else products) * np.square(size, dtype=np.float64)
 
 
 def rank_correlation(first: Float[np.ndarray, "n"], second: Float[np.ndarray, "n"]) -> float:

@@ -6,16 +6,15 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from npeff_jax._checks import as_instance, check_integer, normalise
+from npeff_jax._checks import as_instance, check_integer
 from npeff_jax._examples import choose_examples, take_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import Components, Examples, PyTree
 from npeff_jax.evaluation._belonging import check_belong_together
+from npeff_jax.evaluation._nulls import SIGNS, Nulls, random_moves
 from npeff_jax.evaluation._prediction import predict, rank_agreement
 from npeff_jax.evaluation._ranking import top_examples
 from npeff_jax.evaluation._selectivity_table import Selectivity
@@ -34,14 +33,16 @@ from npeff_jax.perturbation import (
     iterate_perturbed_kl,
     loss_sign,
     no_move,
+    own_perturbed_kl,
 )
 
 _LOG = logging.getLogger(__name__)
 
-SIGNS = (1, -1)
-
 N_TOP = 128
 """Top examples of a component in the paper."""
+
+_DELTA_BYTES = 2**27
+"""Moves that wait for their prediction: a block of them takes one pass over the pseudo-Fisher vectors."""
 
 FAR_ABOVE = 10.0
 """A measured KL of so many times the predicted one is no second-order effect. On digits at norm 0.1 the median of the
@@ -60,26 +61,6 @@ class Fitted(Protocol):
     def coefficients(self) -> np.ndarray: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Nulls:
-    """What components are held against.
-
-    Attributes:
-        n_random_examples: random examples to compare a component's top ones with, or all there are if fewer.
-        n_random_directions: random directions of equal norm (the median one where norms differ), the second null.
-    """
-
-    n_random_examples: int = 10_000
-    n_random_directions: int = 8
-
-    def __post_init__(self) -> None:
-        normalise(
-            self,
-            n_random_examples=check_integer("n_random_examples", self.n_random_examples),
-            n_random_directions=check_integer("n_random_directions", self.n_random_directions, 0),
-        )
-
-
 def selectivity(
     model: Model,
     decomposition: Decomposition,
@@ -90,7 +71,7 @@ def selectivity(
     edits: Edit | None = None,
     n_top: int | None = None,
     components: Components | Bool[np.ndarray, "r"] | None = None,
-    nulls: Nulls = Nulls(),
+    nulls: Nulls = Nulls(),  # noqa: B008 (frozen)
     seed: int = 0,
     passes: Passes = Passes(),  # noqa: B008 (frozen)
     progress: Progress = True,
@@ -100,7 +81,8 @@ def selectivity(
 
     Everything comes from one array of divergences (components, signs, evaluated examples). Its cost is
     ``2 (c + n_random_directions)`` passes over at most ``n_random_examples + c · n_top`` examples; ``components`` makes
-    it smaller. Examples that failed (skipped PEFs, logits that are not finite) are left out; `Selectivity.left_out`
+    it smaller, and so does ``Nulls(n_other_components=q)``: ``2 c`` passes over ``n_random_examples + (q + 1) n_top``
+    examples. Examples that failed (skipped PEFs, logits that are not finite) are left out; `Selectivity.left_out`
     lists them.
 
     Args:
@@ -114,7 +96,7 @@ def selectivity(
         n_top: examples that stand for a component; 128 as in the paper, or a quarter of the examples if there are not
             that many.
         components: which components, by number or as a Boolean mask; all by default. The null is taken among them.
-        nulls: how many random examples and directions.
+        nulls: how many random examples, random directions and other components.
         seed: of the random examples and directions.
         passes: batch size, devices and precision of the forward passes.
         progress: a bar, nothing, or JSON lines into a stream.
@@ -157,6 +139,8 @@ def selectivity(
     edits.check(subject)
     moves = _Moves(subject, edits, chosen, np.asarray(fit.coefficients)[evaluated], np.asarray(pefs.norms)[evaluated])
     subset = choose_examples(examples, evaluated)
+    tried = nulls.others(len(chosen), rng)
+    measured = (tried.T.astype(np.float32) @ is_top > 0) | is_random  # (c, e): where each move is tried
     with progress_bar(progress, "perturb", 2 * (len(chosen) + nulls.n_random_directions), "moves") as advance:
 
         def divergences(moved: Iterator[PyTree]) -> Float[np.ndarray, "d 2 e both"]:
@@ -166,16 +150,24 @@ def selectivity(
                 advance(1)
             return np.reshape(found, (-1, 2, len(evaluated), 2))
 
-        both = divergences(iter(moves))
-        kl, kl_error = moves.without_failures(both[..., 0].copy()), both[..., 1]
-        along_random = divergences(_random_moves(model, nulls.n_random_directions, moves.typical_norm, seed))[..., 0]
+        def divergences_where_tried(moved: Iterator[PyTree]) -> Float[np.ndarray, "c 2 e both"]:
+            rows = [np.flatnonzero(row) for row in np.repeat(measured, 2, axis=0)]
+            found = np.stack([np.full((len(rows), len(evaluated)), np.nan), np.zeros((len(rows), len(evaluated)))], -1)
+            for i, both in enumerate(own_perturbed_kl(model, subset, moved, rows, passes)):
+                found[i, rows[i]] = 0.0 if moves.failures[i] else both
+                advance(1)
+            return found.reshape(-1, 2, len(evaluated), 2)
+
+        both = divergences(iter(moves)) if measured.all() else divergences_where_tried(iter(moves))
+        kl, kl_error = moves.without_failures(both[..., 0].copy(), measured), both[..., 1]
+        along_random = divergences(random_moves(model, nulls.n_random_directions, moves.typical_norm, seed))[..., 0]
     moves.say_failures()
 
-    ratios = _ratios(kl, is_top, is_random)
+    ratios = np.where(tried.T[:, None], _ratios(np.where(measured[:, None], kl, 0.0), is_top, is_random), np.nan)
     random_ratios = _ratios(along_random, is_top, is_random)
     own = np.einsum("jsj->js", ratios)
     best = (np.arange(len(chosen)), np.argmax(np.nan_to_num(own), axis=1))
-    prediction = np.reshape(moves.predicted, kl.shape)
+    prediction = moves.predicted.reshape(kl.shape)
     table = Selectivity(
         components=chosen,
         top=top,
@@ -190,11 +182,12 @@ def selectivity(
         pef_norm_ratio=_ratios(moves.alpha[None, None], is_top, is_random)[0, 0],
         null_kl_ratios=np.fmax(ratios[:, 0], ratios[:, 1]).T,
         random_kl_ratios=np.fmax(random_ratios[:, 0], random_ratios[:, 1]).T,
-        prediction_correlation=_rank_agreements(prediction[best], kl[best]),
-        coefficient_correlation=_rank_agreements(moves.coefficients[:, chosen].T, kl[best]),
+        prediction_correlation=_rank_agreements(prediction[best], kl[best], measured),
+        coefficient_correlation=_rank_agreements(moves.coefficients[:, chosen].T, kl[best], measured),
         ceiling=known.size / n_top,
         left_out=np.setdiff1d(np.arange(pefs.n_examples), known),
         failures=np.array(moves.failures).reshape(-1, 2),
+        tried=tried,
     )
     if decomposition.kind is FisherKind.LOW_RANK:  # a diagonal PEF lacks what parameters do together: it predicts less
         _warn_unless_local(table)
@@ -214,7 +207,8 @@ class _Moves:
     ) -> None:
         self.subject, self.edits, self.chosen = subject, edits, chosen
         self.coefficients, self.alpha = coefficients, alpha
-        self.predicted: list[np.ndarray] = []
+        self._predicted: list[np.ndarray] = []
+        self._deltas: list[np.ndarray] = []  # whose prediction is still to be made
         self.norms: list[float] = []
         self.loss_signs: list[int] = []
         self.failures: list[str] = []
@@ -229,17 +223,33 @@ class _Moves:
                 except NoEditError as error:
                     move, failure = no_move(model), str(error)
                 self.failures.append(failure)
-                self.norms.append(float(jnp.linalg.norm(model.space.ravel(move))))
-                self.predicted.append(predict(self.subject, self.coefficients, self.alpha, move))
+                delta = np.asarray(model.space.ravel(move))
+                self.norms.append(float(np.linalg.norm(delta)))
+                self._deltas.append(delta[self.subject.decomposition.parameter_indices])
+                if sum(waiting.nbytes for waiting in self._deltas) > _DELTA_BYTES:
+                    self._predict()
                 if sign > 0:
                     self.loss_signs.append(0 if failure else self._loss_sign(component, move))
                 yield move
 
-    def without_failures(self, kl: Float[np.ndarray, "c 2 e"]) -> Float[np.ndarray, "c 2 e"]:
+    @property
+    def predicted(self) -> Float[np.ndarray, "d e"]:
+        """What eq. 5 predicts for the moves made so far."""
+        self._predict()
+        return np.concatenate(self._predicted)
+
+    def _predict(self) -> None:
+        if self._deltas:
+            self._predicted.append(predict(self.subject, self.coefficients, self.alpha, np.stack(self._deltas)))
+            self._deltas = []
+
+    def without_failures(
+        self, kl: Float[np.ndarray, "c 2 e"], measured: Bool[np.ndarray, "c e"]
+    ) -> Float[np.ndarray, "c 2 e"]:
         """Divergences, zero for moves after which some prediction is not finite: these count as failed."""
         for i, row in enumerate(kl.reshape(-1, kl.shape[-1])):
-            if not np.isfinite(row).all():
-                row[:] = 0.0
+            if not np.isfinite(row[measured[i // 2]]).all():
+                row[measured[i // 2]] = 0.0
                 self.failures[i] = (
                     f"component {self.chosen[i // 2]}: predictions are not finite after a move of norm "
                     f"{self.norms[i]:.2g}; use a smaller norm, or KLBudget"
@@ -310,15 +320,6 @@ def _number_of_top_examples(n_top: int | None, n: int) -> int:
     return max(1, n // 4)
 
 
-def _random_moves(model: Model, count: int, norm: float, seed: int) -> Iterator[PyTree]:
-    """±norm times unit vectors that are uniform on the sphere of the explained parameters."""
-    for i in range(count):
-        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)  # the same under any default
-        vector = jax.random.normal(key, (model.space.size,), jnp.float32)
-        for sign in SIGNS:
-            yield model.space.unravel(sign * norm * vector / jnp.linalg.norm(vector))
-
-
 def _ratios(
     kl: Float[np.ndarray, "d s e"], is_top: Bool[np.ndarray, "c e"], is_random: Bool[np.ndarray, "e"]
 ) -> Float[np.ndarray, "d s c"]:
@@ -329,8 +330,10 @@ def _ratios(
         return (values @ is_top.T / is_top.sum(axis=1)) / (values @ others.T / others.sum(axis=1))
 
 
-def _rank_agreements(first: Float[np.ndarray, "c e"], second: Float[np.ndarray, "c e"]) -> Float[np.ndarray, "c"]:
-    return np.array([rank_agreement(a, b) for a, b in zip(first, second, strict=True)])
+def _rank_agreements(
+    first: Float[np.ndarray, "c e"], second: Float[np.ndarray, "c e"], where: Bool[np.ndarray, "c e"]
+) -> Float[np.ndarray, "c"]:
+    return np.array([rank_agreement(a[own], b[own]) for a, b, own in zip(first, second, where, strict=True)])
 
 
 def _warn_unless_local(table: Selectivity) -> None:

@@ -22,8 +22,8 @@ class Selectivity:
         evaluated: (e,), ascending: the top examples of all components and the random ones.
         is_random: (e,), whether each evaluated example is a random one. A component's baseline is these without its own
             top examples.
-        kl: (c, 2, e), KL(p_θ ‖ p_{θ±δ}) in nats; sign + first (for diagonal components
-            the one that lowers their examples' loss).
+        kl: (c, 2, e), KL(p_θ ‖ p_{θ±δ}) in nats; sign + first (for diagonal components the one that lowers their
+            examples' loss). NaN where it was not measured, which happens with ``Nulls(n_other_components=…)`` alone.
         predicted_kl: (c, 2, e), what eq. 5 predicts of it.
         norms: (c, 2), ‖δ‖.
         kl_ratios: (c, 2), of a component's perturbation on its own top examples, sign by sign.
@@ -31,7 +31,8 @@ class Selectivity:
             model's outputs have no loss or the component was not moved. Unlike `sign` it is chosen without looking at
             divergences.
         pef_norm_ratio: (c,), the same ratio of the PEFs' norms: what sensitivity to any perturbation would give.
-        null_kl_ratios: (c, c), entry [j, k] the ratio on the top examples of j under the perturbation of k.
+        null_kl_ratios: (c, c), entry [j, k] the ratio on the top examples of j under the perturbation of k; NaN where
+            it was not tried.
         random_kl_ratios: (c, d), the ratio under random directions of equal norm.
         prediction_correlation: (c,), rank correlation of predicted with measured KL over the evaluated examples, where
             ties of the prediction earn nothing (`rank_agreement`).
@@ -42,6 +43,7 @@ class Selectivity:
         kl_error: (c, 2, e), standard errors of ``kl``: zero where divergences are exact, which they are not between
             distributions of generated answers. Empty where they were not computed.
         failures: (c, 2), why a component could not be moved with a sign; empty where it could. Its ratio is then NaN.
+        tried: (c, c), whether the perturbation of k was tried on the top examples of j, at [j, k]; empty if all were.
     """
 
     components: Int[np.ndarray, "c"]
@@ -62,6 +64,7 @@ class Selectivity:
     left_out: Int[np.ndarray, "l"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     kl_error: Float[np.ndarray, "_ 2 _"] = dataclasses.field(default_factory=lambda: np.zeros((0, 2, 0)))
     failures: np.ndarray = dataclasses.field(default_factory=lambda: np.full((0, 2), ""))
+    tried: Bool[np.ndarray, "_ _"] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), bool))
 
     @property
     def kl_ratio(self) -> Float[np.ndarray, "c"]:
@@ -103,10 +106,12 @@ class Selectivity:
 
     @property
     def null_exceeds(self) -> Float[np.ndarray, "c"]:
-        """The fraction of other components whose perturbation moves the same top examples at least as selectively."""
-        others = len(self.components) - 1
-        exceeds = (self.null_kl_ratios >= self.kl_ratio[:, None]) & ~np.eye(others + 1, dtype=bool)
-        return exceeds.sum(axis=1) / others if others else np.full(1, np.nan)
+        """The fraction of the other components tried whose move favours the same top examples at least as much."""
+        other = ~np.eye(len(self.components), dtype=bool)
+        tried = other & self.tried if self.tried.size else other
+        exceeds = (self.null_kl_ratios >= self.kl_ratio[:, None]) & tried
+        with np.errstate(invalid="ignore"):
+            return exceeds.sum(axis=1) / tried.sum(axis=1)  # NaN if there is none
 
     @property
     def kl_excess(self) -> Float[np.ndarray, "c"]:
@@ -141,6 +146,8 @@ class Selectivity:
 
     def example_kl(self, component: int) -> Float[np.ndarray, "e"]:
         """The KL of each evaluated example under a component's perturbation, with the sign of its ratio.
+
+        NaN where it was not measured.
 
         Raises:
             ValueError: the component was not perturbed.

@@ -4,6 +4,7 @@ Every direction is a combination M_j G of the pseudo-Fisher vectors, so all that
 the Gram matrix Γ = G Gᵀ in float64: m' appears in one pass over G for Γ, and in one for M G.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -107,17 +108,25 @@ class DirectionEdit(Edit):
 
 
 def _unit_direction(subject: Subject, component: int, reject_below: float | None) -> PyTree:
-    """`component_direction`, with the Gram matrix and the last direction kept: both signs need the same."""
-    kept = subject.memo
+    """`component_direction`, with the Gram matrix and some directions kept.
+
+    Both signs need the same one, and rejection takes a pass over G for each: a block of them takes one together.
+    """
+    kept, decomposition = subject.memo, subject.decomposition
     if ("direction", component, reject_below) not in kept:
         if ("gram", reject_below) not in kept:
-            every = np.arange(subject.decomposition.n_components)
-            kept["gram", reject_below] = _gram(subject.decomposition, every, reject_below)
-        weights = direction_weights(kept["gram", reject_below], component, reject_below)
+            kept["gram", reject_below] = _gram(decomposition, np.arange(decomposition.n_components), reject_below)
+        weights = {component: direction_weights(kept["gram", reject_below], component, reject_below)}
+        order = list(subject.top)  # those that will be asked for next
+        start = order.index(component) + 1 if component in order else len(order)
+        for other in order[start : start + _rows_in_a_block(decomposition.pseudo_fishers.shape[1]) - 1]:
+            with contextlib.suppress(NoEditError):  # said when it is asked for
+                weights[other] = direction_weights(kept["gram", reject_below], other, reject_below)
         for key in [key for key in kept if key[0] == "direction"]:
             del kept[key]
-        kept["direction", component, reject_below] = _unravel(subject.model, subject.decomposition, weights)
-    return kept["direction", component, reject_below]
+        rows = combine(np.stack(list(weights.values())), decomposition.pseudo_fishers)
+        kept |= {("direction", j, reject_below): row.astype(np.float32) for j, row in zip(weights, rows, strict=True)}
+    return _embed(subject.model, decomposition, kept["direction", component, reject_below])
 
 
 def _threshold(reject_below: float | None) -> float | None:
@@ -143,8 +152,13 @@ def _gram(decomposition: Decomposition, components: Components, reject_below: fl
 
 
 def _unravel(model: Model, decomposition: Decomposition, weights: np.ndarray) -> PyTree:
+    return _embed(model, decomposition, combine(weights[None], decomposition.pseudo_fishers)[0])
+
+
+def _embed(model: Model, decomposition: Decomposition, kept: np.ndarray) -> PyTree:
+    """The pytree of a vector over the parameters that the decomposition has entries for."""
     vector = np.zeros(decomposition.schema.layout.size, np.float32)
-    vector[decomposition.parameter_indices] = combine(weights[None], decomposition.pseudo_fishers)[0]
+    vector[decomposition.parameter_indices] = kept
     return model.space.unravel(jnp.asarray(vector))
 
 

@@ -23,10 +23,10 @@ from npeff_jax.perturbation._arguments import check_direction, check_directions
 Measure = Callable[[Output, jax.Array, jax.Array], jax.Array]
 """``(output, logits before, logits after)`` to a number, or several; NaN if they do not allow one."""
 
-_CALL_BYTES = 2**28
+CALL_BYTES = 2**28
 """Directions and logits that one call may hold on the device."""
 
-_MOST_DIRECTIONS = 16
+MOST_DIRECTIONS = 16
 """Directions of one call. They are taken one after the other in the compiled program: mapped over together, a
 convolution took four times and an attention layer 2.5 times as long on two cores."""
 
@@ -152,7 +152,7 @@ def iterate_perturbed_kl(
         errors: also yield `perturbed_kl_error`, along a last axis of two. With a single draw it is NaN.
     """
     steps = _steps(scales)
-    found = _iterate(model, examples, directions, steps, _with_error if errors else _divergence, passes)
+    found = _iterate(model, examples, directions, steps, kl_with_error if errors else _divergence, passes)
     return map(_finite(steps), itertools.count(), found) if finite else (kl for kl, _ in found)
 
 
@@ -160,7 +160,7 @@ def _divergence(output: Output, before: jax.Array, after: jax.Array) -> jax.Arra
     return output.kl(before, after)
 
 
-def _with_error(output: Output, before: jax.Array, after: jax.Array) -> jax.Array:
+def kl_with_error(output: Output, before: jax.Array, after: jax.Array) -> jax.Array:
     kl = output.kl(before, after)
     return jnp.stack([kl, jnp.asarray(output.kl_error(before, after), kl.dtype)])
 
@@ -207,7 +207,7 @@ def _run(
     size = round_up(min(passes.batch_size, n), mesh.shape[EXAMPLES])
     params = place(model.params, mesh)
     C = jax.eval_shape(model.logits_fn, model.params, first_example(examples)).shape[0]
-    width = max(1, min(_MOST_DIRECTIONS, _CALL_BYTES // (4 * (m + S * size * C))))
+    width = max(1, min(MOST_DIRECTIONS, CALL_BYTES // (4 * (m + S * size * C))))
     moved_logits = model.program(_moved_logits, model.logits_fn, model.space, mesh, S)
     references: list[jax.Array] = []
     waiting, position = iter(directions), 0

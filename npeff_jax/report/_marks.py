@@ -33,8 +33,8 @@ from npeff_jax.report._component import Marks
 _SPANS = 64
 """Parts of a text at most: neighbouring words of longer texts are left out together."""
 
-_BATCH = 32
-"""Examples with a part left out per call: one compilation, and a few megabytes of activations for each."""
+_BATCH = 16
+"""Examples with a part left out per call: one compilation, and few places that a text of 40 words leaves unused."""
 
 _WORD = re.compile(r"\S+")
 

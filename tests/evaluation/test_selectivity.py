@@ -185,6 +185,42 @@ def test_order_batches_and_devices_change_nothing(planted, table):
     np.testing.assert_array_equal(np.sort(order[found.top]), np.sort(table.top))
 
 
+@pytest.mark.parametrize("batch_size", [256, 4])
+def test_a_move_is_measured_where_it_is_tried_alone(planted, table, batch_size):
+    """With some other components, the same numbers as in the whole table, and NaN for what was not measured."""
+    model, decomposition, pefs, examples, _ = planted
+    rng = np.random.default_rng(2)
+    vectors = np.concatenate([block_vectors(), rng.normal(size=(4, model.space.size)), np.zeros((1, model.space.size))])
+    coefficients = np.concatenate([decomposition.coefficients, rng.uniform(size=(90, 5))], axis=1)
+    more = make_decomposition(model, vectors, coefficients)
+    options = {"fit": more, "n_top": 5, "progress": False, "reject_below": None}
+    whole = npeff.selectivity(model, more, pefs, examples, nulls=npeff.Nulls(20, 2), **options)
+    passes = npeff.Passes(batch_size, npeff.make_mesh())
+    part = npeff.selectivity(model, more, pefs, examples, nulls=npeff.Nulls(20, 2, 2), passes=passes, **options)
+    np.testing.assert_array_equal(part.evaluated, whole.evaluated)
+    measured = ~np.isnan(part.kl)
+    assert 0.2 < measured.mean() < 0.8
+    np.testing.assert_allclose(part.kl[measured], whole.kl[measured], rtol=1e-3, atol=1e-8)
+    for name in ("kl_ratios", "random_kl_ratios", "pef_norm_ratio", "predicted_kl", "norms", "kl_excess", "loss_sign"):
+        np.testing.assert_allclose(getattr(part, name), getattr(whole, name), rtol=1e-3)
+    assert (part.tried.sum(axis=0) == 3).all()
+    assert (part.tried.sum(axis=1) == 3).all()
+    assert part.tried.diagonal().all()
+    np.testing.assert_allclose(
+        part.null_kl_ratios, np.where(part.tried, whole.null_kl_ratios, np.nan), rtol=1e-3, equal_nan=True
+    )
+    assert part.failures[-1].all()  # it has no direction: neither a ratio nor a part in the others' null
+    assert np.isnan(part.kl_ratio[-1])
+    for j in range(7):
+        others = [k for k in range(8) if part.tried[j, k] and k != j]
+        exceeded = np.mean([whole.null_kl_ratios[j, k] >= whole.kl_ratio[j] for k in others])
+        assert part.null_exceeds[j] == exceeded
+        own = part.is_random | np.isin(part.evaluated, part.top[list(np.flatnonzero(part.tried[:, j]))])
+        np.testing.assert_array_equal(own, measured[j, 0])
+        found = rank_agreement(part.predicted_kl[j, 0][own], part.example_kl(j)[own])
+        np.testing.assert_allclose(part.prediction_correlation[j], found, rtol=1e-2)
+
+
 def test_fewer_random_examples_and_components(planted):
     model, decomposition, pefs, examples, _ = planted
     options = {"fit": decomposition, "n_top": 5, "nulls": npeff.Nulls(20, 0), "progress": False}

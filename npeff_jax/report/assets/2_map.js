@@ -33,18 +33,22 @@ function map(colour) {
         }),
       ),
   );
-  // Large ones first, so that small ones stay on top and can be clicked.
+  // Large ones first, so that small ones stay on top and can be clicked; numbers last, so that no disc covers them.
+  const labels = [];
   const points = [...data.components]
     .sort((a, b) => b.share - a.share)
     .map((c, rank) => {
       const r = smallest + (largestRadius - smallest) * Math.sqrt(c.share / largest),
         [x, y] = data.map[c.index].map(at);
+      if (many > 100 ? rank < 24 : r >= 7) {
+        const at = { x, y: y + 3.5, "text-anchor": "middle" };
+        labels.push(s("text", { ...at, class: "point-label", "data-component": c.index }, c.index));
+      }
       return s(
         "a",
         { href: `#c${c.index}`, tabindex: "-1", class: "map-point", "data-component": c.index },
         s("title", {}, `${c.index}: ${c.headline} (${c.evidence.mark})`),
         s("circle", { cx: x, cy: y, r, class: "point", fill: colour(c) }),
-        (many > 100 ? rank < 24 : r >= 7) && s("text", { x, y: y + 3.5, "text-anchor": "middle", class: "point-label" }, c.index),
       );
     });
   return frame(
@@ -53,6 +57,7 @@ function map(colour) {
     "Map of the components: similar ones lie close together. The same is in each card's list of similar components.",
     links,
     points,
+    labels,
   );
 }
 
@@ -63,7 +68,9 @@ function mapLegend(colour) {
     return h(
       "p",
       { class: "legend" },
-      Object.entries(evidenceKeys).map(([mark, key]) => entry(`var(--${key})`, mark)),
+      Object.entries(evidenceKeys)
+        .filter(([mark]) => data.components.some((c) => c.evidence.mark === mark))
+        .map(([mark, key]) => entry(`var(--${key})`, mark)),
     );
   }
   const shown = [...new Set(data.components.filter((c) => c.predicted_mix.length).map(mainClass))].sort(
@@ -111,6 +118,6 @@ function mapFigure() {
 // Components that the list does not show are pale on the map.
 function dimMap() {
   const shown = new Set(order);
-  for (const point of document.querySelectorAll(".map-point"))
+  for (const point of document.querySelectorAll(".map-point, .map .point-label"))
     point.classList.toggle("dim", !shown.has(Number(point.dataset.component)));
 }
