@@ -10,7 +10,6 @@ import npeff_jax as npeff
 from npeff_jax.evaluation import auc
 
 pytest.importorskip("tracr")
-import npeff_jax as npeff
 from npeff_jax.tasks import inference
 from npeff_jax.tasks._nli import draw_pairs
 from npeff_jax.tasks._nli_language import PAPER_SIZED_LANGUAGE, SMALL_LANGUAGE, Label, Pair, Relation
