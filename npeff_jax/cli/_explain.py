@@ -237,10 +237,10 @@ class _Run:
 
     @classmethod
     def at(cls, folder: Path, arguments: dict[str, Any], overwrite: bool) -> "_Run":
-        """Return the run in ``folder``: a new one, or an unfinished one with the same arguments. Writes nothing.
+        """Return the run in ``folder``: a new one, or one begun with the same arguments. Writes nothing.
 
         Raises:
-            FileExistsError: If the folder holds a run with other arguments, or other files.
+            FileExistsError: If the folder holds a run with other arguments and ``overwrite`` is false, or other files.
         """
         path, now = folder / _RECORD, record_of("explain", arguments)
         if path.exists():
