@@ -1,24 +1,31 @@
-"""What does an accelerator do? Everything worth measuring on one, in under six minutes.
+"""What does an accelerator do? Everything worth measuring on one, in about six minutes.
 
-1. Selecting on the device against selecting on the host: the same entries, norms and errors.
-2. PEFs of a BERT-base shape: steady examples per second, the share of gradients and of selection, ordinary batch
-   gradients beside them, peak memory against the plan's, and what is written per second.
-3. Precisions of the products: norms, errors, entries in common, and speed.
-4. `decompose` of planted components whose entries are made on the device: Gram matrix, step, recovery; and at a tenth
-   of the examples the same losses as on the host's CPU. Product precisions: loss and components in common.
+1. Selecting on the device against selecting on the host, at a toy's size: the same entries, norms and errors.
+2. PEFs of a BERT-base shape at each precision of the products: steady examples per second, peak memory, bytes written;
+   norms, errors and entries in common with "highest".
+3. Beside them ordinary batch gradients at the same precision, and the rows alone.
+4. `decompose` of planted components whose entries are made on the device: Gram matrix, step, recovery; products in
+   bfloat16: loss and components in common. And at a tenth of the examples the same losses as on the host's CPU.
 
-    python benchmarks/bench_device.py [--toy] [--minutes 6] [--out bench_device.json]
+    python benchmarks/bench_device.py [--toy] [--minutes 6] [--out FOLDER]
 
-Without an accelerator sizes are those of a toy: that the script runs is what it then shows. A part that would begin
-after the minutes are over is left out by name.
+Compiling takes longer than running: every part is a process of its own, they compile side by side, and a lock lets one
+at a time be timed. Each writes its figures as JSON. A part that is not done after the minutes is ended and said so.
+Without an accelerator sizes are those of a toy: that the script runs is what it then shows.
 """
 
 import argparse
+import functools
 import json
+import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,82 +38,106 @@ from npeff_jax.pefs import FisherKind
 
 TOY_SHAPE = {"layers": 2, "width": 64, "heads": 4, "tokens": 16, "vocabulary": 100, "classes": 3}
 
-TOY = {"keep": 512, "examples": 24, "n": 200, "r": 8, "m": 20_000, "entries": 512, "steps": 20}
+TOY = {"keep": 512, "batch": 4, "batches": 4, "n": 200, "r": 8, "m": 20_000, "entries": 512, "steps": 20}
 
-REAL = {"keep": 65_536, "examples": 512, "n": 20_000, "r": 512, "m": 20_000_000, "entries": 65_536, "steps": 50}
+REAL = TOY | {"keep": 65_536, "batch": 12, "batches": 12, "n": 4_000, "r": 256}
+REAL |= {"m": 20_000_000, "entries": 65_536, "steps": 50}
+
+PRECISIONS = ("highest", "BF16_BF16_F32_X3", "tensorfloat32")
+
+
+class AloneAfterTheFirst(Clock):
+    """Notes when each batch was done; after the first one, which compiles, waits until the device is free."""
+
+    def __init__(self, lock: filelock.BaseFileLock) -> None:
+        super().__init__()
+        self.lock = lock
+
+    def write(self, line: str) -> int:
+        if not self.times:
+            self.lock.acquire()
+        return super().write(line)
 
 
 def tokens(shape: dict, n: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, shape["vocabulary"], (n, shape["tokens"])).astype(np.int32)
 
 
-def agreement(first: npeff.Pefs, second: npeff.Pefs) -> dict:
+def agreement(first: dict, second: dict) -> dict:
     """Two sets of PEFs of the same examples: entries in common, and the largest differences of the figures."""
     common = []
-    for i in range(len(first)):
-        pairs = [set(zip(p.rows[i].tolist(), p.indices[i].tolist())) for p in (first, second)]
+    for rows, indices, others, there in zip(
+        first["rows"], first["indices"], second["rows"], second["indices"], strict=True
+    ):
+        pairs = [set(zip(a.tolist(), b.tolist(), strict=True)) for a, b in ((rows, indices), (others, there))]
         common.append(len(pairs[0] & pairs[1]) / len(pairs[0] | pairs[1]))
     return {
-        "entries in common": float(np.min(common)),
-        "norms, relative": float(np.max(np.abs(first.norms / second.norms - 1))),
-        "Fisher errors": float(np.max(np.abs(first.fisher_error - second.fisher_error))),
+        "entries in common, least": float(np.min(common)),
+        "norms, relative, largest": float(np.max(np.abs(first["norms"] / second["norms"] - 1))),
+        "Fisher errors, largest difference": float(np.max(np.abs(first["fisher_error"] - second["fisher_error"]))),
     }
 
 
-def selection(shape: dict, sizes: dict) -> dict:
-    model, x = jax_model(shape), tokens(shape, 4)
-    run = {"keep": sizes["keep"], "progress": False}
-    host, device = (npeff.compute_pefs(model, x, select_on=where, **run) for where in ("host", "device"))
+def figures(pefs: npeff.Pefs) -> dict:
+    return {name: np.asarray(getattr(pefs, name)[:]) for name in ("rows", "indices", "norms", "fisher_error")}
+
+
+def selection(sizes: dict, shape: dict, out: pathlib.Path, lock: filelock.BaseFileLock) -> dict:
+    del sizes, shape, out, lock
+    model, x = jax_model(TOY_SHAPE), tokens(TOY_SHAPE, 8)
+    run = {"keep": TOY["keep"], "progress": False}
+    host, device = (figures(npeff.compute_pefs(model, x, select_on=where, **run)) for where in ("host", "device"))
     return agreement(host, device)
 
 
-def speed(shape: dict, sizes: dict) -> dict:
-    model = jax_model(shape)
-    x = tokens(shape, sizes["examples"])
-    planned = npeff.plan(model, x, keep=[sizes["keep"]], n_sampled=4, select_on="device")
-    batch = planned.batch_size if len(x) > planned.batch_size else max(1, len(x) // 4)
-    few = x[: min(planned.at_once, batch)]
-
-    def run(path: pathlib.Path | None = None) -> float:
-        """Examples per second from the end of the first batch, which compiles, to that of the last."""
-        ends, size = Clock(), {"batch_size": batch, "path": path}
-        npeff.compute_pefs(model, x, keep=sizes["keep"], select_on="device", progress=ends, **size)
-        return (len(x) - batch) / (ends.times[-1] - ends.times[0])
-
-    in_memory = run()
-    with tempfile.TemporaryDirectory() as folder:
-        to_disk = run(pathlib.Path(folder) / "pefs")
-    rows = 1 / dense_rows(model, few)()
+def pefs_at(precision: str, sizes: dict, shape: dict, out: pathlib.Path, lock: filelock.BaseFileLock) -> dict:
+    model, size = jax_model(shape), sizes["batch"]
+    x = tokens(shape, size * sizes["batches"])
+    ends = AloneAfterTheFirst(lock)
+    run = {"keep": sizes["keep"], "select_on": "device", "batch_size": size, "precision": precision}
+    began = time.perf_counter()
+    found = npeff.compute_pefs(model, x, progress=ends, **run)
+    lock.release(force=True)
+    seconds = np.diff(ends.times[1 : sizes["batches"]])
+    np.savez(out / f"{precision}.npz", **figures(found))
     stats = jax.devices()[0].memory_stats() or {}
     return {
         "parameters": model.space.size,
-        "batch": batch,
-        "at once": planned.at_once,
-        "examples per second": in_memory,
-        "to disk": to_disk,
-        "rows alone": rows,
-        "batch gradients": 1 / batch_gradients(model, few, shape["classes"] - 1)(),
-        "share of gradients": min(1.0, in_memory / rows),
-        "bytes written per second": 9 * sizes["keep"] * to_disk,
-        "planned GB": planned.memory_bytes / 1e9,
-        "peak GB, with the model": stats.get("peak_bytes_in_use", float("nan")) / 1e9,
+        "first batch, with compilation, s": ends.times[0] - began,
+        "examples per second": size * len(seconds) / float(np.sum(seconds)),
+        "examples per second, median batch": size / float(np.median(seconds)),
+        "bytes kept per second": 9 * sizes["keep"] * size / float(np.median(seconds)),
+        "peak GB": stats.get("peak_bytes_in_use", float("nan")) / 1e9,
     }
 
 
-def precisions(shape: dict, sizes: dict) -> dict:
-    model, x = jax_model(shape), tokens(shape, min(64, sizes["examples"]))
-    found, exact = {}, None
-    for precision in ("highest", "BF16_BF16_F32_X3", "tensorfloat32", "bfloat16"):
-        ends, run = Clock(), {"keep": sizes["keep"], "select_on": "device", "batch_size": len(x) // 4}
-        try:
-            pefs = npeff.compute_pefs(model, x, precision=precision, progress=ends, **run)
-        except Exception as error:  # an algorithm that this device does not have
-            found[precision] = {"refused": str(error).splitlines()[0][:120]}
-            continue
-        exact = exact or pefs
-        rate = 3 * (len(x) // 4) / (ends.times[-1] - ends.times[0])
-        found[precision] = agreement(exact, pefs) | {"examples per second": rate}
-    return found
+def gradients(precision: str, sizes: dict, shape: dict, out: pathlib.Path, lock: filelock.BaseFileLock) -> dict:
+    del out
+    model, x = jax_model(shape), tokens(shape, sizes["batch"])
+    with jax.default_matmul_precision(precision):
+        run = batch_gradients(model, x, shape["classes"] - 1)
+        run()  # compiles
+        with lock:
+            found = min(run() for _ in range(5))
+    result = {"batch gradients, examples per second": 1 / found}
+    if precision == "highest":
+        few = x[: max(1, sizes["batch"] // 2)]
+        rows = dense_rows(model, few)
+        rows()
+        with lock:
+            seconds = min(rows() for _ in range(5))
+        reads = jax.jit(lambda a: jnp.sum(jnp.abs(a)))
+        block = jnp.ones(1 << 28)
+        reads(block).block_until_ready()
+        with lock:
+            began = time.perf_counter()
+            for _ in range(10):
+                reads(block).block_until_ready()
+            rate = 10 * block.nbytes / (time.perf_counter() - began)
+        of_rows = 4 * (shape["classes"] - 1) * model.space.size
+        result |= {"rows alone, examples per second": 1 / seconds, "bytes read per second": rate}
+        result |= {"five reads of the rows, examples per second": rate / (5 * of_rows)}
+    return result
 
 
 def planted(n: int, sizes: dict) -> tuple[npeff.Pefs, np.ndarray]:
@@ -165,56 +196,105 @@ def decomposed(pefs: npeff.Pefs, sizes: dict, **options: object) -> tuple[npeff.
     return found, time.perf_counter() - began
 
 
-def factorization(shape: dict, sizes: dict) -> dict:
+def factorization(sizes: dict, shape: dict, out: pathlib.Path, lock: filelock.BaseFileLock) -> dict:
+    del shape
     began = time.perf_counter()
     pefs, truth = planted(sizes["n"], sizes)
-    seconds = {"making": time.perf_counter() - began}
-    few = pefs.subset(slice(0, sizes["n"] // 10))
-    first, _ = decomposed(few, sizes)
-    with jax.default_device(jax.devices("cpu")[0]):
-        host, _ = decomposed(few, sizes)
+    result = {"making, s": time.perf_counter() - began}
     began = time.perf_counter()
     npeff.Problem.of(pefs, n_components=sizes["r"], rows=npeff.KernelRows())
-    seconds["Gram matrix"] = time.perf_counter() - began
-    exact, seconds["decompose"] = decomposed(pefs, sizes)
-    fast, seconds["decompose, bfloat16 products"] = decomposed(pefs, sizes, products=npeff.ProductPrecision.BFLOAT16)
-    return {
-        "seconds": seconds,
-        "recovery": matched(truth, exact.coefficients),
-        "loss": exact.loss,
+    result["reading and Gram matrix, s"] = time.perf_counter() - began
+    (out / "decompose.json").write_text(json.dumps(result, indent=1))
+    exact, result["decompose, s"] = decomposed(pefs, sizes)
+    result |= {"loss": exact.loss, "recovery, mean cosine": matched(truth, exact.coefficients)}
+    (out / "decompose.json").write_text(json.dumps(result, indent=1))
+    with lock:
+        again, result["decompose again, compiled, s"] = decomposed(pefs, sizes)
+    result["the same loss again"] = again.loss == exact.loss
+    (out / "decompose.json").write_text(json.dumps(result, indent=1))
+    fast, _ = decomposed(pefs, sizes, products=npeff.ProductPrecision.BFLOAT16)
+    result |= {
         "loss, bfloat16 products": fast.loss,
         "components in common, bfloat16 products": matched(exact.coefficients, fast.coefficients),
-        "loss against the CPU's, relative": abs(first.loss / host.loss - 1),
+    }
+    return result
+
+
+def against_host(sizes: dict, shape: dict, out: pathlib.Path, lock: filelock.BaseFileLock) -> dict:
+    del shape, out, lock
+    few = sizes | {"n": sizes["n"] // 10, "r": max(2, sizes["r"] // 10)}
+    pefs, _ = planted(few["n"], few)
+    device, _ = decomposed(pefs, few)
+    with jax.default_device(jax.devices("cpu")[0]):
+        mesh = jax.make_mesh((1,), ("examples",), devices=jax.devices("cpu")[:1])
+        host, _ = decomposed(pefs, few, mesh=mesh)
+    return {
+        "loss": device.loss,
+        "loss on the host": host.loss,
+        "losses of the first ten steps, relative": float(
+            np.max(np.abs(np.divide(device.history.loss[:10], host.history.loss[:10]) - 1))
+        ),
     }
 
 
-PARTS = {"selection": selection, "speed": speed, "precisions": precisions, "decompose": factorization}
+PARTS: dict[str, Callable[..., dict]] = {
+    **{f"pefs {precision}": functools.partial(pefs_at, precision) for precision in PRECISIONS},
+    **{f"gradients {precision}": functools.partial(gradients, precision) for precision in PRECISIONS},
+    "decompose": factorization,
+    "selection": selection,
+    "against the host": against_host,
+}
+
+
+def one(name: str, out: pathlib.Path, toy: bool) -> None:
+    shape, sizes = (TOY_SHAPE, TOY) if toy else (GPU_SHAPE, REAL)
+    lock = filelock.FileLock(pathlib.Path(tempfile.gettempdir()) / "npeff_bench_device.lock")
+    result = PARTS[name](sizes, shape, out, lock)
+    (out / f"{name}.json").write_text(json.dumps(result, indent=1))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--toy", action="store_true", help="sizes of a toy, as without an accelerator")
     parser.add_argument("--minutes", type=float, default=6.0)
-    parser.add_argument("--part", choices=list(PARTS), action="append")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench_device.json"))
+    parser.add_argument("--part", choices=list(PARTS), action="append", help="all by default")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench_device"))
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    device, began = jax.devices()[0], time.perf_counter()
-    toy = options.toy or device.platform == "cpu"
-    shape, sizes = (TOY_SHAPE, TOY) if toy else (GPU_SHAPE, REAL)
-    result: dict = {"device": device.device_kind, "jax": jax.__version__, "toy": toy, "shape": shape, "sizes": sizes}
-    print(f"{device.device_kind}, jax {jax.__version__}{', at the size of a toy' if toy else ''}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.one:
+        one(options.part[0], options.out, options.toy)
+        return
+    end = time.monotonic() + 60 * options.minutes
+    probe = "import jax; d = jax.devices()[0]; print(d.platform, jax.__version__, d.device_kind)"
+    platform, version, kind = subprocess.check_output([sys.executable, "-c", probe], text=True).strip().split(" ", 2)
+    toy = options.toy or platform == "cpu"
+    print(f"{kind}, jax {version}, {os.cpu_count()} CPU cores{', at the size of a toy' if toy else ''}", flush=True)
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    running = {}
     for name in options.part or PARTS:
-        if time.perf_counter() - began > 60 * options.minutes:
-            result[name] = f"left out: {options.minutes:g} minutes were over"
-            print(f"{name}: {result[name]}")
-            continue
-        started = time.perf_counter()
-        result[name] = PARTS[name](shape, sizes)
-        print(f"{name} ({time.perf_counter() - started:.0f} s)")
-        for what, value in result[name].items():
-            print(f"    {what:38}{value if isinstance(value, dict) else format(value, '.4g')}")
-        options.out.write_text(json.dumps(result, indent=1))
-    options.out.write_text(json.dumps(result, indent=1))
+        command = [sys.executable, __file__, "--one", "--part", name, "--out", str(options.out), *["--toy"] * toy]
+        with (options.out / f"{name}.log").open("w") as log:
+            running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    for name, process in running.items():
+        try:
+            status = process.wait(max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = f"not done after {options.minutes:g} minutes"
+        print(f"{name}{'' if status == 0 else f': {status}'}")
+        figures_of = options.out / f"{name}.json"
+        if status != 0:
+            print((options.out / f"{name}.log").read_text()[-1500:])
+        for what, value in (json.loads(figures_of.read_text()) if figures_of.exists() else {}).items():
+            print(f"    {what:45}{value if isinstance(value, bool) else format(value, '.5g')}", flush=True)
+    exact = options.out / "highest.npz"
+    for precision in PRECISIONS[1:]:
+        other = options.out / f"{precision}.npz"
+        if exact.exists() and other.exists():
+            found = agreement(dict(np.load(exact)), dict(np.load(other)))
+            (options.out / f"agreement {precision}.json").write_text(json.dumps(found, indent=1))
+            print(f"{precision} against highest: {found}")
 
 
 if __name__ == "__main__":
