@@ -3,10 +3,12 @@
     python benchmarks/rivals.py digits [--seeds 5] [--components 32] [--out rivals.json]
     python benchmarks/rivals.py program [--seeds 1] ...
 
-Every method gives r directions, and a coefficient per example and direction; `npeff.audit` asks the same five things
-of them: the same held-out examples, 16 top examples each, moves up to a mean KL of 0.01 nats on these, two further
-seeds and a run of the held-out examples alone. Directions of activations are moved in the space of activations: as
-parameters of a model that adds a shift to them, so that equation 5 holds for them as well.
+Every method gives r directions, and a coefficient per example and direction; `npeff.audit` asks the same five things of
+them: the same held-out examples, 16 top examples each, plain moves (without the rejection that `audit` has by default)
+up to a mean KL of 0.01 nats on these, two further seeds and a run of the held-out examples alone. Directions of
+activations are moved in the space of activations: as parameters of a model that adds a shift to them, so that equation
+5 holds for them as well. What a rival's directions predict is computed with coefficients fitted to the Fishers, which
+have the scale that the prediction needs.
 
 ``digits``: the network of `tasks.digits`; the audit's thresholds were fixed on it, for components of NPEFF, before any
 rival was looked at. ``program``: the compiled program of the paper's section 3.2, half of its examples held out.
@@ -230,10 +232,17 @@ def run(problem: Problem, name: str, r: int, seed: int) -> dict[str, Any]:
     }
     runs["held-out examples alone"] = method(problem.heldout, r, seed).encode(problem.heldout)
     nothing = np.zeros(len(held))
-    audit = npeff.audit(
-        model, components, heldout, examples, fit=CoefficientFit(held, nothing, nothing, float("nan")), runs=runs,
-        readable=problem.heldout.readable, seed=seed, progress=False,
+    fit = CoefficientFit(held, nothing, nothing, float("nan"))
+    options = {"fit": fit, "seed": seed, "progress": False}
+    table = npeff.selectivity(
+        model, components, heldout, examples, n_top=16, norm=npeff.KLBudget(0.01, max_norm=1e3), reject_below=None,
+        nulls=npeff.Nulls(n_random_directions=0), **options,
     )  # fmt: skip
+    if method is not npeff_components:
+        table = dataclasses.replace(table, predicted_kl=_predicted(components, heldout, table))
+    audit = npeff.audit(
+        model, components, heldout, examples, table=table, runs=runs, readable=problem.heldout.readable, **options
+    )
     passed = {check.name: None if check.not_applicable else int(check.passed.sum()) for check in audit.checks}
     return {
         "method": name,
@@ -300,7 +309,7 @@ def _problem(model: npeff.Model, head: Callable, halves: list, representation: A
     for examples, labels, readable, activations in halves:
         options = {"labels": labels, "progress": False}
         pefs = npeff.compute_pefs(model, examples, representation, keep=keep, **options)
-        gradients = npeff.compute_pefs(model, examples, predicted, keep=keep, **options)
+        gradients = npeff.compute_pefs(model, examples, predicted, keep=min(keep, model.space.size), **options)
         other = npeff.compute_pefs(shifted, activations, npeff.LowRank(), keep=None, **options)
         owner = np.repeat(np.arange(pefs.n_examples), np.asarray(pefs.n_rows))
         rows = scipy.sparse.csr_array(pefs.to_scipy())
@@ -321,6 +330,14 @@ def _as_decomposition(pefs: npeff.Pefs, W: np.ndarray, directions: np.ndarray, s
     used = np.flatnonzero(np.abs(directions).max(axis=0) > 0)
     vectors = np.ascontiguousarray(directions[:, used], np.float32)
     return Decomposition(pefs.schema, W, vectors, used, history, "given by another method", {})
+
+
+def _predicted(components: Decomposition, heldout: npeff.Pefs, table: npeff.Selectivity) -> np.ndarray:
+    """Equation 5 with the coefficients that fit the Fishers best: others' own coefficients have another scale."""
+    W = np.asarray(npeff.fit_coefficients(components, heldout).coefficients, np.float64)[table.evaluated]
+    G = np.asarray(components.pseudo_fishers, np.float64)
+    curvature = np.asarray(heldout.norms, np.float64)[table.evaluated, None] / 2 * (W @ np.square(G @ G.T))
+    return np.square(table.norms)[:, :, None] * curvature.T[:, None, :]
 
 
 def _closeness(found: sklearn.cluster.KMeans, features: np.ndarray) -> np.ndarray:

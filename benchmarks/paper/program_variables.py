@@ -42,10 +42,9 @@ def main() -> None:
     pefs = ground_truth.compute(script, task)
     activations = npeff.evaluation.activations(task.model, task.examples, "output")
     probe = Probe(task, pefs)
-    rows, details = [], {}
-    for r in (8,) if script.fast else (32, 128):
-        scores: dict[str, list[dict[str, float]]] = {}
-        for seed in (0,) if script.fast else SEEDS:
+    scores: dict[int, dict[str, list[dict[str, float]]]] = {}
+    for seed in (0,) if script.fast else SEEDS:
+        for r in (8,) if script.fast else (32, 128):
             decomposition = npeff.decompose(pefs, r, seed=seed, rows=KernelRows(), progress=False)
             script.log(f"r={r}, seed {seed}: loss {decomposition.loss:.3f}")
             lifts: dict[int, dict[int, np.ndarray]] = {}  # two readings of the same directions share what they do
@@ -55,10 +54,10 @@ def main() -> None:
                 found["matched"] = matches.n_matched()
                 if directions is not None:
                     found |= probe.score(matches, directions, lifts.setdefault(id(directions), {}), seed)
-                scores.setdefault(name, []).append(found)
+                scores.setdefault(r, {}).setdefault(name, []).append(found)
                 script.log(f"  {name}: {found}")
-        rows += [row(f"r={r}, {name}", r, name, found) for name, found in scores.items()]
-        details[f"r={r}"] = scores
+    rows = [row(f"r={r}, {name}", r, name, found) for r, own in scores.items() for name, found in own.items()]
+    details: dict[str, object] = {f"r={r}": own for r, own in scores.items()}
     n_distinct = int(matches.distinct.sum())
     details["distinct variables"] = n_distinct
     script.log(f"{n_distinct} of {len(task.concepts)} variables are distinct and no two complementary")
