@@ -164,7 +164,7 @@ def explain(
         others,
         fit,
         table,
-        rest.examples if rest.display is None and hasattr(rest.examples, "shape") else rest.display,
+        _shown(rest),
         model=model,
         title=title or f"{Path(explained.model).name} on {Path(explained.examples).name}",
         stability=npeff.compare_runs(components, other).forward,
@@ -181,6 +181,13 @@ def explain(
 
 
 STAGES["explain"] = explain
+
+
+def _shown(data: Dataset) -> Any:
+    """What the report shows of each example: the display, else the inputs where they are images, else numbers alone."""
+    shape: tuple[int, ...] = getattr(data.examples, "shape", ())
+    images = len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3, 4))
+    return data.examples if data.display is None and images else data.display
 
 
 def _marks(

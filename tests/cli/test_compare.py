@@ -54,3 +54,14 @@ def test_what_scan_and_compare_refuse(npeff, here):
     code, _, err = npeff("scan --pefs nowhere --out scan.svg")
     assert code == 2
     assert err.count("\n") == 1
+
+
+def test_inputs_that_are_no_images_are_shown_by_number():
+    """A table of numbers without a display used to end the command after all its work."""
+    from npeff_jax.cli._explain import _shown
+    from npeff_jax.tasks import Dataset
+
+    for shape, images in (((5, 7), False), ((5, 7, 7), True), ((5, 7, 7, 3), True), ((5, 7, 7, 9), False)):
+        data = Dataset(np.zeros(shape, np.float32), None)
+        assert (_shown(data) is data.examples) == images
+        assert images or _shown(data) is None
