@@ -1,7 +1,6 @@
 """NPEFF's components and those of its rivals through the same audit, at the same number and the same KL of every move.
 
-    python benchmarks/rivals.py digits [--seeds 5] [--components 32] [--out rivals.json]
-    python benchmarks/rivals.py program [--seeds 1] ...
+    python benchmarks/rivals.py [--seeds 5] [--components 32] [--out rivals.json]
 
 Every method gives r directions, and a coefficient per example and direction; `npeff.audit` asks the same five things of
 them: the same held-out examples, 16 top examples each, plain moves (without the rejection that `audit` has by default)
@@ -10,8 +9,8 @@ activations are moved in the space of activations: as parameters of a model that
 5 holds for them as well. What a rival's directions predict is computed with coefficients fitted to the Fishers, which
 have the scale that the prediction needs.
 
-``digits``: the network of `tasks.digits`; the audit's thresholds were fixed on it, for components of NPEFF, before any
-rival was looked at. ``program``: the compiled program of the paper's section 3.2, half of its examples held out.
+The model is the network of `tasks.digits`: the audit's thresholds were fixed on it, for components of NPEFF, before any
+rival was looked at.
 """
 
 import argparse
@@ -161,11 +160,11 @@ def kmeans_activations(side: Side, r: int, seed: int) -> Found:
 
 
 def nmf_activations(side: Side, r: int, seed: int) -> Found:
-    """Activations are not negative on digits; elsewhere what is negative is cut off."""
+    """Of activations after a ReLU, which are not negative."""
     rank = min(r, int(np.linalg.matrix_rank(side.activations)))
     found = sklearn.decomposition.NMF(r, init="nndsvdar" if r <= rank else "random", random_state=seed, max_iter=300)
-    found.fit(np.maximum(side.activations, 0))
-    return Found(lambda other: found.transform(np.maximum(other.activations, 0)), found.components_)
+    found.fit(side.activations)
+    return Found(lambda other: found.transform(other.activations), found.components_)
 
 
 def sae_activations(side: Side, r: int, seed: int) -> Found:
@@ -255,7 +254,7 @@ def run(problem: Problem, name: str, r: int, seed: int) -> dict[str, Any]:
     }
 
 
-def digits(seed: int) -> Problem:
+def digits() -> Problem:
     """The network of the demo. Its last feature map is the activation: 256 numbers that are not negative."""
     task = npeff.tasks.digits(progress=False)
     params = task.model.params
@@ -279,25 +278,6 @@ def digits(seed: int) -> Problem:
 
     halves = ((task.train_images, task.train_labels), (task.heldout_images, task.heldout_labels))
     return _problem(task.model, head, [(x, y, x, np.asarray(map_of(x))) for x, y in halves], npeff.LowRank(), 2048)
-
-
-def program(seed: int) -> Problem:
-    """The compiled program; its activation is the residual stream that is read, at the last token."""
-    task = npeff.tasks.inference(n_examples=1616, language=npeff.tasks.PAPER_SIZED_LANGUAGE)
-    activations = npeff.evaluation.activations(task.model, task.examples, "output")
-    logits = np.stack([task.model.logits_fn(task.model.params, x) for x in np.asarray(task.examples)[:1]])
-    unembedding = np.asarray(task.model.constants["unembedding"])
-    assert np.allclose(activations[:1] @ unembedding, logits, atol=1e-4)
-
-    def head(params: Any, activation: jax.Array) -> jax.Array:
-        return (activation + params["shift"]) @ unembedding
-
-    order = np.random.default_rng(seed).permutation(len(task.labels))
-    halves = []
-    for own in np.array_split(order, 2):
-        texts = [task.texts[i] for i in own]
-        halves.append((np.asarray(task.examples)[own], task.labels[own], texts, activations[own]))
-    return _problem(task.model, head, halves, npeff.LowRank(max_rows=1), 8192)
 
 
 def _problem(model: npeff.Model, head: Callable, halves: list, representation: Any, keep: int) -> Problem:
@@ -379,18 +359,17 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("problem", choices=("digits", "program"))
     parser.add_argument("--components", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("rivals.json"))
     options = parser.parse_args()
     rows: list[dict] = []
-    problem = {"digits": digits, "program": program}[options.problem](0)
+    problem = digits()
     for seed in range(options.seeds):
         for name in METHODS:
             rows.append(run(problem, name, options.components, seed))
             print(json.dumps(rows[-1]), flush=True)
-            options.out.write_text(json.dumps({"problem": options.problem, "rows": rows}, indent=1))
+            options.out.write_text(json.dumps({"problem": "digits", "rows": rows}, indent=1))
     print(table(rows))
 
 
