@@ -270,7 +270,7 @@ def test_examples_without_coefficients(results):
     ("change", "message"),
     [
         (lambda d: d | {"format": "other"}, "this is not report data"),
-        (lambda d: d | {"version": 99}, "version 99; this package reads version 4"),
+        (lambda d: d | {"version": 99}, "version 99; this package reads version 5"),
         (lambda d: {k: v for k, v in d.items() if k != "map"}, "report has .*; expected the fields"),
         (lambda d: d | {"title": 3}, "report.title is int; expected str"),
         (lambda d: d | {"map": [[0.0]]}, r"report.map\[0\] has 1 entries; expected 2"),
