@@ -1,18 +1,20 @@
 """Factorization at the sizes people have: phases, memory, what the plan predicted, and whole-call times to two targets.
 
-    python benchmarks/bench_size.py [--n 1500 3000] [--m 1000000] [--r 128] [--kind low_rank|diagonal] [--fast|--huge]
+    python benchmarks/bench_size.py [--n 1500 3000] [--m 1000000] [--r 128] [--kind low_rank|diagonal]
+                                    [--parts spaces ours paper sklearn] [--fast]
 
 Planted problems (`user_size`, three rows per example). Every run is a process of its own, which reads the PEFs from
 disk, compiles, iterates, forms the pseudo-Fishers and writes them; each of these phases is timed, in seconds on the
 clock and in seconds of CPU (on a machine that others use too, the latter say more), with the peak of resident memory.
 
-For each size, first all row spaces with ten steps each, against what their `cost` predicts. Then whole calls: ours as
-users call it; the paper's algorithm in sparse rows; the same in the row space that `decompose` chooses. The paper's
-rate is the best of `--rates` (by its loss after as many steps as all get). Two targets: 1.01 times the paper's own best
-loss, and 1.01 times the best loss known here. What did not arrive is written "> t".
+Parts of a size: `spaces`, all row spaces with twenty steps each, against what their `cost` predicts; `ours`, a whole
+call as users make it; `paper`, the paper's algorithm from the authors' own start (their 200 steps of G alone included),
+in the row space that `decompose` chooses with each of `--rates`, and with the best of them in sparse rows; `sklearn`,
+for diagonal problems, coordinate descent and multiplicative updates from two starts each. Two targets: 1.01
+(diagonal: 1.001) times the other's own best loss, and so many times the best loss known here. What did not arrive is
+written "> t".
 
-`--fast` is a small problem for the test suite. `--huge` is N = 30,000 rows, m = 1,000,000, r = 128 by ours alone, from
-disk to disk: stop it when you like, it reports each phase as it ends.
+`--n 10000 --parts ours` is N = 30,000 rows, from disk to disk. `--fast` is a small problem for tests.
 """
 
 import argparse
@@ -25,15 +27,17 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from typing import Any
 
 import factorization_problems as problems
 import jax
 import numpy as np
+import scipy.sparse
 
 import npeff_jax as npeff
 from npeff_jax._sharding import factorization_mesh
-from npeff_jax.factorization._problem import Problem
+from npeff_jax.factorization._problem import of_stack
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization.row_spaces._choose import costs, needed_memory
 from npeff_jax.factorization.row_spaces._rates import measure, rates
@@ -42,6 +46,9 @@ from npeff_jax.pefs import FisherKind
 FACTOR = 1.01
 ROWS = {"dense": npeff.DenseRows(), "sparse": npeff.SparseRows(), "kernel": npeff.KernelRows(), "chosen": None}
 ARRAYS = ("values", "indices", "rows")
+COMPILING = tuple(f"/jax/core/compile/{name}" for name in (
+    "jaxpr_trace_duration", "jaxpr_to_mlir_module_duration", "backend_compile_duration",
+))  # fmt: skip
 
 
 class Phases:
@@ -54,7 +61,8 @@ class Phases:
     def end(self, name: str) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.found[name] = {"wall": wall - self._wall, "cpu": cpu - self._cpu, "peak": peak}
+        held = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        self.found[name] = {"wall": wall - self._wall, "cpu": cpu - self._cpu, "peak": peak, "held": held}
         print(
             f"  {name}: {wall - self._wall:.2f} s, CPU {cpu - self._cpu:.2f} s, peak {peak / 1e9:.2f} GB",
             file=sys.stderr,
@@ -88,10 +96,13 @@ def solver_of(name: str, kind: FisherKind, rate: float) -> Any:
     return npeff.GradientDescent(learning_rate=rate) if kind is FisherKind.LOW_RANK else npeff.Multiplicative()
 
 
-def one_run(path: pathlib.Path, r: int, space: str, name: str, rate: float, steps: int) -> dict[str, Any]:
-    """What a process of its own does: one run, its phases, its losses, and the plan beside."""
-    pefs, mesh, phases = read_problem(path), factorization_mesh(None), Phases()
-    kind = pefs.schema.kind
+def one_run(path: pathlib.Path, r: int, space: str, name: str, rate: float, steps: int, limit: float) -> dict[str, Any]:
+    """What a process of its own does: one call of `decompose` from disk to disk, in its parts, and the plan beside."""
+    pefs, mesh, phases, compiled = read_problem(path), factorization_mesh(None), Phases(), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(seconds) if event in COMPILING else None
+    )
+    kind, begun = pefs.schema.kind, []
     stacked = stack(pefs)
     phases.end("reading")
     measure(mesh)
@@ -101,47 +112,83 @@ def one_run(path: pathlib.Path, r: int, space: str, name: str, rate: float, step
     }
     shape = {"N": stacked.A.shape[0], "m": stacked.A.shape[1], "nnz": stacked.A.nnz}
     shape["pairs"] = float(np.sum(stacked.A.counts.astype(float) ** 2)) / 2
-    del stacked
     phases.end("calibration and plan")
-    problem = Problem.of(pefs, rows=ROWS[space], n_components=r)
+    compiled.clear()
+    problem = of_stack(stacked, pefs.schema, ROWS[space], r, mesh, npeff.factorization.ProductPrecision.FLOAT32, None)
     jax.block_until_ready(problem.rows)
-    phases.end("reading again and row space")
-    solver, stopping = (
-        solver_of(name, kind, rate),
-        npeff.Stopping(steps) if name == "ours" else npeff.Stopping(steps, -1.0),
-    )
-    npeff.decompose(problem, r, solver=solver, stopping=npeff.Stopping(1, -1.0), progress=False)
-    phases.end("compilation and one step")
-    found = npeff.decompose(problem, r, solver=solver, stopping=stopping, progress=False)
-    phases.end("iterations and pseudo-Fishers")
+    phases.end("row space")
+
+    def look(iterate: npeff.factorization.Iterate) -> bool:
+        begun[:] = begun or [time.perf_counter() - iterate.seconds]
+        return iterate.seconds > limit
+
+    solver, called = solver_of(name, kind, rate), time.perf_counter()
+    stopping = npeff.Stopping(steps) if name == "ours" else npeff.Stopping(steps, -1.0)
+    found = npeff.decompose(problem, r, solver=solver, stopping=stopping, callback=look, progress=False)
+    ended = time.perf_counter()
+    phases.end("start, iterations, pseudo-Fishers")
     with tempfile.TemporaryDirectory(dir=path) as target:
         found.save(pathlib.Path(target) / "decomposition")
     phases.end("writing")
     curve = list(zip(found.history.seconds.tolist(), found.history.loss.tolist(), strict=True))
+    took = {"start": begun[0] - called if begun else 0.0, "iterations": curve[-1][0] if curve else 0.0}
+    took |= {"compilation": sum(compiled), "pseudo-Fishers": ended - called - took["start"] - took["iterations"]}
     return {
         "space": space, "row space": found.settings["row_space"], "solver": name, "rate": rate, "phases": phases.found,
-        "curve": curve, "stopped": found.stopped, "predicted": predicted, "shape": shape,
+        "curve": curve, "took": took, "stopped": found.stopped, "predicted": predicted, "shape": shape,
         "rates": rates(mesh).__dict__, "load": os.getloadavg()[0],
     }  # fmt: skip
 
 
+def sklearn_run(path: pathlib.Path, r: int, init: str, name: str, limit: float) -> dict[str, Any]:
+    """The same for scikit-learn, a call per point of its curve: it reports no losses on the way."""
+    from sklearn.decomposition import NMF
+
+    start = time.perf_counter()
+    A = scipy.sparse.csr_matrix(stack(read_problem(path)).A.whole)
+    read, norm, curve = time.perf_counter() - start, float(np.sum(A.data.astype(np.float64) ** 2)), []
+    W, H, at = None, None, read
+    while at < limit and len(curve) < 40:
+        model = NMF(r, init="custom" if curve else init, solver=name, max_iter=5, tol=0, random_state=0)
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "maximum number of iterations reached"
+            W = model.fit_transform(A, W=W, H=H)
+        H, at = model.components_, at + time.perf_counter() - start
+        WW, HH = (x.astype(np.float64) for x in (W.T @ W, H @ H.T))
+        curve.append((at, (norm - 2 * float(np.sum((A @ H.T) * W, dtype=np.float64)) + float(np.sum(WW * HH))) / norm))
+        print(f"  {name} {curve[-1]}", file=sys.stderr)
+        if len(curve) > 3 and curve[-2][1] - curve[-1][1] < 1e-6 * curve[-1][1]:
+            break
+    return {"space": init, "solver": name, "rate": 0.0, "curve": curve, "load": os.getloadavg()[0]}
+
+
 def in_a_process(
-    path: pathlib.Path, r: int, space: str, name: str, rate: float = 0.0, steps: int = 500
+    path: pathlib.Path, r: int, space: str, name: str, rate: float = 0.0, steps: int = 500, limit: float = 1e9
 ) -> dict[str, Any]:
-    """`one_run` in a new process, whose memory is its own."""
-    print(f"{name} {rate or ''} on {space} rows", file=sys.stderr)
-    command = [sys.executable, __file__, "--one", str(path), str(r), space, name, str(rate), str(steps)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    """`one_run` in a new process, whose memory is its own. What it found stays beside the problem."""
+    found = path / f"run-{name}-{space}-{rate:g}.json"
+    if not (REUSE and found.exists()):
+        print(f"{name} {rate or ''} on {space} rows", file=sys.stderr)
+        command = [sys.executable, __file__, "--one", str(path), str(r), space, name, str(rate), str(steps), str(limit)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found.write_text(done.stdout.splitlines()[-1])
+    return json.loads(found.read_text())
+
+
+SKLEARN = ("random", "cd"), ("nndsvd", "cd"), ("random", "mu"), ("nndsvda", "mu")
+"""Its starts and solvers. With exact zeros, as nndsvd has them, multiplicative updates could not move."""
+
+REUSE = "--reuse" in sys.argv
+"""Whether runs that an earlier call left beside a problem stand for new ones, so that tables can be made in parts."""
 
 
 def whole_call(run: dict[str, Any]) -> float:
-    """Seconds of a call beside its iterations: reading, row space, compilation (its step off), forming."""
-    phases, (ended, _) = run["phases"], run["curve"][-1]
-    step = ended / len(run["curve"])
-    compiled = max(0.0, phases["compilation and one step"]["wall"] - step)
-    formed = max(0.0, phases["iterations and pseudo-Fishers"]["wall"] - ended)
-    return phases["reading again and row space"]["wall"] + compiled + formed
+    """Seconds of a call beside its iterations: reading, row space, start, pseudo-Fishers."""
+    if "phases" not in run:
+        return 0.0  # scikit-learn's curve is of the whole call
+    phases, took = run["phases"], run["took"]
+    return phases["reading"]["wall"] + phases["row space"]["wall"] + took["start"] + took["pseudo-Fishers"]
 
 
 def time_to(run: dict[str, Any], target: float) -> str:
@@ -153,76 +200,85 @@ def time_to(run: dict[str, Any], target: float) -> str:
 def table_of_spaces(runs: list[dict[str, Any]]) -> str:
     """Phases of each row space, and what was predicted."""
     lines = [
-        "| rows | build + form, s (plan) | step, s (plan) | peak, GB (plan) | CPU in all, s | load |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| rows | reading, s | row space + pseudo-Fishers, s (plan) | compilation, s | step, s (plan) | writing, s | "
+        "peak beyond reading, GB (plan) | CPU in all, s | load |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for run in runs:
-        phases, plan = run["phases"], run["predicted"][run["space"]]
-        step = run["curve"][-1][0] / len(run["curve"])
-        built = phases["reading again and row space"]["wall"] - phases["reading"]["wall"]
-        formed = max(0.0, phases["iterations and pseudo-Fishers"]["wall"] - run["curve"][-1][0])
-        peak = max(phase["peak"] for phase in phases.values()) - phases["calibration and plan"]["peak"]
+        phases, plan, took = run["phases"], run["predicted"][run["space"]], run["took"]
+        # the first window compiles
+        step = (run["curve"][-1][0] - run["curve"][9][0]) / (len(run["curve"]) - 10)
+        once = phases["row space"]["wall"] + took["pseudo-Fishers"]
+        peak = max(phase["peak"] for phase in phases.values()) - phases["calibration and plan"]["held"]
         cpu = sum(phase["cpu"] for phase in phases.values())
         lines.append(
-            f"| {run['space']} | {built + formed:.2f} ({plan['once']:.2f}) | {step:.3f} ({plan['step']:.3f}) | "
+            f"| {run['space']} | {phases['reading']['wall']:.2f} | {once:.2f} ({plan['once']:.2f}) | "
+            f"{took['compilation']:.2f} | {step:.3f} ({plan['step']:.3f}) | {phases['writing']['wall']:.2f} | "
             f"{peak / 1e9:.2f} ({plan['memory'] / 1e9:.2f}) | {cpu:.1f} | {run['load']:.1f} |"
         )
     return "\n".join(lines)
 
 
-def table_of_calls(runs: list[dict[str, Any]]) -> str:
+def table_of_calls(runs: list[dict[str, Any]], factor: float) -> str:
     """Whole-call times to the two targets."""
     best = min(run["curve"][-1][1] for run in runs)
-    papers = min(run["curve"][-1][1] for run in runs if run["solver"] == "paper")
+    theirs = min(run["curve"][-1][1] for run in runs if run["solver"] != "ours")
     lines = [
-        "| call | loss | steps | to 1.01 of the paper's best, s | to 1.01 of the best, s | whole, s |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"| call | loss | steps | to {factor} of the other's best, s | to {factor} of the best, s | whole, s | load |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for run in runs:
         rate = f", rate {run['rate']:g}" if run["rate"] else ""
         ended, loss = run["curve"][-1]
         lines.append(
-            f"| {run['solver']}{rate}, {run['space']} rows | {loss:.4f} | {len(run['curve'])} | "
-            f"{time_to(run, FACTOR * papers)} | {time_to(run, FACTOR * best)} | {whole_call(run) + ended:.3g} |"
+            f"| {run['solver']}{rate}, {run['space']} | {loss:.4f} | {len(run['curve'])} | "
+            f"{time_to(run, factor * theirs)} | {time_to(run, factor * best)} | {whole_call(run) + ended:.3g} | "
+            f"{run['load']:.1f} |"
         )
     return "\n".join(lines)
 
 
 def measured(n: int, options: argparse.Namespace) -> dict[str, Any]:
-    """All runs of one size."""
-    low_rank = options.kind == "low_rank"
-    with tempfile.TemporaryDirectory(dir=options.scratch) as directory:
-        path, sizes = pathlib.Path(directory), {"m": options.m, "r": options.r, "keep": options.keep}
-        if options.support:
-            sizes["support"] = options.support
+    """All runs of one size, whose problem is made in ``--scratch`` unless it is there."""
+    low_rank, sizes = options.kind == "low_rank", {"m": options.m, "r": options.r, "keep": options.keep}
+    path = options.scratch / "-".join(map(str, (options.kind, n, *sizes.values())))
+    if options.support:
+        sizes["support"] = options.support
+    if not (path / "problem.json").exists():
+        path.mkdir(parents=True, exist_ok=True)
         write_problem(path, problems.user_size(n, **sizes) if low_rank else problems.user_size_diagonal(n, **sizes))
-        if options.huge:
-            return {
-                "n": n,
-                "calls": [in_a_process(path, options.r, "kernel", "ours", steps=options.steps)],
-                "spaces": [],
-            }
+    result: dict[str, Any] = {"n": n, "spaces": [], "calls": []}
+    r, parts = options.r, options.parts
+    if "spaces" in parts:
         fitting = [space for space in ("dense", "sparse", "kernel") if low_rank or space != "kernel"]
         fitting = fitting if 4 * n * 3 * options.m < options.dense_bytes else fitting[1:]
-        spaces = [in_a_process(path, options.r, space, "steps", steps=10) for space in fitting]
-        print(table_of_spaces(spaces), flush=True)
-        if options.spaces_only:
-            return {"n": n, "spaces": spaces}
-        calls = [in_a_process(path, options.r, "chosen", "ours", steps=500)]
-        papers = [
-            in_a_process(path, options.r, "chosen", "paper", rate, options.steps)
-            for rate in options.rates[: None if low_rank else 1]
-        ]
-        best = min(papers, key=lambda run: run["curve"][-1][1])
-        calls += [best, in_a_process(path, options.r, "sparse", "paper", best["rate"], options.steps)]
-        print("\n" + table_of_calls(calls), flush=True)
-        return {"n": n, "spaces": spaces, "calls": calls, "papers": papers}
+        result["spaces"] = [in_a_process(path, r, space, "steps", steps=20) for space in fitting]
+        print(table_of_spaces(result["spaces"]), flush=True)
+    calls = result["calls"]
+    if "ours" in parts:
+        calls.append(in_a_process(path, r, "chosen", "ours", steps=500))
+    if "paper" in parts and low_rank:
+        papers = [in_a_process(path, r, "chosen", "paper", rate, options.steps) for rate in options.rates]
+        result["papers"] = papers
+        best = min((run for run in papers if run["curve"]), key=lambda run: run["curve"][-1][1])
+        calls.append(best)
+        if options.sparse_steps:
+            calls.append(in_a_process(path, r, "sparse", "paper", best["rate"], options.sparse_steps, options.limit))
+    if "sklearn" in parts and not low_rank:
+        calls += [in_a_process(path, r, *run, limit=options.limit) for run in SKLEARN]
+    if len(calls) > 1:
+        print("\n" + table_of_calls(calls, FACTOR if low_rank else 1.001), flush=True)
+    return result
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--one"]:
-        path, r, space, name, rate, steps = sys.argv[2:]
-        print(json.dumps(one_run(pathlib.Path(path), int(r), space, name, float(rate), int(steps))))
+        path, r, space, name, rate, steps, limit = sys.argv[2:]
+        if (space, name) in SKLEARN:
+            print(json.dumps(sklearn_run(pathlib.Path(path), int(r), space, name, float(limit))))
+        else:
+            of = pathlib.Path(path), int(r), space, name
+            print(json.dumps(one_run(*of, float(rate), int(steps), float(limit))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, nargs="+", default=[1500, 3000, 6000])
@@ -231,20 +287,20 @@ def main() -> None:
     parser.add_argument("--r", type=int, default=128)
     parser.add_argument("--support", type=int, default=0, help="parameters of a planted component")
     parser.add_argument("--kind", choices=["low_rank", "diagonal"], default="low_rank")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.03, 0.1, 0.3])
-    parser.add_argument("--spaces-only", action="store_true")
-    parser.add_argument("--steps", type=int, default=400, help="of the paper's algorithm")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.003, 0.01, 0.03])
+    parser.add_argument("--parts", nargs="+", default=["spaces", "ours", "paper", "sklearn"])
+    parser.add_argument("--steps", type=int, default=600, help="of the paper's algorithm, in the chosen row space")
+    parser.add_argument("--sparse-steps", type=int, default=250, help="the same in sparse rows; 0: not run")
+    parser.add_argument("--limit", type=float, default=300, help="seconds of scikit-learn, and of sparse rows")
+    parser.add_argument("--reuse", action="store_true", help="take runs that are there already")
     parser.add_argument("--dense-bytes", type=float, default=4e9, help="dense rows are left out beyond")
-    parser.add_argument("--scratch", type=pathlib.Path, default=None)
+    parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("bench-size-problems"))
     parser.add_argument("--fast", action="store_true")
-    parser.add_argument("--huge", action="store_true")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench_size.json"))
     options = parser.parse_args()
     if options.fast:
         options.n, options.m, options.keep, options.r, options.support, options.steps = [40], 2000, 64, 4, 200, 20
-        options.rates = [0.1]
-    if options.huge:
-        options.n, options.m, options.keep, options.r = [10_000], 1_000_000, 8192, 128
+        options.rates, options.sparse_steps = [0.01], 20
     sizes = []
     for n in options.n:
         print(f"\n## n = {n}, m = {options.m:,}, K = {options.keep}, r = {options.r}, {options.kind}\n", flush=True)

@@ -103,20 +103,32 @@ def planted(n: int, m: int, r: int, seed: int = 0, c: int = 3) -> npeff.Pefs:
 
 
 def user_size(
-    n: int, *, c: int = 3, keep: int = 8192, m: int = 1_000_000, r: int = 128, support: int = 16_384, seed: int = 0
+    n: int,
+    *,
+    c: int = 3,
+    keep: int = 8192,
+    m: int = 1_000_000,
+    r: int = 128,
+    support: int = 16_384,
+    seed: int = 0,
+    among: int | None = None,
+    examples_seed: int | None = None,
 ) -> npeff.Pefs:
     """Planted components of the size that a user has: each over ``support`` of m parameters, Student-t values.
 
-    One to three components per example, rotated at random, under noise of half their norm. Never dense.
+    One to three components per example, rotated at random, under noise of half their norm. Never dense. Examples have
+    the first ``among`` of the r components only, if that is given; an ``examples_seed`` draws other examples of the
+    same components.
     """
     rng = np.random.default_rng(seed)
     where = np.stack([np.sort(rng.choice(m, support, replace=False)) for _ in range(r)])
     what = rng.standard_t(3, size=(r, support)).astype(np.float32)
     what /= np.linalg.norm(what, axis=1, keepdims=True)
+    rng = rng if examples_seed is None else np.random.default_rng([seed, examples_seed])
     values, indices = np.zeros((n, keep), np.float32), np.zeros((n, keep), np.int32)
     rows = np.zeros((n, keep), np.int16)
     for i in range(n):
-        active = rng.choice(r, size=rng.integers(1, c + 1), replace=False)
+        active = rng.choice(among or r, size=rng.integers(1, c + 1), replace=False)
         noise = rng.choice(m, support, replace=False)
         columns = np.unique(np.concatenate([where[active].ravel(), noise]))
         A = np.zeros((c, columns.size), np.float32)

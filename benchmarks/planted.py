@@ -1,12 +1,12 @@
 """How much of a planted world of Fishers is found: over noise, components below and above the truth, and K.
 
-    python benchmarks/planted.py [--fast | --full] [--seeds 3] [--out planted.json]
+    python benchmarks/planted.py [--fast | --full | --large R] [--seeds 3] [--out planted.json]
 
 The world is `npeff_jax.tasks.planted_fishers`: Zipf frequencies, a hierarchy, correlated pairs, overlapping supports,
-Fishers of rank 1 to 4. By default 128 components in 2,000 examples; ``--full`` adds 1,024 components in 9,000 examples
-(about 20,000 rows), once. Measures are those of `npeff_jax.evaluation.recovery`. Two nulls stand beside each problem:
-the same decomposition with its coefficients permuted over the examples, and random vectors on the same parameters with
-their fitted coefficients.
+Fishers of rank 1 to 4. By default 128 components in 2,000 examples; ``--full`` is 1,024 components in 9,000 examples
+(about 20,000 rows), once, and ``--large 512`` the same world at half the size. Measures are those of
+`npeff_jax.evaluation.recovery`. Two nulls stand beside each problem: the same decomposition with its coefficients
+permuted over the examples, and random vectors on the same parameters with their fitted coefficients.
 """
 
 import argparse
@@ -25,6 +25,11 @@ from npeff_jax.evaluation import recovery
 BASE = {"n": 2000, "r": 128, "m": 100_000, "support": 512, "keep": 2048, "noise": 0.3}
 FAST = {"n": 200, "r": 12, "m": 4000, "support": 64, "keep": 400, "noise": 0.3}
 FULL = BASE | {"n": 9000, "r": 1024, "m": 400_000}
+
+
+def large(r: int) -> dict:
+    """The full world with r components: as many examples and parameters per component."""
+    return FULL | {"n": FULL["n"] * r // FULL["r"], "r": r, "m": FULL["m"] * r // FULL["r"]}
 
 
 def variants(base: dict) -> list[tuple[str, dict, float]]:
@@ -97,12 +102,16 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--fast", action="store_true", help="12 components in 200 examples: checks that the script runs")
     size.add_argument("--full", action="store_true", help="1,024 components in about 20,000 rows, alone")
+    size.add_argument("--large", type=int, metavar="R", help="the same with R components, 9,000 R / 1,024 examples")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("planted.json"))
     options = parser.parse_args()
-    problems = [("1,024 components", FULL, 1.0)] if options.full else variants(FAST if options.fast else BASE)
+    if options.large is not None and options.large < 16:
+        parser.error(f"--large is {options.large}; expected 16 components or more")
+    r = FULL["r"] if options.full else options.large
+    problems = [(f"{r:,} components", large(r), 1.0)] if r else variants(FAST if options.fast else BASE)
     rows: list[dict] = []
-    for seed in range(1 if options.full or options.fast else options.seeds):
+    for seed in range(1 if r or options.fast else options.seeds):
         for name, world, factor in problems:
             rows += run(name, world, factor, seed)
             machine = {"machine": platform.machine(), "jax": jax.__version__, "device": str(jax.devices()[0])}

@@ -1,4 +1,4 @@
-"""Errors at the boundary: what was got, what was expected, what to do. Each raises before any long work."""
+"""Checks of arguments; each error says what was got, what was expected and what to do, before any long work."""
 
 import dataclasses
 import enum
@@ -23,7 +23,7 @@ def check_labels(labels: Any, n_examples: int, n_classes: int | None = None) -> 
         n_classes: C, where labels index the model's classes.
 
     Raises:
-        ValueError: another length, labels that are not integers, or, with ``n_classes``, one that is no class.
+        ValueError: If the length is not n, a label is no integer, or, with ``n_classes``, a label is outside [0, C).
     """
     if labels is None:
         return None
@@ -54,11 +54,11 @@ def check_labels(labels: Any, n_examples: int, n_classes: int | None = None) -> 
 
 
 def check_integer(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
-    """Return a whole number as Python's ``int``: NumPy's, JAX's and others that stand for one are taken too.
+    """Return a whole number in [low, high] as Python's ``int``; integer types of NumPy and JAX are accepted.
 
     Raises:
-        TypeError: it is no whole number.
-        ValueError: it is out of range.
+        TypeError: If ``value`` is no whole number.
+        ValueError: If ``value`` is out of range.
     """
     try:
         if isinstance(value, bool | np.bool_):
@@ -75,11 +75,11 @@ def check_integer(name: str, value: Any, low: int = 1, high: int | None = None) 
 def check_real(
     name: str, value: Any, low: float | int, high: float | int, *, open_low: bool = False, open_high: bool = False
 ) -> float:
-    """Return a number as Python's ``float``, inside its interval.
+    """Return a number as Python's ``float``, after checking that it lies in the interval from ``low`` to ``high``.
 
     Raises:
-        TypeError: it is no number.
-        ValueError: it is out of range, or not finite.
+        TypeError: If ``value`` is no number.
+        ValueError: If ``value`` is out of range or not finite.
     """
     try:
         if isinstance(value, bool | np.bool_ | str | complex) or np.ndim(value):
@@ -95,10 +95,10 @@ def check_real(
 
 
 def as_instance(name: str, value: Any, base: Any, *, none: bool = False) -> Any:
-    """Return a choice: an instance of ``base``, also where its class was given and can be made without arguments.
+    """Return ``value`` as an instance of ``base``; a subclass that needs no arguments is instantiated.
 
     Raises:
-        TypeError: it is something else; lists what there is.
+        TypeError: If ``value`` is neither; the message lists the possible classes.
     """
     if isinstance(value, type) and issubclass(value, base) and not getattr(value, "__abstractmethods__", None):
         try:
@@ -117,10 +117,10 @@ def as_instance(name: str, value: Any, base: Any, *, none: bool = False) -> Any:
 
 
 def as_enum(name: str, value: Any, kind: type[enum.Enum]) -> Any:
-    """Return a member of ``kind``: itself, or by its value or name.
+    """Return the member of ``kind`` that ``value`` is, or that has it as value or name.
 
     Raises:
-        ValueError: there is no such member; lists what there is.
+        ValueError: If there is no such member; the message lists all members.
     """
     if isinstance(value, kind):
         return value
@@ -132,7 +132,7 @@ def as_enum(name: str, value: Any, kind: type[enum.Enum]) -> Any:
 
 
 def normalise(choice: Any, **fields: Any) -> None:
-    """Set fields of a frozen dataclass while it is made: what `check_integer` and the like return."""
+    """Set fields of a frozen dataclass in its ``__post_init__``, to values checked by `check_integer` and the like."""
     assert dataclasses.is_dataclass(choice)
     for name, value in fields.items():
         object.__setattr__(choice, name, value)
@@ -153,7 +153,7 @@ def check_in_range(name: str, value: float | int, low: float | int, high: float 
 
 
 def listing(names: Sequence[str], shown: int = 8) -> str:
-    """The first names, and how many more there are, for a sentence."""
+    """Return the first ``shown`` names, comma-separated, and the number of the others."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 

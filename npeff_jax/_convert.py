@@ -1,4 +1,4 @@
-"""What people have as examples, turned into NumPy arrays: one leaf, one mapping, one table at a time."""
+"""Conversion of examples, as users have them, into NumPy arrays: arrays, mappings, tables and nested lists."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ import numpy as np
 
 
 class ExampleError(ValueError):
-    """Examples of a kind that no conversion makes right without the user's decision."""
+    """Examples that cannot be converted without a decision of the user."""
 
 
 def arrays_of(value: Any, name: str) -> Any:
-    """A pytree of NumPy arrays from whatever stands for one; ``name`` is where it stands, for errors."""
+    """Convert ``value`` into a pytree of NumPy arrays; ``name`` says in errors where ``value`` stands."""
     if is_table(value):
         value = _columns(value)
     if isinstance(value, Mapping) and jax.tree_util.all_leaves([value]):
@@ -37,7 +37,7 @@ def arrays_of(value: Any, name: str) -> Any:
 
 
 def _array(value: Any, name: str) -> Any:
-    """One leaf as NumPy, in native byte order; an array of another library that is read when it is sliced, as it is."""
+    """Convert one leaf to NumPy in native byte order; lazy arrays of other libraries are returned unchanged."""
     kind = type(value)
     origin = kind.__module__.split(".")[0]
     if isinstance(value, np.ma.MaskedArray):
@@ -68,7 +68,7 @@ def _array(value: Any, name: str) -> Any:
 
 
 def plain_array(array: np.ndarray, name: str) -> np.ndarray:
-    """An array that JAX takes as it is: numbers in native byte order, none of which a narrower type would change."""
+    """Return an array of numbers in native byte order, or raise if JAX could not take its values unchanged."""
     if array.dtype.kind == "O":
         entries = array.tolist() if array.ndim else [array.item()]
         if all(_is_plain(entry) or isinstance(entry, np.ndarray) for entry in entries):
@@ -88,7 +88,7 @@ def plain_array(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _from_lists(rows: Sequence[Any], name: str) -> np.ndarray:
-    """An array from nested lists of numbers, in the types JAX would give them."""
+    """Convert nested lists of numbers to an array of the dtype that JAX would give them."""
     try:
         array = np.asarray(rows)
     except (ValueError, OverflowError) as error:
@@ -114,7 +114,7 @@ def _from_torch(tensor: Any, name: str) -> np.ndarray:
 
 
 def joined(rows: list[Any], join: Callable[[list[Any]], np.ndarray]) -> Any:
-    """One pytree from those of several examples, or of several parts."""
+    """Join the pytrees of several examples, or parts, into one pytree, with ``join`` applied to each leaf."""
     taken = [arrays_of(row, "an example") for row in rows]
     trees = {jax.tree.structure(row) for row in taken}
     if len(trees) > 1:
@@ -126,7 +126,7 @@ def joined(rows: list[Any], join: Callable[[list[Any]], np.ndarray]) -> Any:
 
 
 def checked(array: np.ndarray, name: str) -> np.ndarray:
-    """The array, if its 64-bit integers fit into the 32 bits that JAX makes of them."""
+    """Return the array after checking that its 64-bit integers fit into 32 bits, to which JAX narrows them."""
     wide: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined]
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and array.size and not wide:
         limits = np.iinfo(np.int32 if array.dtype.kind == "i" else np.uint32)
@@ -139,13 +139,13 @@ def checked(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _narrowed(array: np.ndarray, name: str) -> np.ndarray:
-    """Python's numbers in the types JAX gives them."""
+    """Return the array in the dtype that JAX would give its values."""
     array = checked(array, name)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if array.dtype.kind in "iuf" else array
 
 
 def _columns(table: Any) -> dict[Any, Any]:
-    """The columns of a pandas, polars or Arrow table."""
+    """Return the columns of a pandas, polars or Arrow table as a mapping from names to NumPy arrays."""
     names = list(table.column_names if hasattr(table, "column_names") else table.columns)
     if len(set(names)) < len(names):
         raise ExampleError(f"the table has columns of the same name ({few(names)}); rename them")
@@ -160,12 +160,12 @@ def is_table(value: Any) -> bool:
 
 
 def is_array(value: Any) -> bool:
-    """Whether ``value`` is an array, of whatever library, or a lazy one that is read when it is sliced."""
+    """Return whether ``value`` is an array of any library, lazy arrays included."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether ``value`` is a number, or a list of numbers of any depth."""
+    """Return whether ``value`` is a number, or a non-empty list of numbers at any depth."""
     if isinstance(value, list | tuple):
         return len(value) > 0 and all(_is_plain(entry) for entry in value)
     return isinstance(value, bool | int | float | np.number | np.bool_)

@@ -1,8 +1,8 @@
-"""The one way in for examples: what people have, turned into pytrees of NumPy arrays, by position.
+"""Conversion of examples into pytrees of NumPy arrays, and access to them by position.
 
-Examples are a pytree of arrays that share a leading axis, anything that stands for one (a mapping that JAX does not
-know, a pandas table, lists of numbers, torch tensors), or a sized source that is read a part at a time. Everything else
-is refused by name: a silent conversion that drops a mask or counts keys as examples gives wrong numbers.
+Examples are a pytree of arrays that share a leading axis, anything convertible to one (a mapping that is no pytree of
+JAX's, a pandas table, lists of numbers, torch tensors), or a sized source that is read in parts. All else raises: a
+silent conversion that drops a mask or counts keys as examples would give wrong numbers.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ CHUNK = 1024
 
 
 class Source:
-    """A sized source, read by position: whatever of slices, index arrays, lists and integers it takes.
+    """A sized source of examples, read by slices, index arrays, lists or integers, whichever it supports.
 
     Examples:
         >>> read = Source([{"x": [1.0, 2.0]}, {"x": [3.0, 4.0]}])
@@ -47,7 +47,7 @@ class Source:
         return len(self._source)
 
     def __getitem__(self, rows: Any) -> Examples:
-        """The examples at a slice or an integer array, as a pytree of NumPy arrays with that many rows."""
+        """Return the examples at a slice or an integer array, as a pytree of NumPy arrays with that many rows."""
         index = np.arange(len(self))[rows]
         ways: list[Callable[[], Any]] = [
             lambda: self._source[index],
@@ -78,10 +78,10 @@ class Source:
 
 
 class Chosen:
-    """Some examples of a source, read when they are needed."""
+    """A subset of a source, read on access."""
 
     def __init__(self, source: "Source | Chosen", rows: np.ndarray) -> None:
-        """The examples of ``source`` at the positions ``rows``."""
+        """Select the examples of ``source`` at the positions ``rows``."""
         self._source, self._rows = source, rows
 
     def __len__(self) -> int:
@@ -99,8 +99,8 @@ def take_examples(examples: Examples) -> Examples:
             object with ``__len__`` and ``__getitem__`` (a Hugging Face or torch map-style data set).
 
     Raises:
-        ValueError: nothing in it, texts, masked or sparse arrays, random keys, rows of different lengths.
-        TypeError: it can only be iterated (a generator, a DataLoader).
+        ValueError: If there are no arrays, or they are texts, masked, sparse, random keys or of unequal row lengths.
+        TypeError: If ``examples`` can only be iterated (a generator, a DataLoader).
     """
     if isinstance(examples, Source | Chosen):
         return examples
@@ -117,7 +117,7 @@ def take_examples(examples: Examples) -> Examples:
 
 
 def is_source(examples: Examples) -> bool:
-    """Whether ``examples`` is read a part at a time rather than held as arrays."""
+    """Return whether ``examples`` are read from a source in parts rather than held as arrays."""
     return isinstance(take_examples(examples), Source | Chosen)
 
 
@@ -125,7 +125,7 @@ def count_examples(examples: Examples) -> int:
     """Return n, the leading axis shared by every leaf, or the length of a sized source.
 
     Raises:
-        ValueError: no examples, no leaf, a leaf without a leading axis, or leaves that disagree.
+        ValueError: If there are no examples or no leaves, or the leaves do not share a leading axis.
     """
     taken = take_examples(examples)
     if isinstance(taken, Source | Chosen):
@@ -157,7 +157,7 @@ def slice_examples(examples: Examples, rows: Any) -> Examples:
 
 
 def choose_examples(examples: Examples, rows: Any) -> Examples:
-    """Return the examples at an array of positions: of a source another source, which has read nothing yet."""
+    """Return the examples at an array of positions; for a source, a lazy subset that reads nothing yet."""
     taken = take_examples(examples)
     if isinstance(taken, Source | Chosen):
         return Chosen(taken, np.arange(len(taken))[rows])
@@ -170,12 +170,12 @@ def first_example(examples: Examples) -> Example:
 
 
 def examples_digest(examples: Examples) -> str:
-    """Return a digest of every value, shape and type, the same whether they come as arrays or from a source.
+    """Return a digest of every value, shape and dtype, equal for arrays and sources of the same examples.
 
-    Reads all examples once, and checks what would otherwise be found an hour late: that all values are finite.
+    Reads all examples once, and checks that all values are finite before any long work.
 
     Raises:
-        ValueError: an example has NaN or infinity in it; says which one, and where.
+        ValueError: If an example contains NaN or infinity; the message says which one, and in which leaf.
     """
     taken = take_examples(examples)
     n = count_examples(taken)
@@ -198,7 +198,7 @@ def examples_digest(examples: Examples) -> str:
 
 
 def _read(leaf: Any, rows: Any, name: str) -> np.ndarray:
-    """Rows of one leaf, read now if it is lazy, none of which a narrower type would change."""
+    """Read rows of one leaf as NumPy, raising if JAX could not take their values unchanged."""
     if not isinstance(leaf, np.ndarray) and np.ndim(rows) == 1:  # some lazy arrays want ascending positions
         positions, inverse = np.unique(np.arange(len(leaf))[rows], return_inverse=True)
         return checked(plain_array(np.asarray(leaf[positions]), name)[inverse], name)

@@ -1,4 +1,4 @@
-"""Packages that only some functions need: a missing one is named, with the line that installs it."""
+"""Optional dependencies: the error for a missing package says how to install it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +23,14 @@ EXTRAS = {
 
 @contextmanager
 def needs(what: str, extra: str | None = None) -> Iterator[None]:
-    """Turn the failed import of a package of an extra into a sentence.
+    """Turn the failed import of an optional package into an error that says how to install it.
 
     Args:
-        what: what needs the package, for the sentence.
-        extra: the extra with all that ``what`` needs; by default the one that the package is of.
+        what: what needs the package, for the message.
+        extra: the extra to recommend; by default the one that contains the package.
 
     Raises:
-        ImportError: a package is missing; says how to install it.
+        ImportError: If a package is missing.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def needs(what: str, extra: str | None = None) -> Iterator[None]:
 
 
 def missing(what: str, error: ModuleNotFoundError, extra: str | None = None) -> str | None:
-    """The sentence for a missing package, or None where it is of no extra."""
+    """Return the message for a missing package, or None if no extra contains it."""
     name = (error.name or "").partition(".")[0]
     if name not in EXTRAS:
         return None

@@ -1,4 +1,4 @@
-"""How results show themselves in notebooks: a title, a table of facts, a small chart. Works in light and dark."""
+"""HTML for results in notebooks: a title, a table of facts, small charts; for light and dark backgrounds."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def facts_html(title: str, facts: Iterable[tuple[str, Any]], *parts: str) -> str:
-    """A title over a table of names and values; ``parts`` are HTML of ours and follow it."""
+    """Return HTML of a title over a table of names and values, followed by ``parts`` (trusted HTML)."""
     rows = "".join(
         f"<tr><th style='text-align:left;font-weight:500;padding:1px 14px 1px 0'>{html.escape(name)}</th>"
         f"<td style='text-align:left;padding:1px 0'>{html.escape(_shown(value))}</td></tr>"
@@ -19,7 +19,7 @@ def facts_html(title: str, facts: Iterable[tuple[str, Any]], *parts: str) -> str
 
 
 def spark_html(values: Sequence[float] | np.ndarray, label: str, width: int = 220, height: int = 42) -> str:
-    """A line over its own range, without axes."""
+    """Return HTML of a line chart without axes, scaled to the range of ``values``; empty if not all are finite."""
     y = np.asarray(values, float)
     if y.size < 2 or not np.isfinite(y).all():
         return ""
@@ -36,7 +36,7 @@ def spark_html(values: Sequence[float] | np.ndarray, label: str, width: int = 22
 def histogram_html(
     values: Sequence[float] | np.ndarray, label: str, low: float = 0.0, high: float = 1.0, bins: int = 40
 ) -> str:
-    """Bars over a fixed range, named at its ends; values outside count at the ends, those not finite not at all."""
+    """Return HTML of a histogram over [low, high]; values outside are clipped, non-finite ones dropped."""
     values = np.asarray(values, float)
     counts, _ = np.histogram(np.clip(values[np.isfinite(values)], low, high), bins=bins, range=(low, high))
     if not counts.any():
@@ -54,7 +54,7 @@ def histogram_html(
 
 
 def table_html(heads: Sequence[str], rows: Sequence[Sequence[Any]], most: int = 12) -> str:
-    """Columns under heads; beyond ``most`` rows it says how many more there are."""
+    """Return HTML of a table with the first ``most`` rows and the number of those left out."""
     cell = "<{0} style='text-align:right;padding:1px 10px 1px 0;font-variant-numeric:tabular-nums'>{1}</{0}>"
     lines = ["<tr>" + "".join(cell.format("th", html.escape(head)) for head in heads) + "</tr>"]
     for row in rows[:most]:

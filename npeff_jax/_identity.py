@@ -1,7 +1,7 @@
-"""What makes two things belong together: one description of a model and of PEFs, one comparison, one message.
+"""Identities of models, examples and PEFs, and their comparison.
 
-An identity is a dictionary of parts, each a value of JSON. A part that is None is unknown (of arrays that a researcher
-brought, of a store from before it was recorded) and agrees with everything.
+An identity is a dictionary of parts, each a JSON value. A part that is None is unknown (for arrays passed by a user, or
+stores written before the part was recorded) and agrees with everything.
 """
 
 import dataclasses
@@ -69,15 +69,15 @@ def check_same(
     """Raise unless two identities agree in ``parts``.
 
     Args:
-        what_a: what the first is of, for the message: "the decomposition".
-        a: its identity: `Schema.identity`, `Model.identity`.
-        what_b: what the second is of: "these PEFs".
+        what_a: name of the first object in the message, such as "the decomposition".
+        a: its identity: `Schema.identity` or `Model.identity`.
+        what_b: name of the second object, such as "these PEFs".
         b: its identity.
-        parts: which parts to compare; a part that one of them does not know is not compared.
-        remedy: what to do, the end of the sentence.
+        parts: parts to compare; a part unknown on either side is skipped.
+        remedy: what to do, as the end of the message.
 
     Raises:
-        ValueError: they differ; says in what, with both values where they are short.
+        ValueError: If they differ; the message names the parts, with both values where they are short.
     """
     differ = differences(a, b, parts)
     if not differ:
@@ -88,12 +88,12 @@ def check_same(
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], parts: Sequence[str] = EVERYTHING) -> list[str]:
-    """Return the parts in which two identities differ, as far as both know them."""
+    """Return the parts in which two identities differ; parts unknown on either side are skipped."""
     return [part for part in parts if not _agree(part, a.get(part), b.get(part))]
 
 
 def model_identity(model: Any, examples: Examples | None = None) -> Identity:
-    """Return what identifies a model: parameters, constants, output family, layout and, given examples, its function.
+    """Return the identity of a model: parameters, constants, output family, layout and, given examples, its function.
 
     Args:
         model: a `Model`.
@@ -109,12 +109,12 @@ def model_identity(model: Any, examples: Examples | None = None) -> Identity:
 
 
 def examples_identity(examples: Examples) -> Identity:
-    """Return what identifies examples: a digest of all their values, and how many they are."""
+    """Return the identity of examples: a digest of all their values, and their number."""
     return {"examples": examples_digest(examples), "n_examples": count_examples(examples)}
 
 
 def subset_digest(digest: str, rows: np.ndarray) -> str:
-    """Return the digest of some examples of a set with a known digest; it can only be compared with its like."""
+    """Return the digest of a subset (``rows``) of a set with a known digest; comparable only to other such digests."""
     if digest == "":
         return ""
     mixed = hashlib.blake2b(digest.encode(), digest_size=16)
@@ -125,18 +125,18 @@ def subset_digest(digest: str, rows: np.ndarray) -> str:
 def check_examples(what: str, identity: Mapping[str, Any], logits: np.ndarray, model: Any, examples: Examples) -> None:
     """Raise unless ``examples`` are those that PEFs of ``model`` were computed from, in the same order.
 
-    Compared are the digests, where there are some, and the model's logits of some examples with those of the PEFs: the
-    only way for a subset of PEFs, and what shows another function over the same parameters.
+    Compared are the digests, where known, and the model's logits of some examples with those stored with the PEFs. The
+    logits are the only check for a subset of PEFs, and they show a changed function over the same parameters.
 
     Args:
-        what: what the identity is of: "the PEFs".
+        what: name of the PEFs in the message, such as "the PEFs".
         identity: `Schema.identity` of the PEFs.
-        logits: (n, C), the PEFs' own.
+        logits: (n, C), logits stored with the PEFs.
         model: the `Model`.
-        examples: those to check.
+        examples: examples to check.
 
     Raises:
-        ValueError: another number of examples, other examples or another order, or other logits.
+        ValueError: If the number of examples, their values, their order or the logits differ.
     """
     taken = take_examples(examples)
     n = count_examples(taken)
@@ -161,10 +161,10 @@ def check_examples(what: str, identity: Mapping[str, Any], logits: np.ndarray, m
 
 
 def probe(model: Any, example: Example) -> list[float] | None:
-    """Return a model's logits of an input that depends on nothing but the example's shapes and types.
+    """Return a model's logits of a fixed input that depends only on the example's shapes and dtypes.
 
-    Floating-point leaves are drawn once and for all, integers and Booleans are 1: an index that every table has.
-    Where the function makes nothing finite of that, there is no probe.
+    Floating-point leaves are drawn with a fixed seed; integers and Booleans are 1, a valid index into any table.
+    Returns None if the logits are not finite.
     """
     rng = np.random.default_rng(0)
 
@@ -182,7 +182,7 @@ def probe(model: Any, example: Example) -> list[float] | None:
 
 
 def describe(choice: Any) -> dict[str, Any]:
-    """Return a frozen choice as JSON: its fields, and its name under ``"name"``."""
+    """Return a configuration object as JSON: its fields, and its class name under ``"name"``."""
     if not dataclasses.is_dataclass(choice):
         return {"name": type(choice).__name__} | {k: _plain(v) for k, v in sorted(vars(choice).items())}
     fields = {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice)}
@@ -192,7 +192,8 @@ def describe(choice: Any) -> dict[str, Any]:
 def constants_digest(constants: Any) -> str:
     """Return a digest of what a model's function holds besides its parameters: arrays, settings, modules, functions.
 
-    The same in another process: no address, no order of a set. Functions count by name and by what they enclose.
+    The digest is the same in another process: memory addresses and the order of sets do not enter. Functions enter by
+    name and by the contents of their closures.
     """
     digest = hashlib.blake2b(digest_size=16)
     _absorb(digest.update, constants, ())
@@ -200,7 +201,7 @@ def constants_digest(constants: Any) -> str:
 
 
 def tree_digest(tree: PyTree) -> str:
-    """Return a digest of every leaf's path, shape, type and bytes."""
+    """Return a digest of every leaf's path, shape, dtype and bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -212,7 +213,7 @@ def tree_digest(tree: PyTree) -> str:
 
 
 def _absorb(update: Callable[[bytes], None], value: Any, within: tuple[int, ...]) -> None:
-    """Feed ``value`` to a digest, whatever it is."""
+    """Feed ``value``, of any type, to a digest; ``within`` holds the ids of enclosing objects, to detect cycles."""
     if id(value) in within or len(within) > 50:
         return update(b"<cycle>")
     within = (*within, id(value))
@@ -249,7 +250,7 @@ def _absorb(update: Callable[[bytes], None], value: Any, within: tuple[int, ...]
 
 
 def _enclosed(function: Any) -> list[Any]:
-    """What a function's closure holds; a variable that is not bound yet is left out."""
+    """Return the contents of a function's closure, without variables that are not bound yet."""
     found = []
     for cell in getattr(function, "__closure__", None) or ():
         try:
@@ -260,12 +261,12 @@ def _enclosed(function: Any) -> list[Any]:
 
 
 def without_addresses(text: str) -> str:
-    """Return a representation without what differs from process to process."""
+    """Return ``text`` (a ``repr``) without memory addresses, which differ between processes."""
     return re.sub(r"0x[0-9a-fA-F]+", "", text)
 
 
 def _logits(model: Any, examples: Examples) -> np.ndarray:
-    """Logits of a few examples, one after the other, in the highest precision, as for PEFs."""
+    """Compute logits of a few examples one at a time in the highest matmul precision, as for PEFs."""
     n = count_examples(examples)
     one = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), examples) for i in range(n)]
     with jax.default_matmul_precision("highest"), jax.disable_jit(False):
@@ -293,7 +294,7 @@ def _agree(part: str, a: Any, b: Any) -> bool:
 
 
 def _values(a: Any, b: Any) -> str:
-    """Both values, where a person can read them."""
+    """Return both values as the end of a message, or an empty text if they are too long to read."""
     texts = [
         a["name"] + str({k: v for k, v in a.items() if k != "name"}) if isinstance(a, dict) else str(a) for a in (a, b)
     ]

@@ -1,18 +1,22 @@
-"""What this machine offers: bytes that may be used on devices and on the host, and processor cores.
+"""Memory and processor cores that this machine offers.
 
 The policy of the whole package: `HOST_SHARE` of the host memory that is free, `DEVICE_SHARE` of the memory that is free
 on an accelerator. A CPU's devices share the memory of their host.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 DEVICE_SHARE, HOST_SHARE = 0.8, 0.5
 """Shares of the free memory. An accelerator is ours alone; a host is shared, and its file cache wants some too."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells the limits of a container."""
@@ -24,14 +28,14 @@ def usable_on_host() -> float:
 
 
 def usable_per_device(devices: Sequence[Any], remedy: str) -> float:
-    """Return the bytes that may be used on each of ``devices``: the least over those of this process.
+    """Return the bytes that may be used per device: the least over the ``devices`` of this process.
 
     Args:
         devices: devices of one platform, of one process or several.
-        remedy: what to pass instead, for the message where an accelerator does not tell its memory.
+        remedy: end of the message: what to pass instead.
 
     Raises:
-        ValueError: an accelerator does not tell its memory. The host's says nothing about it.
+        ValueError: If an accelerator does not report its memory.
     """
     own = [device for device in devices if device.process_index == jax.process_index()]
     if own[0].platform == "cpu":
@@ -76,8 +80,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def on_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Map a function whose work is done without the lock of the interpreter, as in NumPy and SciPy, on all cores."""
+    with ThreadPoolExecutor(cores()) as pool:
+        return list(pool.map(function, items))
+
+
 def size_text(count: float | int) -> str:
-    """Write a number of bytes for people."""
+    """Return a number of bytes as text with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

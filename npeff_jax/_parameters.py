@@ -1,8 +1,7 @@
-"""The parameter space: which leaves of a parameter pytree are explained, and how they line up as one vector.
+"""The parameter space: the explained leaves of a parameter pytree, concatenated to one vector of length m.
 
-A `ParameterLayout` is the part that can be written down: names, shapes and offsets, enough to say what position
-1,234,567 of a pseudo-Fisher vector is. A `ParameterSpace` adds the pytree's structure, and with it the way from a
-pytree to its vector and back.
+A `ParameterLayout` is serialisable: names, shapes and offsets, which map a position in a pseudo-Fisher vector to a
+parameter. A `ParameterSpace` adds the structure of the pytree, and converts between pytrees and vectors.
 """
 
 import bisect
@@ -25,7 +24,7 @@ bool``, or None for every floating-point leaf."""
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One explained leaf. A leaf that stands in several places of the pytree counts once, under its first name."""
+    """One explained leaf. A leaf that occurs at several places of the pytree counts once, under its first name."""
 
     name: str
     shape: tuple[int, ...]
@@ -49,10 +48,10 @@ class ParameterLayout:
         return self.parameters[-1].offset + self.parameters[-1].size
 
     def locate(self, index: int) -> tuple[str, tuple[int, ...]]:
-        """The parameter and the position in it that ``index`` of the vector stands for.
+        """Return the parameter that position ``index`` of the vector belongs to, and the multi-index within it.
 
         Raises:
-            IndexError: ``index`` is not in [0, m).
+            IndexError: If ``index`` is not in [0, m).
         """
         if not 0 <= index < self.size:
             raise IndexError(
@@ -74,7 +73,7 @@ class ParameterLayout:
 
 @dataclasses.dataclass(frozen=True)
 class ParameterSpace:
-    """A layout, and the pytree it was read from. Compared and hashed by value: it can be a static argument.
+    """A layout and the structure of its pytree. Compared and hashed by value, hence usable as a static argument.
 
     Attributes:
         layout: names, shapes and offsets.
@@ -90,10 +89,10 @@ class ParameterSpace:
 
     @classmethod
     def of(cls, params: PyTree, mask: Mask = None) -> "ParameterSpace":
-        """The explained part of ``params``.
+        """Return the space of the parameters of ``params`` that ``mask`` selects.
 
         Raises:
-            ValueError: ``mask`` leaves no floating-point parameter, two leaves have one name, or a leaf is no array.
+            ValueError: If ``mask`` leaves no floating-point parameter, two leaves have one name, or a leaf is no array.
         """
         with_path, treedef = jax.tree_util.tree_flatten_with_path(params)
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_path]
@@ -127,12 +126,12 @@ class ParameterSpace:
         return self.layout.size
 
     def select(self, params: PyTree) -> tuple[Any, ...]:
-        """The explained leaves, each once: what gradients are taken with respect to."""
+        """Return the explained leaves, each once; gradients are taken with respect to these."""
         leaves = self.treedef.flatten_up_to(params)
         return tuple(leaves[places[0]] for places in self.places)
 
     def join(self, params: PyTree, selected: Sequence[Any]) -> PyTree:
-        """``params`` with the explained leaves replaced, in every place where they stand."""
+        """Return ``params`` with the explained leaves replaced by ``selected``, at every place where they occur."""
         leaves = list(self.treedef.flatten_up_to(params))
         for places, leaf in zip(self.places, selected, strict=True):
             for place in places:
@@ -140,14 +139,14 @@ class ParameterSpace:
         return self.treedef.unflatten(leaves)
 
     def ravel(self, params: PyTree) -> jax.Array:
-        """The (m,) vector of a pytree shaped like the parameters. Positions outside the mask are left out."""
+        """Return the (m,) vector of a pytree shaped like the parameters, without entries outside the mask."""
         return jnp.concatenate([jnp.ravel(leaf) for leaf in self.select(params)])
 
     def unravel(self, vector: jax.Array) -> PyTree:
-        """A direction: the pytree of an (m,) vector, shaped like the parameters and zero outside the mask.
+        """Return the pytree of an (m,) vector, shaped like the parameters and zero outside the mask.
 
         Raises:
-            ValueError: ``vector`` is not of shape (m,).
+            ValueError: If ``vector`` is not of shape (m,).
         """
         if np.shape(vector) != (self.size,):
             raise ValueError(
@@ -161,7 +160,7 @@ class ParameterSpace:
 
 
 def _type_of(leaf: Any, name: str) -> Any:
-    """The type that a leaf of the parameters has for JAX."""
+    """Return the dtype that JAX gives a leaf of the parameters; raise if it is no array of numbers."""
     shown = f"the leaf {name!r} of params" if name else "params"
     dtype = getattr(leaf, "dtype", None)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -15,14 +15,14 @@ Progress = bool | io.TextIOBase
 
 
 class Advance(Protocol):
-    """Report ``amount`` more units done, and what is worth seeing beside the count."""
+    """A function that reports ``amount`` more units as done, with values to show beside the count."""
 
     def __call__(self, amount: int, /, **shown: Any) -> None: ...
 
 
 @contextmanager
 def progress_bar(progress: Progress, description: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Progress over ``total`` units, of which ``done`` were done before (a resumed run); rates count only what is new.
+    """Show progress over ``total`` units, of which ``done`` were done by an earlier run; rates exclude those.
 
     Yields:
         A function to call with the number of units just finished.

@@ -1,4 +1,4 @@
-"""Meshes, specs and padding: the only file that knows devices."""
+"""Device meshes, shardings and padding."""
 
 from collections.abc import Sequence
 
@@ -17,17 +17,17 @@ SHARDS = "shards"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
-    """A mesh over every device there is, to pass where results should be computed on all of them.
+    """Return a mesh over all devices, or the given ones, to pass to functions that compute on several devices.
 
     Args:
         devices: which devices; all by default.
-        model: devices that share one copy of the parameters. The rest of the factor goes to examples.
+        model: number of devices that share one copy of the parameters; the other axis splits examples.
 
     Returns:
         A mesh with the axes ``("examples", "model")``.
 
     Raises:
-        ValueError: ``model`` does not divide the number of devices.
+        ValueError: If ``model`` does not divide the number of devices.
     """
     found = np.asarray(jax.devices() if devices is None else devices, dtype=object)
     if model < 1 or found.size % model:
@@ -37,7 +37,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) ->
 
 
 def default_mesh(mesh: Mesh | None) -> Mesh:
-    """The given mesh, or one of JAX's default device alone: nothing takes every device silently."""
+    """Return the given mesh, or a mesh of JAX's default device alone if it is None."""
     if mesh is not None:
         return mesh
     device = next(iter(jax.device_put(np.zeros(())).devices()))  # honours jax.default_device, whichever way it was set
@@ -48,8 +48,8 @@ def examples_mesh(mesh: Mesh | None) -> Mesh:
     """Return the given mesh, or one of JAX's default device, after checking that examples can be split over it.
 
     Raises:
-        TypeError: it is no mesh.
-        ValueError: it has no axis for the examples.
+        TypeError: If ``mesh`` is no mesh.
+        ValueError: If ``mesh`` has no axis for the examples.
     """
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"mesh is of type {type(mesh).__name__}; pass npeff_jax.make_mesh(devices), or None")
@@ -59,32 +59,32 @@ def examples_mesh(mesh: Mesh | None) -> Mesh:
 
 
 def factorization_mesh(mesh: Mesh | None) -> Mesh:
-    """The devices of ``mesh`` in a row, for arrays that are sharded along one axis only."""
+    """Return a one-axis mesh over the devices of ``mesh``, for arrays sharded along one axis."""
     devices = default_mesh(mesh).devices.reshape(-1)
     return Mesh(devices, (SHARDS,), axis_types=(AxisType.Auto,))
 
 
 def sharded(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    """A sharding that splits one array axis after the other over the named mesh axes (None: not split)."""
+    """Return a sharding that splits each array axis over the named mesh axis (None: not split)."""
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
 def round_up(size: int, multiple: int) -> int:
-    """The least multiple of ``multiple`` that is no less than ``size``."""
+    """Return the least multiple of ``multiple`` that is at least ``size``."""
     return -(-size // multiple) * multiple
 
 
 def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
-    """``array`` with its first axis padded to ``size`` by repeating its last row.
+    """Return ``array`` with its first axis padded to ``size`` by repeating its last row.
 
-    A repeated row, not zeros: a model may do anything on zeros, and NaN would look like the user's.
+    The last row is repeated because a model may give NaN on zeros, which would look like an error in the user's data.
     """
     missing = size - array.shape[0]
     return array if missing == 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """An array on the host, whole, also where other processes hold parts of it."""
+    """Return an array on the host, gathered from all processes that hold parts of it."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return jax.device_get(array)  # explicit: a transfer guard lets it pass
     replicated = NamedSharding(array.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
@@ -92,12 +92,12 @@ def fetch(array: jax.Array) -> np.ndarray:
 
 
 def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """An array of the host on the devices. Every process holds the whole and places its own part."""
+    """Place a host array on devices with the given sharding. Every process holds all of it and places its part."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def replicate(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """An array on every device of ``mesh``."""
+    """Place a host array on every device of ``mesh``."""
     return place(np.asarray(array), NamedSharding(mesh, PartitionSpec()))

@@ -52,7 +52,7 @@ Components = Sequence[int] | Int[np.ndarray, "k"]
 
 @runtime_checkable
 class RowArray(Protocol):
-    """What results on the host look like: NumPy, or something larger than memory that is read by row.
+    """An array of results on the host: NumPy, or an array larger than memory that is read by row.
 
     Indexing with an integer, a slice or an integer array along the first axis gives NumPy.
     """

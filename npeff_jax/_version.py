@@ -1,3 +1,3 @@
-"""The version of the package, in the one place that every room may import."""
+"""The version of the package."""
 
 __version__ = "0.1.0"

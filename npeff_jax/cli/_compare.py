@@ -93,7 +93,7 @@ def compare(first: tyro.conf.Positional[Path], second: tyro.conf.Positional[Path
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    """Coefficients of a run, those that were fitted where there are some, and what its components are."""
+    """Load a run directory: coefficients (fitted ones where they exist), examples and component headlines."""
     import npeff_jax
 
     components = folder / "components"

@@ -88,7 +88,7 @@ def _explain_digits(
 
 
 def _draw(path: Path, found: npeff.report.ReportData, images: np.ndarray, coefficients: np.ndarray) -> None:
-    """Draw the largest components as the README shows them: top images, what they are, how selective they are."""
+    """Draw the eight largest components for the README: top images, headline and KL ratio of each."""
     with needs("the picture of a demo"):
         import matplotlib as mpl
     listed = sorted(found.components, key=lambda component: -component.share)[:8]

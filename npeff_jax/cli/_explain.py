@@ -48,8 +48,8 @@ parameters was planned, and with them a quarter of the time of a decomposition. 
 _TOP = 16
 _OTHERS = 4
 _NULLS = npeff.Nulls(n_random_examples=32, n_random_directions=2, n_other_components=_OTHERS)
-"""What a first report needs of a component: is it moved more than what it is held against? The paper's settings
-(128 top examples, all others, every other component) take five times as many forward passes: most of the time there is."""
+"""What a first report needs of a component: is it moved more than what it is held against? The paper's settings (128
+top examples, all others, every other component) take some four times as many forward passes."""
 
 
 def explain(
@@ -203,7 +203,7 @@ def _marks(
     n_top: int,
     progress: Progress,
 ) -> Any:
-    """Marks of top examples where parts can be left out: texts and images that a checkpoint's processor encoded."""
+    """Mark parts of top examples for the report, or return None where the inputs cannot be taken apart."""
     if n_top < 1 or components.kind is not npeff.FisherKind.LOW_RANK:
         return None
     encode = explained.encode()
@@ -224,7 +224,7 @@ def _marks(
 
 
 def _command(arguments: dict[str, Any]) -> str:
-    """The command line of these arguments, those at their defaults left out."""
+    """Return the command line for these arguments, leaving out those at their defaults."""
     flat = flat_arguments(arguments)
     defaults = {f.name: f.default for kind in (Explained, Fishers) for f in dataclasses.fields(kind)}
     defaults |= {name: p.default for name, p in inspect.signature(explain).parameters.items()}
@@ -241,17 +241,17 @@ def _command(arguments: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """The directory of a run, and which of its parts are whole."""
+    """The directory of an ``npeff explain`` run and the record of its arguments."""
 
     folder: Path
     record: dict[str, Any]
 
     @classmethod
     def at(cls, folder: Path, arguments: dict[str, Any], overwrite: bool) -> "_Run":
-        """The run in ``folder``: a new one, or one with the same arguments to go on with. Writes nothing yet.
+        """Return the run in ``folder``: a new one, or one begun with the same arguments. Writes nothing.
 
         Raises:
-            FileExistsError: it was made with other arguments, or is not empty and no run.
+            FileExistsError: If the folder holds a run with other arguments and ``overwrite`` is false, or other files.
         """
         path, now = folder / _RECORD, record_of("explain", arguments)
         if path.exists():
@@ -265,7 +265,7 @@ class _Run:
         return cls(folder, now)
 
     def begin(self, overwrite: bool) -> None:
-        """Write the record; first remove what an earlier run made, if it is to be replaced."""
+        """Write the record of the run; with ``overwrite``, first remove the results of an earlier run."""
         for name in _MADE if overwrite else ():
             path = self.folder / name
             if path.is_dir():
@@ -276,7 +276,7 @@ class _Run:
         (self.folder / _RECORD).write_text(json.dumps(self.record, indent=1) + "\n")
 
     def once(self, name: str, make: Callable[[Path], None]) -> None:
-        """Make a part unless it is there; it takes its name only when it is whole."""
+        """Make the part ``name`` unless it exists. It is written under a temporary name and renamed when complete."""
         whole, part = self.folder / name, self.folder / f"part-{name}"
         if whole.exists():
             return
@@ -289,7 +289,7 @@ class _Run:
 def _split(
     data: Dataset, heldout: float, limit: int | None, seed: int
 ) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "h"]]:
-    """Positions of the examples to decompose and of those held out, drawn class by class."""
+    """Split example positions into those to decompose and those held out, stratified by label."""
     n = len(data) if limit is None else min(limit, len(data))
     if n < _LEAST:
         raise ValueError(f"there are {n} examples; expected at least {_LEAST} to decompose and to hold out")
@@ -312,7 +312,7 @@ def _split(
 def _split_groups(
     groups: Any, heldout: float, n: int, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "h"]]:
-    """Positions of about n examples, drawn in whole groups: what is held out has nothing in common with the rest."""
+    """Split about n example positions by whole groups, so that no group has examples on both sides."""
     order = rng.permutation(np.unique(groups))
     if len(order) < 2:
         raise ValueError("all examples are parts of one text; expected two or more, one of them to hold out")
@@ -323,7 +323,7 @@ def _split_groups(
 
 
 def _check_accuracy(model: Model, train: Dataset, any_accuracy: bool) -> None:
-    """Say how often predictions agree with labels, and stop where that is chance."""
+    """Print the accuracy of predictions against labels; raise if it is no better than chance."""
     check = npeff.tasks.check_labels(model, train)
     n = int(check.confusion.sum())
     print(f"{check.accuracy:.1%} of {n} examples predicted as labelled; chance {check.chance:.1%}")

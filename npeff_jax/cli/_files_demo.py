@@ -94,7 +94,7 @@ def files(
 
 
 def _list_files(path: Path, task: npeff.tasks.FileTypes) -> None:
-    """Write the digest of all files, then for each its set, and its path and type."""
+    """Write a list of files: their common digest, then one line per file with its set, path and type."""
     lines = [f"# {task.digest}"]
     for name, part in (("decomposed", task.decomposed), ("heldout", task.heldout)):
         lines += [f"{name}\t{shown[0]}" for shown in part.display]

@@ -41,13 +41,13 @@ class Question:
 
 
 def load_question(name: str, mask: tuple[str, ...], question: Question, examples: Any = None) -> Model:
-    """The model of what a language model is asked.
+    """Load a language model with the outputs that ``question`` asks about.
 
     Args:
         name: its directory.
         mask: globs over parameter paths to explain.
         question: what it is asked.
-        examples: if they are there already: drawn answers among them are the question.
+        examples: examples encoded earlier, if any; answers drawn for them define the outputs.
     """
     return _asked(language_model(name, trainable=mask or None), question, examples)
 
@@ -61,7 +61,7 @@ def load_passages(
     progress: Progress,
     seed: int = 0,
 ) -> tuple[Model, Dataset]:
-    """A language model as it is asked, and the texts of a table as examples for that.
+    """Load a language model and the texts of a table, encoded as its examples.
 
     Args:
         name: directory of the model.

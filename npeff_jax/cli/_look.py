@@ -93,7 +93,7 @@ def _model(name: str, found: Dataset | None) -> Model:
 
 
 def _as_decomposed(model: Model, components: Decomposition) -> Model:
-    """The model with the mask that its components were found with."""
+    """Return the model with the parameter mask that the components were computed with."""
     parameters = components.schema.layout.parameters
     names = {name for parameter in parameters for name in (parameter.name, *parameter.aliases)}
     return dataclasses.replace(model, mask=lambda name, _: name in names)

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    """The error in one line. What no one foresaw is called by its type, with the way to more."""
+    """Return the error as one line; one not raised by this package is named by its type, with a hint to ``--debug``."""
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
         text = missing("this command", error) or text
@@ -93,7 +93,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether the error was raised in a file of this package, which raises sentences."""
+    """Return whether the error was raised in a file of this package, whose messages are complete sentences."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -112,7 +112,7 @@ def _version() -> str:
 
 @contextlib.contextmanager
 def _fitting_help(arguments: Sequence[str]) -> Iterator[None]:
-    """Fold the lines of a command's help that are wider than the terminal."""
+    """Wrap lines of a command's help that are wider than the terminal."""
     if not {"-h", "--help"} & set(arguments):
         yield
         return

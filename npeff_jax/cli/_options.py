@@ -47,7 +47,7 @@ class Show(enum.Enum):
 
 
 class RowForm(enum.Enum):
-    """In which form a decomposition holds the rows of A."""
+    """How a decomposition stores the rows of A in memory."""
 
     AUTO = "auto"
     DENSE = "dense"
@@ -56,19 +56,19 @@ class RowForm(enum.Enum):
 
 
 def rows_of(form: RowForm) -> Any:
-    """The library's form of ``--rows``."""
+    """Return the row space that ``--rows`` names; None for "auto"."""
     return {RowForm.DENSE: DenseRows(), RowForm.SPARSE: SparseRows(), RowForm.KERNEL: KernelRows()}.get(form)
 
 
 def progress_of(show: Show) -> Progress:
-    """The library's form of ``--progress``."""
+    """Return the ``progress`` argument of the library for a choice of ``--progress``."""
     if show is not Show.JSON:
         return show is Show.BAR
     return False if sys.stderr is None else cast(io.TextIOBase, sys.stderr)  # a program without a console has none
 
 
 def mesh_of(all_devices: bool) -> Any:
-    """Every device there is, or JAX's default one."""
+    """Return a mesh over all devices, or None for JAX's default device."""
     return make_mesh() if all_devices else None
 
 
@@ -117,13 +117,13 @@ class Explained:
     max_length: int = 128
 
     def encode(self) -> Any:
-        """What turns texts or images into examples: the checkpoint's own processor; None for any other model."""
+        """Return the function that encodes texts or images: the checkpoint's processor, or None for any other model."""
         if not is_checkpoint(self.model) or is_language_model(self.model):
             return None
         return huggingface_processor(self.model)
 
     def load(self, progress: Progress = False) -> tuple[Model, Dataset]:
-        """The model, and the part of the examples with labels that are classes of the model."""
+        """Load the model and the selected examples, with labels as class indices of the model."""
         if is_language_model(self.model):
             return self._load_language(progress)
         asked = [name for name in _QUESTIONS if getattr(self, name) != getattr(Explained, name)]
@@ -178,10 +178,10 @@ class Fishers:
     sketch: MaybeInt = None
 
     def representation(self) -> LowRank | Diagonal | Sampled | None:
-        """The library's form of these options; None where none of them was given.
+        """Return the Fisher representation that these options specify; None if none of them was given.
 
         Raises:
-            ValueError: an option that the flavour does not have.
+            ValueError: If an option does not apply to the flavour.
         """
         given = {
             "--min-probability": self.min_probability or None,

@@ -25,7 +25,7 @@ STAGES: dict[str, Callable[..., None]] = {}
 
 
 def stage(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that writes its result to its argument ``out``.
+    """Wrap a command so that its result at ``out`` is written once, with a record of how it was made.
 
     Run again with the same arguments and inputs it does nothing; with others it refuses to touch what is there, unless
     it is told to ``overwrite``. A record of what was run is written beside the result once that is whole.
@@ -58,10 +58,10 @@ def stage(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def local_place(out: Path) -> Path:
-    """``out`` with ``~`` expanded.
+    """Return ``out`` as a local path with ``~`` expanded.
 
     Raises:
-        ValueError: it is an address.
+        ValueError: If ``out`` is a URL.
     """
     if re.match(r"[A-Za-z][\w+.-]+:/", str(out)):  # a Path has made one slash of the two
         raise ValueError(f"--out {out} is an address; expected a place on this machine")
@@ -69,7 +69,7 @@ def local_place(out: Path) -> Path:
 
 
 def record_path(out: Path) -> Path:
-    """Where the record of the result ``out`` is."""
+    """Return the path of the record of the result ``out``."""
     return out.with_name(out.name + ".record.json")
 
 
@@ -113,7 +113,7 @@ def record_of(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def flat_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as the command line has them: options that stand together in a dataclass each by its own name."""
+    """Return a command's arguments by option name; a dataclass of options is replaced by its fields."""
     flat: dict[str, Any] = {}
     for name, value in arguments.items():
         if dataclasses.is_dataclass(value):
@@ -124,7 +124,7 @@ def flat_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(command: Callable[..., Any], flat: dict[str, Any]) -> dict[str, Any]:
-    """What `flat_arguments` made flat, for the command again; what it does not know is left out."""
+    """Rebuild a command's arguments from `flat_arguments`, dropping names that the command does not have."""
     made = {}
     for name, hint in typing.get_type_hints(command).items():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
@@ -135,17 +135,20 @@ def _arguments(command: Callable[..., Any], flat: dict[str, Any]) -> dict[str, A
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The options and inputs in which two records differ. How progress is shown and where it runs matter not."""
+    """Return the options and inputs in which two records differ, as text; progress and devices are not compared."""
     silent = {"progress", "all_devices"}
     names = [name for name in now["arguments"] if name not in silent]
-    differ = [name for name in names if before["arguments"].get(name) != now["arguments"][name]]
+    # an option that a record of an earlier version does not have was at its default
+    defaults = {name: p.default for name, p in inspect.signature(STAGES[now["command"]]).parameters.items()}
+    then = {name: _encode(default) for name, default in defaults.items()} | before["arguments"]
+    differ = [name for name in names if then.get(name) != now["arguments"][name]]
     told = [f"--{name.replace('_', '-')}" for name in differ]
     told += [f"content of --{key}" for key in now["inputs"] if before["inputs"].get(key) != now["inputs"][key]]
     return ", ".join((["command"] if before["command"] != now["command"] else []) + told)
 
 
 def _digest(path: Path) -> str:
-    """What stands for the content of an input: its own record, else its manifest or time of change."""
+    """Return a digest that stands for an input's content: of its record, else of its manifest or modification time."""
     stands = record_path(path)
     if stands.exists():
         return hashlib.blake2b(stands.read_bytes(), digest_size=12).hexdigest()
@@ -153,7 +156,7 @@ def _digest(path: Path) -> str:
 
 
 def _remove(out: Path) -> None:
-    """Remove a result of ours: its record beside it says that it is one."""
+    """Remove a result and its record; raises if there is no record, so that other files are never removed."""
     record_path(out).unlink()
     if out.is_dir():
         shutil.rmtree(out)
@@ -182,7 +185,7 @@ def _decode(hint: Any, value: Any) -> Any:
 
 
 def save_arrays(path: Path, result: Any) -> None:
-    """A result made of arrays, as one .npz: an array a field."""
+    """Save a dataclass of arrays as an .npz file with one array per field."""
     beside = path.with_name(path.name + ".part.npz")
     import numpy as np
 
@@ -191,10 +194,10 @@ def save_arrays(path: Path, result: Any) -> None:
 
 
 def load_arrays(path: Path, kind: type) -> Any:
-    """What `save_arrays` wrote, as an object of ``kind`` again.
+    """Load an object of type ``kind`` that `save_arrays` wrote.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: If the file holds other arrays.
     """
     import numpy as np
 

@@ -50,7 +50,7 @@ class Reading:
 
 
 def load_model(name: str, mask: tuple[str, ...] = ()) -> Model:
-    """The model that ``name`` stands for.
+    """Load the model that ``name`` stands for.
 
     Args:
         name: ``package.module:factory`` or ``path/file.py:factory``, a function without arguments that returns a
@@ -58,7 +58,7 @@ def load_model(name: str, mask: tuple[str, ...] = ()) -> Model:
         mask: globs over parameter paths to explain; the model's own choice if empty.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: If ``name`` is none of these.
     """
     if ":" in name and not Path(name).exists():
         model = load_factory("--model", name)()
@@ -87,7 +87,7 @@ def load_examples(
     reading: Reading | None = None,
     progress: Progress = False,
 ) -> Dataset:
-    """The examples that ``name`` stands for.
+    """Load the examples that ``name`` stands for.
 
     Args:
         name: ``package.module:factory`` or ``path/file.py:factory``, a function without arguments that returns a
@@ -99,8 +99,8 @@ def load_examples(
         progress: of decoding images.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is none of these, or the part is empty.
+        FileNotFoundError: If there is no such file.
+        ValueError: If ``name`` is none of these, or the part is empty.
     """
     reading, path = reading or Reading(), Path(name).expanduser()
     names = reading.label_names or None
@@ -134,15 +134,15 @@ def is_table(name: str) -> bool:
 
 
 def part_of(found: Dataset, part: str | None) -> Dataset:
-    """The part ``start:stop`` of a data set; all of it without one."""
+    """Return the part ``start:stop`` of a data set, or all of it if ``part`` is None."""
     return found if part is None else _part(found, part)
 
 
 def check_labels(name: str, found: Dataset, model: Model) -> Dataset:
-    """The data set with labels that are classes of the model, matched by name where both have names.
+    """Return the data set with labels as class indices of the model, matched by name where both have names.
 
     Raises:
-        ValueError: a label that is no class of the model, or names that cannot be matched.
+        ValueError: If a label is no class of the model, or names cannot be matched.
     """
     try:
         return match_labels(found, model)
@@ -183,7 +183,7 @@ def _processor(examples: str, model: str | None) -> Any:
 
 
 def _columns(file: Path, reading: Reading) -> Columns:
-    """The columns to read: those named, else those with the usual names, which are said."""
+    """Return the columns to read: those named in ``reading``, else those with usual names. Prints the choice."""
     found = column_names(file, reading.encoding)
     text = reading.text or next((name for name in _TEXTS if name in found), None)
     if text is None:
@@ -200,7 +200,7 @@ def _columns(file: Path, reading: Reading) -> Columns:
 
 
 def load_factory(option: str, name: str) -> Callable[[], Any]:
-    """The function that ``package.module:factory`` or ``path/file.py:factory`` names."""
+    """Import the function that ``package.module:factory`` or ``path/file.py:factory`` names."""
     module_name, _, attribute = name.rpartition(":")
     if "" not in sys.path and "." not in sys.path:
         sys.path.insert(0, "")  # a module in the directory the command is run in, as `python -m` finds it
@@ -227,14 +227,14 @@ def _from_file(path: Path) -> Any:
 
 
 def _texts(display: Any) -> Any:
-    """Strings of an .npz as lists: one text an example, or several."""
+    """Return an array of strings as a list, one text or list of texts per example; other arrays unchanged."""
     if display is None or display.dtype.kind != "U":
         return display
     return display.tolist()
 
 
 def is_texts(display: Any) -> bool:
-    """Whether a data set's display is texts, or several texts for each example."""
+    """Return whether a data set's display holds texts: one, or several, per example."""
     first = display[0] if display is not None and len(display) else None
     return isinstance(first, str) or (isinstance(first, tuple | list) and all(isinstance(s, str) for s in first))
 

@@ -159,6 +159,7 @@ def decompose(
     follow: float = 0.1,
     avoid: float = 1.0,
     seed: int = 0,
+    restarts: int = 1,
     max_steps: int = 500,
     tolerance: float = 1e-5,
     min_count: int = 1,
@@ -180,6 +181,7 @@ def decompose(
         follow: how tightly marked examples are tied to their marks, from 0 to 1.
         avoid: how tightly examples marked zero are tied to zero, from 0 to 1.
         seed: of the start. Decompose with several and compare before trusting single components.
+        restarts: starts to try on a part of the examples; the one with the lowest loss goes on with all of them.
         max_steps: iterations at most.
         tolerance: relative decrease of the loss a step below which it stops.
         min_count: parameters that fewer rows than this touch are left out.
@@ -197,6 +199,7 @@ def decompose(
         n_components,
         seed=seed,
         tunings=asked,
+        restarts=restarts,
         stopping=npeff_jax.Stopping(max_steps=max_steps, tolerance=tolerance),
         min_count=min_count,
         rows=rows_of(rows),

@@ -16,20 +16,12 @@ from npeff_jax._checks import check_integer
 from npeff_jax._examples import count_examples, take_examples
 from npeff_jax._html import facts_html, table_html
 from npeff_jax._types import Examples, PyTree
-from npeff_jax.evaluation._prediction import predict, rank_correlation
+from npeff_jax.evaluation._prediction import predicted_kl, rank_correlation
 from npeff_jax.evaluation._ranking import top_examples
 from npeff_jax.factorization import CoefficientFit, Decomposition
 from npeff_jax.models import Model, check_model
 from npeff_jax.pefs import Pefs
-from npeff_jax.perturbation import (
-    Passes,
-    Subject,
-    check_direction,
-    class_labels,
-    no_move,
-    perturbed_kl,
-    perturbed_predictions,
-)
+from npeff_jax.perturbation import Passes, check_direction, class_labels, no_move, perturbed_kl, perturbed_predictions
 
 PASSES = Passes()
 """What functions take where nothing is said."""
@@ -219,7 +211,6 @@ def collateral(
     Raises:
         ValueError: shapes disagree, or a divergence is not finite.
     """
-    subject = Subject(model, decomposition)
     check_direction(model, move, "move")
     W, n_top = np.asarray(fit.coefficients), check_integer("n_top", n_top)
     examples = take_examples(examples)
@@ -228,7 +219,7 @@ def collateral(
         raise ValueError(
             f"there are {n} examples, {pefs.n_examples} PEFs and {len(W)} rows of coefficients; pass the same"
         )
-    expected = predict(subject, W, np.asarray(pefs.norms), move)
+    expected = predicted_kl(model, decomposition, W, np.asarray(pefs.norms), move)
     options: dict[str, Any] = {"batch_size": passes.batch_size, "mesh": passes.mesh, "precision": passes.precision}
     found = perturbed_kl(model, examples, [move], [1.0], **options)[0, 0]
     predicted, measured = np.full((2, W.shape[1]), np.nan)

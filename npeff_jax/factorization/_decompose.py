@@ -21,6 +21,7 @@ from npeff_jax.factorization._driver import Callback, iterate
 from npeff_jax.factorization._finish import finish
 from npeff_jax.factorization._fit import fit_coefficients, fit_tied
 from npeff_jax.factorization._problem import Problem, of_stack
+from npeff_jax.factorization._restarts import best_start, check_restarts, sentence
 from npeff_jax.factorization._run import Stopping
 from npeff_jax.factorization._stack import stack
 from npeff_jax.factorization._tunings import Ties, Tuning, check_tunings
@@ -38,6 +39,7 @@ def decompose(
     solver: Solver | None = None,
     stopping: Stopping | None = None,
     start: InitialFactors | None = None,
+    restarts: int = 1,
     rows: RowChoice | None = None,
     products: ProductPrecision = ProductPrecision.FLOAT32,
     min_count: int = 1,
@@ -60,6 +62,9 @@ def decompose(
             `Multiplicative` are the paper's own. Or a `Solver` of your own.
         stopping: when to end.
         start: a given W or G.
+        restarts: starts to try, of the seeds from ``seed`` on, on a quarter of the examples (never fewer than four per
+            component; all of them with tunings, and where a `Problem` or the rows of a model are given). The best one
+            goes on with all examples; ``settings["restarts"]`` and ``stopped`` say what losses the others came to.
         rows: how the rows are held; by default what is estimated to be fastest. ``settings["row_space"]`` says why.
         products: precision of the large products.
         min_count: parameters with fewer non-zeros over all rows are pruned; the energy lost is in ``settings``.
@@ -77,7 +82,7 @@ def decompose(
 
     Raises:
         ValueError: more components than rows, no examples, values that are not finite, a solver of the other
-            kind, or rows or pseudo-Fishers that do not fit.
+            kind, restarts of a given start, or rows or pseudo-Fishers that do not fit.
         TypeError: an argument of another type, such as the class of a solver instead of an instance.
         FileExistsError: there is something at ``path``.
     """
@@ -86,7 +91,10 @@ def decompose(
     given = check_type("start", start, InitialFactors) or InitialFactors()
     check_type("stopping", stopping, Stopping)
     check_type("checkpoints", checkpoints, Checkpoints)
+    restarts = check_restarts(restarts, given)
     settings: dict[str, Any] = {"seed": seed, "start": given.given}
+    if restarts > 1:
+        settings["restarts"] = restarts
     if isinstance(pefs, Problem):
         tunings = check_tunings(tunings, pefs.n_examples)
         if tunings and pefs.ties is not None:
@@ -109,8 +117,17 @@ def decompose(
     check_room(n_components - problem.n_frozen, problem.n_named)
     assert problem.origin is not None
     check_start(given, problem.n_examples, n_components, problem.origin.schema.layout.size, problem.kind)
-    at = solver.start(problem, n_components, seed, given)
+    tried = None
+    if restarts == 1:
+        at = solver.start(problem, n_components, seed, given)
+    else:
+        whole_pefs = pefs if isinstance(pefs, Pefs) and problem.ties is None else None
+        limits = stopping or Stopping()
+        at, tried = best_start(problem, whole_pefs, n_components, seed, restarts, solver, limits, rows, progress)
     found = solve(problem, solver, at, stopping, settings, callback, progress, checkpoints)
+    if tried is not None:
+        stopped = f"{found.stopped}; {sentence(tried)}"
+        found = dataclasses.replace(found, stopped=stopped, settings=found.settings | {"restarts": tried})
     if not problem.origin.exact and isinstance(pefs, Pefs):
         found = on_exact_products(found, pefs, problem.ties)
     return settled(found, path)

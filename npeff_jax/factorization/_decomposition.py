@@ -231,8 +231,6 @@ def finished(
     done = finish(fetch(W), GG, problem.kind, origin.squared_norm, problem.n_frozen, problem.n_named)
 
     def form(components: np.ndarray) -> np.ndarray:
-        if len(components) == len(done.order):
-            return problem.rows.expand(G)[components]
         return problem.rows.expand(_some(G, replicate(np.asarray(components, np.int32), problem.rows.mesh)))
 
     own: dict[str, Any] = {"n_components": len(done.order), "n_frozen": problem.n_frozen}

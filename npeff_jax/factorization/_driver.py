@@ -70,6 +70,7 @@ def iterate(
     progress: Progress = True,
     callback: Callback | None = None,
     store: CheckpointStore | None = None,
+    stage: str = "decompose",
 ) -> Outcome:
     """Run until the loss stands still, the steps are used up, the callback says so, or a value is not finite."""
     driver = _Driver(solver, problem, start, stopping)
@@ -80,7 +81,7 @@ def iterate(
     run.since = max(run.since, warm_up)
 
     stopped = f"reached max_steps={stopping.max_steps}" if run.steps >= stopping.max_steps else ""
-    with progress_bar(progress, "decompose", stopping.max_steps, "step", done=run.steps) as advance:
+    with progress_bar(progress, stage, stopping.max_steps, "step", done=run.steps) as advance:
         while not stopped:
             done = run.steps
             replaced, exchange = 0, None
@@ -96,6 +97,8 @@ def iterate(
             run.record(state, found, now, replaced=replaced)
             advance(end - done, loss=run.losses[-1])
             stopped = run.stands_still(stopping, exchanges)
+            if stopped and driver.still_pays(run):
+                stopped += f"; stopped with exchanges still paying; pass more ({driver.limit(run)})"
             if callback is not None and callback(Iterate(end, run.losses[-1], now, driver.factors(run.best)[0])):
                 stopped = f"the callback ended it after {end} steps"
             if store and (stopped or end % (store.every * window) == 0):
@@ -149,6 +152,19 @@ class _Driver:
             search.offer = make_offer(self.problem, *self.factors(run.best))
         replacements = search.replacements(self.n_free)
         return len(replacements), self.places(search.offer.vectors, replacements) if replacements else None
+
+    def still_pays(self, run: Run) -> bool:
+        """Whether the last exchange paid, and another one pays by its price."""
+        search = run.search
+        if not (self.exchanges > 0 and search.paid and not search.over):
+            return False
+        offer = search.offer or make_offer(self.problem, *self.factors(run.best))
+        return bool(np.any(offer.gains > offer.costs))
+
+    def limit(self, run: Run) -> str:
+        """What kept further exchanges from being tried."""
+        used_up = run.trials >= self.exchanges
+        return f"exchanges={self.exchanges} of {type(self.solver).__name__}" if used_up else f"max_steps={run.steps}"
 
     def places(self, vectors: Vectors, replacements: dict[int, int]) -> Exchange:
         """Candidates, and which component's place they take, on the devices."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from npeff_jax._machine import on_cores
 from npeff_jax.pefs import FisherKind
 
 DEAD = 1e-8
@@ -83,16 +84,29 @@ class FinishedVectors:
     def __getitem__(self, rows: Any) -> np.ndarray:
         own = self._order[rows]
         places, f = np.atleast_1d(own), len(self._frozen)
-        G = np.empty((len(places), self.shape[1]), np.float32)
-        free = places >= f
-        G[~free] = self._frozen[places[~free]]
-        if free.any():
-            found = np.array(self._form(places[free]), np.float32)
-            norm = np.sqrt(np.einsum("jk,jk->j", found, found, dtype=np.float64))
-            sign = np.sign(found[np.arange(len(found)), np.abs(found).argmax(axis=1)])
-            scale = np.where(norm > 0, norm * np.where(sign == 0, 1, sign), 1.0)
-            G[free] = found / scale.astype(np.float32)[:, None]
+        free = np.flatnonzero(places >= f)
+        found = np.asarray(self._form(places[free]) if len(free) else np.zeros((0, self.shape[1])), np.float32)
+        in_place = len(free) == len(places) and found.flags.writeable
+        G = found if in_place else np.empty((len(places), self.shape[1]), np.float32)
+        G[places < f] = self._frozen[places[places < f]]
+        on_cores(lambda k: _scale_to_unit(found[k], G[free[k]]), range(len(free)))
         return G[0] if np.ndim(own) == 0 else G
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
+
+
+SUMMED = 4096
+"""Squares that are summed in float32 before float64 takes over: the sum is then within 1e-6."""
+
+
+def _scale_to_unit(vector: Float[np.ndarray, "m"], out: Float[np.ndarray, "m"]) -> None:
+    """Write a vector at unit norm, its largest entry positive; zeros stay zeros."""
+    whole = len(vector) - len(vector) % SUMMED
+    parts, rest = vector[:whole].reshape(-1, SUMMED), vector[whole:]
+    square = float(np.einsum("pk,pk->p", parts, parts).sum(dtype=np.float64) + np.dot(rest, rest))
+    if not 1e-20 < square < 1e20:  # some of its squares may be beyond float32
+        square = float(np.einsum("k,k->", vector, vector, dtype=np.float64))
+    norm = np.sqrt(square)
+    sign = -1.0 if -vector.min(initial=0) > vector.max(initial=0) else 1.0
+    np.multiply(vector, np.float32(sign / norm if norm > 0 else 1.0), out=out)

@@ -10,8 +10,10 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Array, Float, Int
 
+from npeff_jax._machine import cores, on_cores
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
 from npeff_jax.factorization.row_spaces import matmul
+from npeff_jax.factorization.row_spaces._blocks import row_squares
 
 Members = tuple[Int[Array, "_ _"], ...]
 """`members_of` on the devices."""
@@ -103,11 +105,17 @@ def line_coefficients(
 
 def squared_norms(A: scipy.sparse.csr_array, n_rows: np.ndarray) -> Float[np.ndarray, "n"]:
     """Return ‖F_i‖² = ‖A_i A_iᵀ‖² of every example, from its own c×c Gram matrix, in float64."""
-    first = np.concatenate([[0], np.cumsum(n_rows)])
-    owner = np.repeat(np.arange(len(n_rows)), n_rows)
-    total = np.zeros(len(n_rows))
-    for lag in range(int(n_rows.max(initial=0))):  # all pairs of rows that stand `lag` apart, for every example at once
-        left = np.flatnonzero(np.arange(len(owner)) + lag < first[owner + 1])
-        dots = np.asarray(A[left].multiply(A[left + lag]).sum(axis=1, dtype=np.float64)).reshape(-1)
-        np.add.at(total, owner[left], (1 if lag == 0 else 2) * dots**2)
-    return total
+    stops = np.cumsum(n_rows)
+
+    def of_part(examples: Int[np.ndarray, "part"]) -> Float[np.ndarray, "part"]:
+        own, start = n_rows[examples], stops[examples[0]] - n_rows[examples[0]]
+        rows, owner = A[start : stops[examples[-1]]], np.repeat(np.arange(len(own)), own)
+        total = np.bincount(owner, row_squares(rows) ** 2, len(own))
+        for lag in range(1, int(own.max(initial=0))):  # all pairs of rows that stand `lag` apart, of all examples
+            left = np.flatnonzero(owner[:-lag] == owner[lag:])
+            dots = np.asarray(rows[left].multiply(rows[left + lag]).sum(axis=1, dtype=np.float64)).reshape(-1)
+            total += np.bincount(owner[left], 2 * dots**2, len(own))
+        return total
+
+    parts = [part for part in np.array_split(np.arange(len(n_rows)), cores()) if len(part)]
+    return np.concatenate(on_cores(of_part, parts))

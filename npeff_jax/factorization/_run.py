@@ -108,14 +108,9 @@ class Run:
         left_alone = self.steps - self.since >= window and self.steps > window
         may_stop = left_alone and stopping.tolerance >= 0
         may_stop = may_stop and not (self.may_exchange(exchanges) and self.slow(stopping))
-        paying = exchanges > 0 and self.search.paid and not self.search.over
         if may_stop and self.decrease(window) < stopping.tolerance:
-            why = (
+            return (
                 f"converged: over the last {window} of {self.steps} steps the loss fell by less than "
                 f"tolerance={stopping.tolerance:g} of itself a step"
             )
-            return f"{why}; stopped with exchanges still paying; pass more (exchanges={exchanges})" if paying else why
-        if self.steps < stopping.max_steps:
-            return ""
-        why = f"reached max_steps={stopping.max_steps}"
-        return f"{why}; stopped with exchanges still paying; pass more" if paying else why
+        return f"reached max_steps={stopping.max_steps}" if self.steps >= stopping.max_steps else ""

@@ -13,7 +13,7 @@ from npeff_jax._identity import tree_digest
 from npeff_jax._parameters import Parameter, ParameterLayout
 from npeff_jax.factorization._objective import squared_norms
 from npeff_jax.factorization.row_spaces import BlockedRows
-from npeff_jax.factorization.row_spaces._blocks import over
+from npeff_jax.factorization.row_spaces._blocks import over, row_squares
 from npeff_jax.pefs import FisherKind, Pefs, Schema
 
 BLOCK_BYTES = 1 << 30
@@ -75,7 +75,7 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
             bad = examples.start + np.repeat(np.arange(len(n_rows)), n_rows)[row]
             raise ValueError(f"the PEF of example {bad} has a value that is not finite; recompute or leave it out")
         counts += np.bincount(block.indices, minlength=len(counts))
-        norms.append(squared_norms(block, n_rows) if low_rank else _squares(block))
+        norms.append(squared_norms(block, n_rows) if low_rank else row_squares(block))
     if parameter_indices is None:
         parameter_indices = np.flatnonzero(counts >= max(min_count, 1))
         if not counts.any():
@@ -92,8 +92,10 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
     for _, block in blocks:
         kept = over(block, position, len(parameter_indices))
         filled.append(np.diff(kept.indptr) > 0)
-        energy.append(_squares(kept)[filled[-1]])
-        trace += float(np.sum(_squares(block)) if low_rank else np.sum(block.data, dtype=np.float64))
+        squares = row_squares(kept)
+        energy.append(squares[filled[-1]])
+        before = squares if kept.nnz == block.nnz else row_squares(block)
+        trace += float(np.sum(before) if low_rank else np.sum(block.data, dtype=np.float64))
         kept_trace += float(np.sum(energy[-1]) if low_rank else np.sum(kept.data, dtype=np.float64))
 
     def read() -> Iterator[tuple[int, scipy.sparse.csr_array]]:
@@ -140,7 +142,7 @@ def stack_rows(A: Any, owner: Any, kind: FisherKind) -> tuple[Stack, Schema]:
     n_rows = np.bincount(owner, minlength=n)
     if kind is FisherKind.DIAGONAL and n_rows.max() > 1:
         raise ValueError(f"example {int(n_rows.argmax())} has {n_rows.max()} rows; a diagonal Fisher is one row")
-    energy = _squares(matrix)
+    energy = row_squares(matrix)
     norms = squared_norms(matrix, n_rows) if kind is FisherKind.LOW_RANK else np.bincount(owner, energy, n)
     digest = tree_digest({"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "owner": owner})
     layout = ParameterLayout((Parameter("columns", (m,), 0),))
@@ -167,9 +169,3 @@ class _Blocks:
     @functools.cached_property
     def _whole(self) -> scipy.sparse.csr_array:
         return self._pefs.to_scipy()
-
-
-def _squares(block: scipy.sparse.csr_array) -> Float[np.ndarray, "rows"]:
-    """‖a‖² of each row, in float64."""
-    row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
-    return np.bincount(row, block.data.astype(np.float64) ** 2, block.shape[0]).astype(np.float64)

@@ -1,6 +1,9 @@
 """Model and examples to PEFs: per-example Fisher information matrices, sparsified, in memory or on disk."""
 
 from npeff_jax.pefs._batch import BatchRows as BatchRows
+from npeff_jax.pefs._device_rows import DeviceRows as DeviceRows
+from npeff_jax.pefs._device_selection import Kept as Kept
+from npeff_jax.pefs._device_selection import largest_on_device as largest_on_device
 from npeff_jax.pefs._driver import DType as DType
 from npeff_jax.pefs._driver import OnExisting as OnExisting
 from npeff_jax.pefs._driver import OnFailure as OnFailure

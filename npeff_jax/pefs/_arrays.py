@@ -69,7 +69,8 @@ def checked_entries(values: Any, indices: Any, rows: Any, m: int, kind: FisherKi
     if kind is FisherKind.DIAGONAL and (values.min() < 0 or rows.max() > 0):
         raise ValueError("a diagonal is one row per example, not negative; pass squares, or kind=FisherKind.LOW_RANK")
     used = values != 0
-    rows, indices = np.where(used, rows, 2**31), np.where(used, indices, 0).astype(np.int64)
+    rows = np.where(used, rows.astype(np.int64), 2**31)  # behind all others; a narrow type has no room for it
+    indices = np.where(used, indices, 0).astype(np.int64)
     order = np.lexsort((indices, rows), axis=1)
     values, indices, rows, used = (np.take_along_axis(a, order, axis=1) for a in (values, indices, rows, used))
     twice = (np.diff(rows, axis=1) == 0) & (np.diff(indices, axis=1) == 0) & used[:, 1:]

@@ -1,9 +1,11 @@
 """Model and examples to `Pefs`: the loop over batches."""
 
+import functools
 import logging
 import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, SupportsIndex, get_args
+from typing import Any, Literal, NamedTuple, SupportsIndex, get_args
 
 import numpy as np
 from jax.sharding import Mesh
@@ -11,20 +13,22 @@ from jax.sharding import Mesh
 from npeff_jax._checks import as_enum, as_instance, check_choice, check_integer, check_labels, listing
 from npeff_jax._examples import choose_examples, count_examples, first_example, slice_examples, take_examples
 from npeff_jax._identity import Identity, check_examples, describe, examples_identity, model_identity
+from npeff_jax._machine import cores
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._sharding import EXAMPLES, examples_mesh, round_up
 from npeff_jax._types import Examples
 from npeff_jax._version import __version__
 from npeff_jax.models import Model, Output, check_model
-from npeff_jax.pefs._batch import BatchRows, on_host
+from npeff_jax.pefs._batch import BatchRows
 from npeff_jax.pefs._files import PefFiles, load_pefs
 from npeff_jax.pefs._keep import Keep, Selection, as_selection
-from npeff_jax.pefs._memory import check_fits, choose_batch_size
+from npeff_jax.pefs._memory import check_fits, choose_at_once, choose_batch_size
 from npeff_jax.pefs._pefs import Pefs
 from npeff_jax.pefs._processes import check_own_devices
 from npeff_jax.pefs._rows import unreached
 from npeff_jax.pefs._schema import Normalization, Schema
 from npeff_jax.pefs._sparsify import NotFiniteError, Sparsifier, blank_arrays, put, skipped
+from npeff_jax.pefs._step import SelectOn, entries_of, selects_on_device
 from npeff_jax.pefs.representations import FisherKind, LowRank, Representation, default_representation
 from npeff_jax.store import WidenedArray, absolute_path
 
@@ -51,6 +55,7 @@ def compute_pefs(
     normalization: Normalization | str = Normalization.BEFORE,
     precision: str = "highest",
     dtype: DType = "float32",
+    select_on: SelectOn = "auto",
     on_failure: OnFailure = "stop",
     progress: Progress = True,
 ) -> Pefs:
@@ -75,6 +80,9 @@ def compute_pefs(
         precision: of the matrix products behind the gradients.
         dtype: of the stored values; they are read as float32. "float16" comes with a scale an example. The figures of
             fidelity leave this rounding out.
+        select_on: where the entries to keep are selected. By default that is an accelerator if the rows are on one, so
+            that only what is stored leaves it, and the host where they are there, or where ``keep`` is most of them or
+            has no way on a device. Results are the same to rounding.
         on_failure: what to do with an example whose gradients are not finite: stop, or skip it. A skipped example has
             no rows, a norm of NaN, and is listed by `Pefs.failed`.
         progress: True for a bar, False for none, a text stream for JSON lines.
@@ -105,7 +113,10 @@ def compute_pefs(
     settings: dict[str, Any] = {"n_classes": n_classes, "keep": selection, "precision": precision, "dtype": dtype}
     schema = describe_run(model, examples, representation, normalization, **settings)
     check_own_devices(mesh)
-    size = round_up(batch_size or choose_batch_size(4 * c * model.space.size, n, mesh), mesh.shape[EXAMPLES])
+    row_bytes = 4 * c * model.space.size
+    on_device = selects_on_device(select_on, mesh, representation, selection, c, model.space.size)
+    size = batch_size or choose_batch_size(row_bytes, n, mesh, on_device)
+    size, at_once = round_up(size, mesh.shape[EXAMPLES]), choose_at_once(row_bytes, mesh) if on_device else None
     sparsify = Sparsifier(schema, representation, selection)
     blank = blank_arrays(schema, c)
     if path is None:
@@ -117,7 +128,7 @@ def compute_pefs(
                 f"the PEFs at {path}", {}, files.logits(), model, choose_examples(examples, slice(0, files.committed))
             )
         if files.committed < n:
-            fishers = BatchRows(model, representation, mesh, files.batch_size or size, precision)
+            fishers = rows_for(model, representation, selection, mesh, files.batch_size or size, precision, at_once)
             part = blank_arrays(schema, c, fishers.batch_size)
             _run(fishers, sparsify, examples, seen, files, part, on_failure, progress)
     if "scales" in blank:
@@ -127,6 +138,20 @@ def compute_pefs(
     remarkable = found.outliers.size or found.uninformative.size or found.failed.size
     _LOG.log(logging.WARNING if remarkable else logging.INFO, "%s", found)
     return pefs
+
+
+def rows_for(
+    model: Model,
+    representation: Representation,
+    keep: Selection,
+    mesh: Mesh,
+    batch_size: int,
+    precision: str,
+    at_once: int | None,
+) -> BatchRows:
+    """Return what computes the rows of a batch, or, with ``at_once`` examples at a time on a device, their entries."""
+    then = None if at_once is None else functools.partial(entries_of, representation, keep)
+    return BatchRows(model, representation, mesh, batch_size, precision, then, at_once)
 
 
 def describe_run(
@@ -261,27 +286,23 @@ def _run(
     on_failure: OnFailure,
     progress: Progress,
 ) -> None:
-    """Batch after batch: gradients on the devices, selection on the host's threads, writing behind both.
+    """Batch after batch. Where the devices select, they work on one batch while the host finishes and writes the last.
 
-    Dense rows of one batch are alive at a time; the selected entries of two are, one being written.
+    Where the host selects, its threads follow each batch of gradients, and writing is behind both: dense rows of one
+    batch are alive at a time, the selected entries of two.
     """
     n, failed = sparsify.schema.n_examples, 0
     size, shown = fishers.batch_size, progress if sink.process == 0 else False
     with (
         progress_bar(shown, "PEFs", n, "example", sink.committed) as advance,
-        ThreadPoolExecutor(os.cpu_count()) as threads,
+        ThreadPoolExecutor(cores()) as threads,
     ):
-        for first in range(sink.committed, n, size * sink.processes):
-            end = min(first + size * sink.processes, n)  # of what all processes do in this turn
-            start = min(first + size * sink.process, n)
-            stop = min(start + size, n)
-            if start == stop:  # the last batches were not enough for all
-                sink.write(n, n, {}, end)
-                continue
-            given = None if labels is None else labels[start:stop]
-            batch = on_host(fishers(slice_examples(examples, slice(start, stop)), start, given), stop - start)
-            work = [threads.submit(sparsify, one, start + i) for i, one in enumerate(batch)]
-            found = {name: np.zeros_like(array[: stop - start]) for name, array in blank.items()}
+
+        def finish(turn: _Turn, entries: Iterable[Any]) -> int:
+            """Sparsify, and begin to write, the examples of a turn; return how many were skipped."""
+            work = [threads.submit(sparsify, one, turn.start + i) for i, one in enumerate(entries)]
+            found = {name: np.zeros_like(array[: turn.stop - turn.start]) for name, array in blank.items()}
+            skips = 0
             for i, one in enumerate(work):
                 try:
                     put(found, i, one.result())
@@ -290,7 +311,38 @@ def _run(
                         raise
                     _LOG.warning("skipped: %s", error)
                     put(found, i, skipped(sparsify.schema.n_classes))
-                    failed += 1
-            del batch, work, one
-            sink.write(start, stop, found, end)
-            advance(end - first, **({"skipped": failed} if failed else {}))
+                    skips += 1
+            sink.write(turn.start, turn.stop, found, turn.end)
+            advance(turn.end - turn.first, **({"skipped": failed + skips} if failed + skips else {}))
+            return skips
+
+        last: tuple[_Turn, Iterable[Any]] | None = None
+        for turn in _turns(n, size, sink):
+            if turn.start < turn.stop:
+                part = slice_examples(examples, slice(turn.start, turn.stop))
+                given = None if labels is None else labels[turn.start : turn.stop]
+                entries = fishers.begin(part, turn.start, given)
+            if last is not None:
+                failed += finish(*last)
+                last = None
+            if turn.start == turn.stop:  # the last batches were not enough for all
+                sink.write(n, n, {}, turn.end)
+            else:
+                last = turn, entries
+        if last is not None:
+            failed += finish(*last)
+
+
+class _Turn(NamedTuple):
+    """What all processes do at a time, ``first`` to ``end``, and this one's part of it."""
+
+    first: int
+    start: int
+    stop: int
+    end: int
+
+
+def _turns(n: int, size: int, sink: Any) -> Iterator[_Turn]:
+    for first in range(sink.committed, n, size * sink.processes):
+        start = min(first + size * sink.process, n)
+        yield _Turn(first, start, min(start + size, n), min(first + size * sink.processes, n))

@@ -6,11 +6,16 @@ from typing import Any, SupportsIndex
 
 from npeff_jax._checks import check_integer, normalise
 from npeff_jax._identity import describe
+from npeff_jax.pefs._device_rows import DeviceRows
+from npeff_jax.pefs._device_selection import Kept, largest_on_device
 from npeff_jax.pefs._selection import LeafRows, Selected, largest, shared_support
 
 
 class Selection(abc.ABC):
-    """Which entries of an example's rows are kept. An own one is a frozen dataclass with `width` and `select`."""
+    """Which entries of an example's rows are kept. An own one is a frozen dataclass with `width` and `select`.
+
+    Where the rows are on an accelerator, one with `select_on_device` too spares them the way to the host.
+    """
 
     @abc.abstractmethod
     def width(self, n_rows: int, m: int) -> int:
@@ -23,6 +28,21 @@ class Selection(abc.ABC):
     @abc.abstractmethod
     def select(self, rows: LeafRows) -> Selected:
         """Return the kept entries of one example, at most `width` of them."""
+
+    def select_on_device(self, rows: DeviceRows) -> Kept:
+        """Return the same as `select`, inside a compiled program: pure, of traced rows.
+
+        Raises:
+            NotImplementedError: there is no such way: the rows are brought to the host.
+        """
+        raise NotImplementedError(f"{type(self).__name__} selects on the host alone; define select_on_device")
+
+    @property
+    def on_device(self) -> bool:
+        """Whether `select_on_device` says what `select` does: a class that overrides only the latter has none."""
+        order = type(self).__mro__
+        of = {name: next(i for i, c in enumerate(order) if name in vars(c)) for name in ("select", "select_on_device")}
+        return of["select_on_device"] <= of["select"] and order[of["select_on_device"]] is not Selection
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -51,6 +71,9 @@ class PerRow(Selection):
     def select(self, rows: LeafRows) -> Selected:
         return largest(rows, self.entries * rows.wanted)
 
+    def select_on_device(self, rows: DeviceRows) -> Kept:
+        return largest_on_device(rows, self.entries * rows.wanted, self.entries * rows.n_rows)
+
 
 @dataclasses.dataclass(frozen=True)
 class SharedSupport(Selection):
@@ -69,6 +92,9 @@ class SharedSupport(Selection):
 
     def select(self, rows: LeafRows) -> Selected:
         return shared_support(rows, self.parameters)
+
+    def select_on_device(self, rows: DeviceRows) -> Kept:
+        return largest_on_device(rows.by_parameter(), self.parameters, self.parameters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +115,10 @@ class _Largest(Selection):
 
     def select(self, rows: LeafRows) -> Selected:
         return largest(rows, rows.wanted * rows.size if self.entries is None else self.entries)
+
+    def select_on_device(self, rows: DeviceRows) -> Kept:
+        number = rows.n_rows * rows.size if self.entries is None else self.entries
+        return largest_on_device(rows, number, number)
 
     @property
     def recorded(self) -> dict[str, Any]:

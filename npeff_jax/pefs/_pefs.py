@@ -59,7 +59,7 @@ class NormSummary:
             median=float(np.median(norms[usable])) if usable.any() else float("nan"),
             largest=float(np.max(norms[usable])) if usable.any() else float("nan"),
             threshold=threshold,
-            outliers=order[norms[order] > threshold],
+            outliers=order[norms[order].astype(np.float64) > threshold],  # which float32 may not hold
             failed=failed,
             uninformative=np.flatnonzero(norms == 0),
         )
@@ -300,7 +300,10 @@ class Pefs:
         counts = np.bincount(row, minlength=int(first[-1]))
         indptr = np.concatenate([[0], np.cumsum(counts)])
         shape = (int(first[-1]), self.schema.layout.size)
-        return scipy.sparse.csr_array((values[stored].astype(np.float32), indices[stored], indptr), shape=shape)
+        # of one type, the narrower where it is enough: SciPy would widen both, and products would read twice as much
+        index = np.int32 if max(indptr[-1], shape[1]) < 2**31 else np.int64
+        entries = values[stored].astype(np.float32), indices[stored].astype(index), indptr.astype(index)
+        return scipy.sparse.csr_array(entries, shape=shape)
 
 
 def _positions(examples: Any, n: int) -> Int[np.ndarray, "k"]:

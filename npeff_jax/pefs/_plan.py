@@ -1,7 +1,6 @@
 """What PEFs will cost and lose, from a few examples, before the expensive run."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +14,17 @@ from jaxtyping import Float
 from npeff_jax._checks import check_integer, check_labels, check_real
 from npeff_jax._examples import count_examples, first_example, slice_examples, take_examples
 from npeff_jax._html import facts_html, table_html
-from npeff_jax._machine import size_text
-from npeff_jax._sharding import examples_mesh
+from npeff_jax._machine import cores, size_text
+from npeff_jax._sharding import EXAMPLES, examples_mesh, round_up
 from npeff_jax._types import Examples
 from npeff_jax.models import Model, check_model
 from npeff_jax.pefs._batch import BatchRows, on_host
-from npeff_jax.pefs._driver import as_representation, describe_run, labels_for
+from npeff_jax.pefs._driver import as_representation, describe_run, labels_for, rows_for
 from npeff_jax.pefs._keep import as_selection
-from npeff_jax.pefs._memory import WORKING, choose_batch_size
-from npeff_jax.pefs._rows import HostRows
+from npeff_jax.pefs._memory import choose_at_once, choose_batch_size, program_bytes
 from npeff_jax.pefs._schema import Normalization
 from npeff_jax.pefs._sparsify import Sparsifier
+from npeff_jax.pefs._step import SelectOn, selects_on_device
 from npeff_jax.pefs.representations import FisherKind, Representation
 
 KEEP = (256, 1024, 4096, 16_384, 65_536, 262_144)
@@ -45,8 +44,10 @@ class RunPlan:
         n_parameters: m.
         n_rows: mean rows an example, c_i.
         batch_size: examples at a time.
-        memory_bytes: expected on all devices together, on top of the model: the dense rows of a batch and what they are
-            put together from.
+        memory_bytes: on all devices together, on top of the model, by the compiled program's own account: rows, the
+            gradients they are put together from, activations, and what selecting on the devices takes.
+        at_once: examples whose rows a device holds at a time.
+        on_device: whether the entries to keep are selected on the devices.
         seconds: to compute the PEFs of all n examples, as measured on those sampled. Compilation comes on top.
         compile_seconds: the first batch took.
         keep: K, the choices compared.
@@ -65,6 +66,8 @@ class RunPlan:
     n_rows: float
     batch_size: int
     memory_bytes: float
+    at_once: int
+    on_device: bool
     seconds: float
     compile_seconds: float
     keep: tuple[int, ...]
@@ -92,6 +95,7 @@ class RunPlan:
         return min(good) if good else max(self.keep)
 
     def _facts(self) -> list[tuple[str, Any]]:
+        portions = f", {self.at_once} at a time on a device" if self.on_device else ""
         each = duration(1000 * self.seconds / self.n_examples)
         facts = [
             ("examples, parameters", f"{self.n_examples:,}, {self.n_parameters:,}"),
@@ -100,7 +104,8 @@ class RunPlan:
                 "time",
                 f"{duration(self.seconds)}, {each} a thousand, and {self.compile_seconds:.0f} s to compile",
             ),
-            ("memory beside the model", f"{size_text(self.memory_bytes)} in batches of {self.batch_size}"),
+            ("memory beside the model", f"{size_text(self.memory_bytes)} in batches of {self.batch_size}{portions}"),
+            ("entries are selected on", "the devices" if self.on_device else "the host"),
             ("kernel form", f"{size_text(self.kernel_bytes)} for the Gram matrix of all rows"),
         ]
         if self.rank is not None:
@@ -154,6 +159,7 @@ def plan(
     batch_size: int | None = None,
     mesh: Mesh | None = None,
     precision: str = "highest",
+    select_on: SelectOn = "auto",
 ) -> RunPlan:
     """Measure on a few random examples what PEFs of all of them will cost, and what sparsifying will lose.
 
@@ -169,6 +175,7 @@ def plan(
         batch_size: as for `compute_pefs`.
         mesh: as for `compute_pefs`.
         precision: as for `compute_pefs`.
+        select_on: as for `compute_pefs`.
 
     Raises:
         ValueError: no examples, a choice of K that is out of range, or rows that do not fit in memory.
@@ -190,7 +197,9 @@ def plan(
     keep = tuple(check_integer("keep", k, 1, most) for k in keep)
     mesh = examples_mesh(mesh)
     size = None if batch_size is None else check_integer("batch_size", batch_size)
-    size = size or choose_batch_size(4 * c * m, n, mesh)
+    largest = as_selection(keep[-1])
+    on_device = selects_on_device(select_on, mesh, representation, largest, c, m)
+    size = size or choose_batch_size(4 * c * m, n, mesh, on_device)
     rows = BatchRows(model, representation, mesh, min(size, n_sampled), precision)
     settings: dict[str, Any] = {"n_classes": n_classes, "precision": precision, "known": {}}
     sparsifiers = []
@@ -200,10 +209,18 @@ def plan(
         sparsifiers.append(Sparsifier(schema, representation, selection))
     given = None if given is None else given[chosen]
     started = time.perf_counter()
-    first = None if given is None else given[: rows.batch_size]
-    jax.block_until_ready(rows(jax.tree.map(lambda leaf: leaf[: rows.batch_size], sample), 0, first))
+    part, first = _few(sample, given, rows.batch_size)
+    jax.block_until_ready(rows(part, 0, first))
     compile_seconds = time.perf_counter() - started
     measured = _measure(rows, sample, given, sparsifiers)
+    program, seconds = rows, measured.seconds / n_sampled
+    if on_device:  # the figures above are the host's; time and memory are those of the program that will run
+        at_once = choose_at_once(4 * c * m, mesh)
+        program = rows_for(model, representation, largest, mesh, size, precision, at_once)
+        seconds, compile_seconds = _timed(program, sample, given, sparsifiers[-1])
+    memory = program_bytes(program.compiled(*_few(sample, given, program.batch_size)))
+    size = program.batch_size if on_device else round_up(size, mesh.shape[EXAMPLES])
+    share = size // mesh.shape[EXAMPLES]
     found, ranks = measured.found, np.array(measured.ranks)
     return RunPlan(
         n_examples=n,
@@ -211,8 +228,10 @@ def plan(
         n_parameters=m,
         n_rows=float(np.mean([one[0]["n_rows"] for one in found])),
         batch_size=size,
-        memory_bytes=float(WORKING * 4 * c * m * size),
-        seconds=measured.seconds / n_sampled * n,
+        memory_bytes=memory * mesh.size * size / program.batch_size,
+        at_once=program.at_once if on_device else share,
+        on_device=on_device,
+        seconds=seconds * n,
         compile_seconds=compile_seconds,
         keep=keep,
         kept_energy=_medians([[float(s["kept_energy"]) for s in one] for one in found]),
@@ -244,7 +263,7 @@ def _measure(rows: BatchRows, sample: Examples, labels: Any, sparsifiers: list[S
     *others, timed = sparsifiers
     n = count_examples(sample)
     measured = _Measured([], [], 0.0)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(cores()) as threads:
         for start in range(0, n, rows.batch_size):
             part = jax.tree.map(lambda leaf, a=start: leaf[a : a + rows.batch_size], sample)
             began = time.perf_counter()
@@ -258,7 +277,24 @@ def _measure(rows: BatchRows, sample: Examples, labels: Any, sparsifiers: list[S
     return measured
 
 
-def _ranks(one: HostRows) -> Iterator[int]:
+def _timed(program: BatchRows, sample: Examples, labels: Any, sparsify: Sparsifier) -> tuple[float, float]:
+    """Seconds per example of a full batch on the devices and what follows on the host, and of the first run's rest."""
+    began, times = time.perf_counter(), []
+    some, given = _few(sample, labels, program.batch_size)
+    for _ in range(2):
+        for i, one in enumerate(program.begin(some, 0, given)):
+            sparsify(one, i)
+        times.append(time.perf_counter() - began)
+        began = time.perf_counter()
+    return times[1] / program.batch_size, times[0] - times[1]
+
+
+def _few(examples: Examples, labels: Any, number: int) -> tuple[Examples, Any]:
+    """The first examples and their labels, if there are any."""
+    return jax.tree.map(lambda leaf: leaf[:number], examples), None if labels is None else labels[:number]
+
+
+def _ranks(one: Any) -> Iterator[int]:
     """How many principal rows hold each fraction of the trace."""
     held = np.cumsum(np.linalg.eigvalsh(one.gram.astype(np.float64))[::-1])
     for trace in TRACES:

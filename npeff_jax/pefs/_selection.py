@@ -29,6 +29,9 @@ SAMPLE = 1 << 15
 SMALL = 1 << 16
 """Below so many entries one partition of all is faster than sampling many short leaves."""
 
+EXACT_ROWS = 16
+"""Up to so many rows are rotated to the same bits as on a device. Beyond, a matrix product is much faster."""
+
 UNDERFLOW = 1e-15
 """Below this, float32 squares lose digits."""
 
@@ -100,8 +103,20 @@ class LeafRows:
         return self.rotated(found)
 
     def rotated(self, columns: Float[np.ndarray, "c k"]) -> Float[np.ndarray, "c k"]:
-        """All rows at some parameters, from the rows before rotation."""
-        return columns if self.rotation is None else self.rotation @ columns
+        """All rows at some parameters, from the rows before rotation.
+
+        Products are rounded one by one and added in the order of the rows, as in a compiled program (`DeviceRows`): a
+        matrix product would round as its library and its blocks decide.
+        """
+        if self.rotation is None:
+            return columns
+        if self.n_rows > EXACT_ROWS:
+            return self.rotation @ columns
+        found = self.rotation[:, :1] * columns[0]
+        product = np.empty_like(found)
+        for i in range(1, self.n_rows):
+            found += np.multiply(self.rotation[:, i : i + 1], columns[i], out=product)
+        return found
 
 
 def largest(rows: LeafRows, keep: int) -> Selected:
@@ -125,7 +140,10 @@ def shared_support(rows: LeafRows, parameters: int) -> Selected:
     energy = np.empty((1, rows.size), np.float32)
     for start, piece in rows.pieces():
         wanted = rows.rotated(np.stack(piece))[: rows.wanted]
-        np.einsum("cm,cm->m", wanted, wanted, out=energy[0, start : start + wanted.shape[1]])
+        np.square(wanted, out=wanted)
+        for row in wanted[1:]:  # in this order, each square rounded, as on a device
+            wanted[0] += row
+        energy[0, start : start + wanted.shape[1]] = wanted[0]
     _, support, _ = largest(LeafRows([[energy]], np.array([0, rows.size])), parameters).entries
     columns = rows.at(support)
     return Selected(support, columns, columns[: rows.wanted] != 0)

@@ -10,6 +10,7 @@ from npeff_jax.pefs._keep import Selection
 from npeff_jax.pefs._rows import HostRows
 from npeff_jax.pefs._schema import Normalization, Schema
 from npeff_jax.pefs._selection import LeafRows, Selected
+from npeff_jax.pefs._step import HostEntries
 from npeff_jax.pefs.representations import FisherKind, Representation, Rotation
 
 CANCELLED = 1e-5
@@ -64,8 +65,23 @@ def fidelity(chosen: Selected, rows: LeafRows, gram: Float[np.ndarray, "c c"]) -
         DD, DS = np.zeros_like(own), np.zeros_like(own)
         for dropped, kept in _dropped(rows, chosen):
             DD, DS = DD + dropped @ dropped.T, DS + dropped @ kept.T
-        missing = float(np.sum(DD**2) + 4 * np.sum(DD * DS) + 2 * np.sum(DD * own) + 2 * np.sum(DS * DS.T))
+        missing = _missing(DD, DS, own)
     return Fidelity(float(np.trace(own)), float(np.linalg.norm(own)), _root(missing, whole))
+
+
+def device_fidelity(one: HostEntries, diagonal: bool) -> Fidelity:
+    """Measure kept entries by the products that a device has formed, S Sᵀ, D Sᵀ and D Dᵀ: nothing cancels."""
+    own, DS, DD, gram = (np.asarray(x, np.float64) for x in (one.kept.own, one.kept.cross, one.kept.rest, one.gram))
+    if diagonal:
+        return Fidelity(float(one.kept.total), float(own[0, 0]) ** 0.5, _root(float(DD[0, 0]), float(gram[0, 0])))
+    return Fidelity(
+        float(np.trace(own)), float(np.linalg.norm(own)), _root(_missing(DD, DS, own), float(np.sum(gram**2)))
+    )
+
+
+def _missing(DD: Float[np.ndarray, "c c"], DS: Float[np.ndarray, "c c"], own: Float[np.ndarray, "c c"]) -> float:
+    """‖DᵀD + DᵀS + SᵀD‖²."""
+    return float(np.sum(DD**2) + 4 * np.sum(DD * DS) + 2 * np.sum(DD * own) + 2 * np.sum(DS * DS.T))
 
 
 def _dropped(rows: LeafRows, chosen: Selected) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -88,7 +104,10 @@ def _root(part: float, whole: float) -> float:
 
 
 class Sparsifier:
-    """Dense rows of one example after the other to the fields of `Pefs`. Holds no state: threads may share it."""
+    """Rows of one example after the other, or entries a device selected, to the fields of `Pefs`.
+
+    Holds no state: threads may share it.
+    """
 
     def __init__(self, schema: Schema, representation: Representation, keep: Selection) -> None:
         """For examples as ``schema`` describes them."""
@@ -96,16 +115,24 @@ class Sparsifier:
         self.normalization = Normalization(schema.normalization)
         self.offsets = np.array([*(p.offset for p in schema.layout.parameters), schema.layout.size])
 
-    def __call__(self, one: HostRows, number: int) -> dict[str, Any]:
+    def __call__(self, one: HostRows | HostEntries, number: int) -> dict[str, Any]:
         """Return the values of example ``number`` by field of `Pefs`.
 
         Raises:
             NotFiniteError: something in it is not finite.
         """
         _check_finite(one, self.schema, number)
-        turned = self.representation.rotation(one.gram.astype(np.float64), one.n_rows, np)
-        chosen, held = self._kept(one, turned)
-        rows, indices, values = chosen.entries
+        if isinstance(one, HostEntries):
+            kept, used = one.kept, int(one.kept.n_kept)
+            held = device_fidelity(one, self.schema.kind is FisherKind.DIAGONAL)
+            entries: Any = (kept.rows[:used], kept.indices[:used], kept.values[:used])
+            whole = bool(kept.whole)
+            turned = Rotation(None, one.gram.astype(np.float64), one.n_rows)
+        else:
+            turned = self.representation.rotation(one.gram.astype(np.float64), one.n_rows, np)
+            chosen, held = self._kept(one, turned)
+            entries, whole = chosen.entries, chosen.whole
+        rows, indices, values = entries
         # The rows come from cotangents divided by ``scale``. F is quadratic in a row of a factor, linear in a diagonal.
         power = 1.0 if self.schema.kind is FisherKind.DIAGONAL else 0.5
         norm, scale = float(np.linalg.norm(turned.gram)) ** (0.5 / power), float(one.scale) ** (2 * power)
@@ -119,7 +146,7 @@ class Sparsifier:
             "n_rows": int(turned.n_rows),
             "norms": max(np.float32(size), TINY) if size else np.float32(0),
             "logits": one.logits,
-            "kept_energy": (1.0 if chosen.whole else held.kept_trace / trace) if trace else np.nan,
+            "kept_energy": (1.0 if whole else held.kept_trace / trace) if trace else np.nan,
             "fisher_error": held.error,
             "lost_mass": one.lost_mass,
             "lost_trace": one.lost_trace,
@@ -179,7 +206,7 @@ def _stored_type(name: str) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
-def _check_finite(one: HostRows, schema: Schema, number: int) -> None:
+def _check_finite(one: HostRows | HostEntries, schema: Schema, number: int) -> None:
     bad = np.flatnonzero(~np.isfinite(one.leaf_norms))
     if not np.isfinite(one.logits).all():
         raise NotFiniteError(f"example {number} has logits that are not finite; look at the model on this example")

@@ -9,6 +9,7 @@ from npeff_jax.report._component import Causal as Causal
 from npeff_jax.report._component import Component as Component
 from npeff_jax.report._component import Evidence as Evidence
 from npeff_jax.report._component import Marks as Marks
+from npeff_jax.report._component import Moved as Moved
 from npeff_jax.report._component import Trace as Trace
 from npeff_jax.report._data import About as About
 from npeff_jax.report._data import ReportData as ReportData

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from npeff_jax.evaluation import Audit, Selectivity
+from npeff_jax.evaluation import Audit, Collateral, Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.report._anatomy import Anatomy
-from npeff_jax.report._component import AuditCheck, Audited, Causal, Component, Marks, Trace
+from npeff_jax.report._component import AuditCheck, Audited, Causal, Component, Marks, Moved, Trace
 from npeff_jax.report._evidence import evidence_of
 from npeff_jax.report._examples import Shown, mix_of, near_misses_of, pair_mix_of, random_of, top_of
 from npeff_jax.report._places import Places
@@ -34,6 +34,7 @@ class Extras:
         traces: for each component its traces.
         marks: for each component its marked examples.
         audit: of all components or of some.
+        collateral: of a move.
     """
 
     selectivity: Selectivity | None = None
@@ -42,6 +43,7 @@ class Extras:
     traces: Sequence[Sequence[Trace]] | None = None
     marks: Sequence[Sequence[Marks]] | None = None
     audit: Audit | None = None
+    collateral: Collateral | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -115,6 +117,7 @@ class Cards:
         largest = [a for a in np.argsort(-energy, kind="stable")[:_LARGEST_ARRAYS] if energy[a] > 0]
         return Component(
             index=j,
+            name=self.decomposition.names.get(j),
             headline=note or self._headline(len(top), predicted, pairs, words),
             frozen=j < self.decomposition.n_frozen,
             share=share,
@@ -140,6 +143,7 @@ class Cards:
             coherence=_coherence(predicted, self.rates, pairs, words),
             causal=causal,
             audit=audited,
+            moved=_moved(extras.collateral, j),
             stability=None if stability is None else float(stability.mean()),
             note=note,
             traces=() if extras.traces is None else tuple(extras.traces[j]),
@@ -236,6 +240,13 @@ def _audited(audit: Audit | None, j: int) -> Audited | None:
         for check in audit.checks
     )
     return Audited(bool(audit.passed[place]), audit.verdict(j), checks)
+
+
+def _moved(collateral: Collateral | None, j: int) -> Moved | None:
+    if collateral is None:
+        return None
+    found = (float(collateral.measured[j]), float(collateral.predicted[j]))
+    return Moved(*(value if math.isfinite(value) else None for value in found))
 
 
 def _decay(column: Float[np.ndarray, "n"], at: Float[np.ndarray, "points"]) -> tuple[float, ...]:

@@ -60,6 +60,7 @@ def collect(
         map=tuple((float(x), float(y)) for x, y in layout_by_similarity(bones.similarity)),
         selectivity_ceiling=None if extras.selectivity is None else float(extras.selectivity.ceiling),
         components=components,
+        moved_all=None if extras.collateral is None else float(extras.collateral.others),
         about=about,
     )
 

@@ -94,6 +94,19 @@ class Audited:
 
 
 @dataclasses.dataclass(frozen=True)
+class Moved:
+    """How far a move of the parameters takes the predictions of the component's top examples, in nats.
+
+    Attributes:
+        measured: their mean KL divergence.
+        predicted: the same by equation 5.
+    """
+
+    measured: float | None
+    predicted: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Trace:
     """Where a perturbation along the component enters, and how it reaches the output, to first order.
 
@@ -153,6 +166,8 @@ class Component:
         note: what someone or something says of it, if given.
         traces: of some of its top examples, if made.
         marks: which parts of some of its top examples its effect depends on, if made.
+        name: what it was asked for as; None for components that were not asked for.
+        moved: what a move, such as one that forgets something, does to its top examples, if that was given.
     """
 
     index: int
@@ -183,3 +198,5 @@ class Component:
     note: str = ""
     traces: tuple[Trace, ...] = ()
     marks: tuple[Marks, ...] = ()
+    name: str | None = None
+    moved: Moved | None = None

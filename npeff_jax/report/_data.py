@@ -17,7 +17,7 @@ from npeff_jax.report._component import Component
 from npeff_jax.report._json import dumps, from_plain, json_schema_of, to_plain
 
 FORMAT = "npeff-report"
-VERSION = 4
+VERSION = 5
 """4: the audit of each component, its evidence, coherence and marked parts, a table of all examples, what the report is
 about. 3: a headline for each component. 2: base rates of pairs of classes, words of top texts, wrong predictions, how
 many components exceed a ratio."""
@@ -219,6 +219,7 @@ class ReportData:
             paper. Here they do not, and ratios can be larger.
         components: one card each.
         about: what the report is about.
+        moved_all: mean KL divergence of all examples under the move that ``moved`` of components is about, if given.
         format: always "npeff-report".
         version: of this schema.
     """
@@ -235,6 +236,7 @@ class ReportData:
     selectivity_ceiling: float | None
     components: tuple[Component, ...]
     about: About = About()
+    moved_all: float | None = None
     format: str = FORMAT
     version: int = VERSION
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from npeff_jax._extras import needs
-from npeff_jax.evaluation import Audit, Selectivity
+from npeff_jax.evaluation import Audit, Collateral, Selectivity
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.pefs import Pefs
@@ -45,7 +45,7 @@ def write_report(
         selectivity: from `selectivity`, of all components or of some.
         display: what to show of each example: an array of images, a text each, several texts each, `Images` or `Texts`.
         **options: ``model``, ``title``, ``class_names``, ``stability``, ``notes``, ``traces``, ``marks``, ``audit``,
-            ``about`` and ``shown``, as for `report_data`.
+            ``collateral``, ``about`` and ``shown``, as for `report_data`.
 
     Returns:
         The path written, which in a notebook shows the page. Its data is available from `report_data`.
@@ -79,6 +79,7 @@ def report_data(
     traces: Sequence[Sequence[Trace]] | None = None,
     marks: Sequence[Sequence[Marks]] | None = None,
     audit: Audit | None = None,
+    collateral: Collateral | None = None,
     about: About | None = None,
     shown: Shown | None = None,
 ) -> ReportData:
@@ -100,6 +101,7 @@ def report_data(
         marks: for each component which parts of some of its top examples matter, from `report.mark_examples`.
         audit: from `audit`, of all components or of some; its verdict is then the mark of evidence, which is read off
             ``selectivity`` otherwise.
+        collateral: from `evaluation.collateral`: who moves under a move of the parameters.
         about: names of model and data, how they were split, and the command, for readers.
         shown: how many examples a card shows.
 
@@ -122,6 +124,7 @@ def report_data(
         raise ValueError(
             f"audit is of component {max(audit.components)} too, the decomposition has {r} components; audit this one"
         )
+    _check_collateral(collateral, r)
     if isinstance(notes, Mapping):
         notes = _notes(notes, r)
     for name, value in (("notes", notes), ("traces", traces), ("marks", marks)):
@@ -135,7 +138,7 @@ def report_data(
             "name a class"
         )
     title = title if title is not None else f"{r} components of {n:,} examples"
-    extras = Extras(selectivity, stability, notes, traces, marks, audit)
+    extras = Extras(selectivity, stability, notes, traces, marks, audit, collateral)
     about = About() if about is None else about
     if not about.date:
         now = datetime.datetime.now(datetime.UTC).isoformat(" ", "minutes")
@@ -197,6 +200,20 @@ def _check_choices(title: Any, class_names: Any, marks: Any, traces: Any, about:
         if strange is not None:
             source = "mark_examples" if wanted is Marks else "trace_components"
             raise TypeError(f"{name} holds a {type(strange).__name__}; expected the result of report.{source}")
+
+
+def _check_collateral(collateral: Any, r: int) -> None:
+    if collateral is None:
+        return
+    if not isinstance(collateral, Collateral):
+        raise TypeError(
+            f"collateral is of type {type(collateral).__name__}; expected a Collateral, from evaluation.collateral"
+        )
+    if len(collateral.measured) != r:
+        raise ValueError(
+            f"collateral is of {len(collateral.measured)} components, the decomposition has {r}; measure it on this "
+            "decomposition"
+        )
 
 
 def _notes(notes: Mapping[Any, str], r: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Arrays and manifests on disk, for PEFs and decompositions: absent is an error, never zero."""
+"""Arrays and manifests on disk, for PEFs and decompositions. A missing chunk raises; it is never read as zeros."""
 
 from npeff_jax.store._arrays import StoredArray as StoredArray
 from npeff_jax.store._arrays import WidenedArray as WidenedArray

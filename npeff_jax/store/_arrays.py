@@ -1,6 +1,6 @@
-"""Arrays as zarr3 through TensorStore: preallocated, written in stretches of rows, read by row.
+"""Arrays on disk as zarr3 through TensorStore: preallocated, written by ranges of rows, read by row.
 
-A chunk that is absent is an error and not zero: zeros that are data are stored.
+A missing chunk raises instead of reading as zeros; chunks of zeros are therefore stored.
 """
 
 import hashlib
@@ -83,18 +83,18 @@ class StoredArray:
         return _reopened, (self._path, self._generation)
 
     def write(self, start: int, stop: int, rows: np.ndarray) -> Any:
-        """Begin to write rows ``start`` to ``stop``: a future, done when they are on disk and synced."""
+        """Start writing ``rows`` to positions ``start`` to ``stop``; return a future, done once they are on disk."""
         _check_process(self._path)
         return self._store[start:stop].write(rows)
 
 
 class WidenedArray:
-    """Rows kept in half precision, read as float32, each multiplied by its scale."""
+    """Rows stored in half precision, read as float32 and multiplied by a scale per row."""
 
     dtype = np.dtype(np.float32)
 
     def __init__(self, values: Any, scales: np.ndarray) -> None:
-        """``values`` (n, K) in a narrow type and ``scales`` (n,)."""
+        """Wrap ``values`` (n, K) of a narrow floating-point type and ``scales`` (n,)."""
         self._values, self._scales = values, scales
 
     @property
@@ -113,9 +113,9 @@ class WidenedArray:
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: Any, chunk_rows: int) -> StoredArray:
-    """Create an array at ``path`` in chunks of ``chunk_rows`` rows, shaped like the writes, so that none is read back.
+    """Create an array at ``path`` with chunks of ``chunk_rows`` rows.
 
-    Nothing of it can be read before it is written.
+    Writes should cover whole chunks, so that no chunk is read back. Reading a chunk before it is written raises.
     """
     import tensorstore
 
@@ -139,13 +139,13 @@ def open_array(path: Path, *, manifest: dict[str, Any] | None = None) -> StoredA
     """Open an array that exists on disk.
 
     Args:
-        path: its directory.
-        manifest: of the directory that it is in; with it, the array notices when that directory is overwritten, and
-            its metadata are compared with what was written. In a directory from before manifests had a generation,
-            zeros were not stored: there an absent chunk is zero.
+        path: directory of the array.
+        manifest: manifest of the directory that contains the array. With it, metadata are checked, and reading
+            raises once that directory is overwritten. Under a manifest without a generation (an older format that did
+            not store zeros), a missing chunk reads as zeros.
 
     Raises:
-        OSError: it is missing or damaged; names the file.
+        OSError: If the array is missing or damaged; the message names the file.
     """
     import tensorstore
 
@@ -168,17 +168,17 @@ def open_array(path: Path, *, manifest: dict[str, Any] | None = None) -> StoredA
 
 
 def open_arrays(path: Path, names: Sequence[str], manifest: dict[str, Any]) -> dict[str, StoredArray]:
-    """Open some arrays of the directory ``path``, as ``manifest`` describes it."""
+    """Open the named arrays of the directory ``path``, checked against ``manifest``."""
     return {name: open_array(path / name, manifest=manifest) for name in names}
 
 
 def describe_arrays(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return what to put into a manifest under ``"arrays"``: a digest of each array's metadata."""
+    """Return a digest of each array's metadata, for the manifest entry ``"arrays"``."""
     return {name: _metadata_digest(path / name) for name in names}
 
 
 def remove_partial_writes(path: Path) -> None:
-    """Remove what a killed writer left of chunks that it had not finished."""
+    """Remove the lock files of unfinished chunk writes that a killed writer left."""
     for file in path.rglob("*.__lock"):
         file.unlink()
 
@@ -193,14 +193,14 @@ def _metadata_digest(path: Path) -> str:
 
 
 def _reopened(path: Path, generation: Generation | None) -> StoredArray:
-    """An array in another process."""
+    """Reopen an array after unpickling in another process."""
     array = open_array(path)
     array._generation = generation
     return array
 
 
 def _check_process(path: Path) -> None:
-    """Raise in a process that was forked from one which used TensorStore: there it would wait for ever."""
+    """Raise in a process forked after TensorStore was used, where reads and writes would block for ever."""
     _USED_IN[:] = _USED_IN or [os.getpid()]
     if _USED_IN[0] != os.getpid():
         raise RuntimeError(
@@ -210,6 +210,6 @@ def _check_process(path: Path) -> None:
 
 
 def _damage(path: Path, error: Exception) -> str:
-    """What an error of TensorStore says, in a sentence that names the file."""
+    """Return a sentence that names the damaged file, from a TensorStore error."""
     text = str(error).split(" [")[0].strip()
     return f"{path} is damaged on disk: {text[:300]}; {REMEDY}"

@@ -1,4 +1,4 @@
-"""The files of a stored directory beside its arrays: where it is, who writes it, and the manifest of what it holds."""
+"""The paths, writer lock and manifest of a stored directory."""
 
 import contextlib
 import hashlib
@@ -29,11 +29,11 @@ PATIENCE = 0.2
 
 
 def absolute_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return ``path`` as an absolute local path, with ``~`` expanded: what it means now, whatever the directory later.
+    """Return ``path`` as an absolute local path, with ``~`` expanded, so that a later ``chdir`` does not change it.
 
     Raises:
-        ValueError: it is empty, or of a remote scheme.
-        TypeError: it is no path.
+        ValueError: If ``path`` is empty or a remote address.
+        TypeError: If ``path`` is no path.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{name}={path!r} is a {type(path).__name__}; expected the path of a local directory")
@@ -57,11 +57,11 @@ def read_manifest(path: Path, oldest: Callable[[dict[str, Any]], bool] | None = 
 
     Args:
         path: the directory.
-        oldest: looks at what the file says before its checksum is compared: whether it is of a version that had none.
-            It may raise for one that cannot be read at all.
+        oldest: predicate on the parsed manifest, called before its checksum is compared: True for a version that had no
+            checksum. It may raise for a version that cannot be read.
 
     Raises:
-        OSError: it cannot be read, is empty, damaged or no JSON object; names the file.
+        OSError: If the manifest cannot be read, is empty or damaged, or is no JSON object; the message names the file.
     """
     file = path / NAME
     try:
@@ -90,10 +90,10 @@ def read_manifest(path: Path, oldest: Callable[[dict[str, Any]], bool] | None = 
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Replace the manifest: afterwards it is the new one, or after a crash the old one, never a part.
+    """Replace the manifest atomically: after a crash, the file holds either the old or the new manifest.
 
     Returns:
-        What was written: with a generation, a digest of itself where ``manifest`` has none.
+        The manifest as written, with a generation (a digest of its content) added where ``manifest`` has none.
     """
     manifest = {GENERATION: _digest(json.dumps(manifest))} | manifest
     body = json.dumps(manifest, indent=1).removeprefix("{\n")
@@ -112,17 +112,17 @@ class DamageError(OSError, ValueError):
 
 
 class Generation:
-    """Notices that the contents of a directory were replaced while something that reads them is held."""
+    """The generation of a directory, by which a reader notices that its contents were replaced."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        """The directory ``path`` as ``manifest`` describes it."""
+        """Record the generation of the directory ``path``, taken from ``manifest``."""
         self._path, self._expected, self._seen = path, manifest.get(GENERATION), _signature(path / NAME)
 
     def check(self) -> None:
-        """Raise unless the directory holds what it held.
+        """Raise if the directory was overwritten or removed since this object was made.
 
         Raises:
-            OSError: it was overwritten or removed.
+            OSError: If it was overwritten or removed.
         """
         now = _signature(self._path / NAME)
         if now is not None and now == self._seen:
@@ -135,13 +135,13 @@ class Generation:
 
 
 class WriterLock:
-    """A lock of a directory against a second writer, released by the system when its process ends."""
+    """A lock of a directory against a second writer, released by the operating system when the process ends."""
 
     def __init__(self, path: Path) -> None:
         """Take the lock of the directory ``path``.
 
         Raises:
-            FileExistsError: another process, or another run of this one, is writing there.
+            FileExistsError: If another process, or another run of this one, is writing there.
         """
         self._file = path / LOCK
         self._lock = filelock.FileLock(self._file, timeout=PATIENCE, poll_interval=0.02)
@@ -153,14 +153,14 @@ class WriterLock:
             ) from None
 
     def release(self) -> None:
-        """Let go, leaving nothing behind. A file that is removed while it is locked is not taken by others."""
+        """Remove the lock file, then release the lock, so that no other process can hold a removed file."""
         with contextlib.suppress(OSError):  # a system that keeps open files removes it with the lock
             self._file.unlink(missing_ok=True)
         self._lock.release()
 
 
 def _signature(file: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is replaced; None if there is none."""
+    """Return modification time, inode and size of a file, which change when it is replaced; None if it is missing."""
     try:
         found = file.stat()
     except OSError:

@@ -43,6 +43,7 @@ class Inference:
         tokens: n lists of the names of all tokens, BOS included.
         concepts: for each variable of the program, its value for each example, read off the compiled model's residual
             stream at the last token.
+        readouts: for each variable the dimension of that stream which is 1 where it is true, and 0 elsewhere.
         compiled_size: parameters of the compiled transformer, with what Tracr pads its layers by.
     """
 
@@ -52,6 +53,7 @@ class Inference:
     labels: Int[np.ndarray, "n"]
     tokens: list[list[str]]
     concepts: dict[str, Bool[np.ndarray, "n"]]
+    readouts: dict[str, int]
     compiled_size: int
 
     @property
@@ -100,28 +102,32 @@ def inference(
         label_names=names,
     )
     examples = encode_tokens(compiled, tokens)
+    readouts = _readouts(compiled, tuple(program.variables))
     return Inference(
         model=model,
         pairs=pairs,
         examples=examples,
         labels=np.array([names.index(language.label(pair).value) for pair in pairs]),
         tokens=[["BOS", *entry] for entry in tokens],
-        concepts=_read_variables(compiled, model, examples, tuple(program.variables)),
+        concepts=_read_variables(model, examples, readouts),
+        readouts=readouts,
         compiled_size=sum(leaf.size for leaf in jax.tree.leaves(compiled.params)),
     )
 
 
-def _read_variables(
-    compiled: Any, model: Model, examples: np.ndarray, names: tuple[str, ...]
-) -> dict[str, Bool[np.ndarray, "n"]]:
+def _readouts(compiled: Any, names: tuple[str, ...]) -> dict[str, int]:
     """Each Boolean variable has a direction of the residual stream for true: 1 there, else 0."""
-    assert model.intermediates_fn is not None
-    read = model.intermediates_fn
-    stream = np.asarray(jax.jit(jax.vmap(lambda p, x: read(p, x)["output"], (None, 0)))(model.params, examples))
     # A direction is named "variable_12:value", with the number the compiler gave the variable.
     labels = (label.partition(":") for label in compiled.residual_labels)
     places = {(name.rpartition("_")[0], value): place for place, (name, _, value) in enumerate(labels)}
-    return {name: stream[:, places[name, "True"]] > 0.5 for name in names}
+    return {name: places[name, "True"] for name in names}
+
+
+def _read_variables(model: Model, examples: np.ndarray, readouts: dict[str, int]) -> dict[str, Bool[np.ndarray, "n"]]:
+    assert model.intermediates_fn is not None
+    read = model.intermediates_fn
+    stream = np.asarray(jax.jit(jax.vmap(lambda p, x: read(p, x)["output"], (None, 0)))(model.params, examples))
+    return {name: stream[:, place] > 0.5 for name, place in readouts.items()}
 
 
 def _label_names(compiled: Any) -> tuple[str, ...]:

@@ -87,6 +87,35 @@ def test_again_does_nothing_and_another_says_what_differs(npeff, made):
     assert npeff_jax.load_decomposition(made / "components").n_components == 2
 
 
+def test_a_record_of_an_earlier_version_lacks_an_option(npeff, made):
+    """It was at its default then, which only another value differs from."""
+    place = made / "components.record.json"
+    record = json.loads(place.read_text())
+    del record["arguments"]["restarts"]
+    place.write_text(json.dumps(record))
+    code, out, err = npeff(f"decompose --pefs run/pefs --n-components 3 --out run/components {QUIET}")
+    assert (code, out) == (0, "run/components is there already, made by this very command\n"), err
+    code, _, err = npeff(f"decompose --pefs run/pefs --n-components 3 --restarts 2 --out run/components {QUIET}")
+    assert code == 2
+    assert "another --restarts;" in err
+
+
+def test_the_best_of_several_starts(npeff, made):
+    """The command tries them as the function does, and says what losses they came to."""
+    code, out, err = npeff(
+        f"decompose --pefs run/pefs --n-components 3 --seed 5 --restarts 3 --out run/components --overwrite {QUIET}"
+    )
+    assert code == 0, err
+    assert "; the best of 3 starts, whose losses on " in out
+    expected = npeff_jax.decompose(npeff_jax.load_pefs(made / "pefs"), 3, seed=5, restarts=3, progress=False)
+    written = npeff_jax.load_decomposition(made / "components")
+    np.testing.assert_array_equal(written.coefficients, expected.coefficients)
+    assert written.settings["restarts"]["seeds"] == [5, 6, 7]
+    code, _, err = npeff(f"decompose --pefs run/pefs --n-components 3 --restarts 0 --out run/none {QUIET}")
+    assert code == 2
+    assert "restarts=0; expected at least 1" in err
+
+
 def test_a_changed_input_is_noticed(npeff, made):
     npeff(f"decompose --pefs run/pefs --n-components 2 --out run/components --overwrite {QUIET}")
     code, _, err = npeff("fit --decomposition run/components --pefs run/heldout --out run/fit.npz")

@@ -7,16 +7,12 @@ No product may be left without a precision: a GPU would round its inputs to TF32
 """
 
 import math
-import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from programs import count, imprecise_dots, mesh_of, spec
 
 import npeff_jax as npeff
 from npeff_jax.factorization import Factors
@@ -27,29 +23,7 @@ from npeff_jax.pefs import FisherKind
 
 pytestmark = pytest.mark.gpu_compile
 
-TARGETS = ("h100", "t4")
-
-
-def mesh_of(target, devices):
-    description = (pathlib.Path(__file__).parent / f"{target}.txtpb").read_text()
-    topology = topologies.get_topology_desc(target, "cuda", target_config=description, topology=f"1x1x{devices}")
-    return Mesh(np.array(topology.devices), ("shards",), axis_types=(AxisType.Auto,))
-
-
-def spec(mesh, shape, *axes, dtype="float32"):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*axes)))
-
-
-def imprecise_dots(text):
-    """Dots that tensor cores may round to TF32: neither a precision nor an algorithm."""
-    lines = [line for line in text.splitlines() if re.search(r"= f32\S* (dot|custom-call)\(", line)]
-    lines = [line for line in lines if " dot(" in line or "gemm" in line]
-    stated = ("operand_precision={high", "algorithm=", '"operand_precision":["HIGHEST","HIGHEST"]')
-    return [line for line in lines if not any(word in line for word in stated)]
-
-
-def count(text, name):
-    return len(re.findall(rf" {name}(?:-start)?\(", text))
+TARGETS = ("h100", "a100", "t4")
 
 
 def problem_of(mesh, space, kind, n, N, frozen=None):

@@ -1,6 +1,8 @@
 """Two processes through jax.distributed reach what one does."""
 
 import json
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -63,3 +65,65 @@ def test_two_processes_agree_with_one(request):
         for name in first:
             if name.startswith(make.__name__ + " "):
                 np.testing.assert_allclose(first[name], alone, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+NETWORK = """
+import os
+import numpy as np
+import jax.numpy as jnp
+import npeff_jax as npeff
+
+rng = np.random.default_rng(0)
+params = {"w": jnp.asarray(rng.normal(size=(6, 8)), "float32"), "v": jnp.asarray(rng.normal(size=(8, 3)), "float32")}
+model = npeff.Model(lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], params)
+examples = rng.normal(size=(60, 6)).astype(np.float32)
+
+if "KILL_AFTER" in os.environ:  # as a node that goes away: no process says goodbye
+    from npeff_jax.factorization import _driver
+
+    class Killed(_driver.CheckpointStore):
+        def save(self, saved):
+            super().save(saved)
+            if len(saved.losses) >= int(os.environ["KILL_AFTER"]):
+                os._exit(9)
+
+    _driver.CheckpointStore = Killed
+    from npeff_jax.factorization import _decompose
+
+    _decompose.CheckpointStore = Killed
+"""
+
+
+def run_under_slurm(folder, job, processes=2, **more):
+    """The script of the page on clusters, in processes that see SLURM's variables; their exit codes and errors."""
+    started = []
+    for k in range(processes):
+        slurm = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
+        slurm |= {"SLURM_NTASKS": str(processes), "SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)}
+        slurm |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "factorize.py", str(folder / "job"), "4"],
+                env=os.environ | slurm | more, cwd=folder, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    ends = [process.communicate(timeout=240)[1] for process in started]
+    return [process.returncode for process in started], ends
+
+
+def test_the_script_for_a_cluster_killed_and_run_again(tmp_path, request):
+    page = (request.config.rootpath / "docs/guides/cluster.md").read_text()
+    script = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
+    (tmp_path / "factorize.py").write_text(script.replace("keep=8192", "keep=100"))
+    (tmp_path / "network.py").write_text(NETWORK)
+    job = os.getpid()
+    codes, errors = run_under_slurm(tmp_path, job, KILL_AFTER="20")
+    assert 9 in codes, errors
+    assert not (tmp_path / "job/decomposition").exists()
+    codes, errors = run_under_slurm(tmp_path, job + 1)
+    assert codes == [0, 0], errors
+    found = npeff.load_decomposition(tmp_path / "job/decomposition")
+    alone = npeff.decompose(npeff.load_pefs(tmp_path / "job/pefs"), 4, progress=False)
+    assert len(found.history.loss) == len(alone.history.loss)
+    np.testing.assert_allclose(found.history.loss, alone.history.loss, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.pseudo_fishers[:], alone.pseudo_fishers, atol=1e-3)

@@ -4,6 +4,7 @@ import re
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
@@ -12,7 +13,7 @@ from problems import best_cosines, oracle_loss
 import npeff_jax as npeff
 from npeff_jax._sharding import factorization_mesh, replicate
 from npeff_jax.factorization._stack import stack
-from npeff_jax.factorization.row_spaces import BlockedRows
+from npeff_jax.factorization.row_spaces import BlockedRows, _model
 from npeff_jax.factorization.row_spaces._sparse import deal
 from npeff_jax.factorization.solvers import Factors
 from npeff_jax.tasks import planted, planted_diagonal
@@ -175,6 +176,40 @@ def test_the_model_itself_as_rows(devices):
     loss = oracle_loss(np.stack(fishers), found.coefficients, G)
     assert found.history.loss[-1] == pytest.approx(loss, rel=1e-3)
     assert found.history.loss[-1] < 0.2
+
+
+@pytest.mark.parametrize("devices", [0, 1])
+def test_what_a_model_pulls_back_is_its_rows_combined(devices):
+    """Weights of both signs over many batches, by blocks of components: U A in float64, A from the rows themselves."""
+    rng, mesh = np.random.default_rng(1), meshes()[devices]
+    x = rng.normal(size=(21, 5)).astype(np.float32)
+    params = {"kernel": rng.normal(size=(5, 3)).astype(np.float32), "bias": np.zeros(3, np.float32)}
+    model = npeff.Model(lambda p, x: x @ p["kernel"] + p["bias"], params)
+    source = npeff.model_rows(model, x, batch_size=2, block_bytes=4 * 18 * 3)
+    passes = _model._Passes(source, mesh)
+    batches = [passes.rows(first) for first in range(0, 21, passes.size)]
+    A = np.concatenate([np.concatenate(leaves, axis=2).reshape(-1, 18) for leaves in batches])[:42].astype(np.float64)
+    U = rng.normal(size=(4, 42)).astype(np.float32)
+    found = passes.pull(U)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, U @ A, rtol=2e-6, atol=2e-6)
+
+
+def test_a_sum_of_two_numbers_keeps_what_float32_loses():
+    parts = np.random.default_rng(2).normal(size=(3000, 50)).astype(np.float32) * 10.0 ** np.arange(3)[:, None].repeat(
+        1000, axis=0
+    ).astype(np.float32)
+    parts = np.concatenate([parts, np.float32(1e-3) - parts[::-1]])  # what remains is far below the terms
+    exact = parts.astype(np.float64).sum(axis=0)
+
+    @jax.jit
+    def summed(parts):
+        start = (jnp.zeros(50), jnp.zeros(50))
+        return jax.lax.scan(lambda sums, part: (_model._added(*sums, part), None), start, parts)[0]
+
+    total, lost = summed(parts)
+    np.testing.assert_allclose(np.asarray(total + lost), exact, rtol=1e-5)
+    assert np.abs(np.asarray(total) / exact - 1).max() > 1e-4, "the plain sum would do: this test shows nothing"
 
 
 @pytest.mark.parametrize("choice", CHOICES)

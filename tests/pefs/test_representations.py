@@ -203,6 +203,16 @@ def test_nearly_lossless_errors_are_not_rounding():
 class TestFromArrays:
     """`Pefs.from_arrays` from dense rows, entries and diagonals."""
 
+    @pytest.mark.parametrize("dtype", ["uint8", "int16"])
+    def test_rows_of_narrow_integers_are_the_same_rows(self, dtype):
+        pefs = npeff.compute_pefs(MODEL, X, keep=11, progress=False)
+        wide, narrow = (
+            npeff.Pefs.from_arrays(pefs.values, pefs.indices, np.asarray(pefs.rows).astype(kind), parameters=MODEL)
+            for kind in ("int64", dtype)
+        )
+        for name in ("values", "indices", "rows", "n_rows"):
+            np.testing.assert_array_equal(getattr(wide, name), getattr(narrow, name))
+
     def test_entries_are_those_of_compute_pefs(self):
         pefs = npeff.compute_pefs(MODEL, X, keep=11, progress=False)
         again = npeff.Pefs.from_arrays(pefs.values, pefs.indices, pefs.rows, parameters=MODEL, logits=pefs.logits)

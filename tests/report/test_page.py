@@ -4,6 +4,7 @@ Where no browser is installed these tests skip and say so; under ``CI``, where n
 """
 
 import csv
+import dataclasses
 import importlib
 import io
 import itertools
@@ -18,6 +19,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 
+from npeff_jax.evaluation import Collateral
 from npeff_jax.report import Marks, Shown, Texts, report_data, write_html, write_report
 
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
@@ -413,3 +415,26 @@ def test_nothing_is_fetched(images_page):
     page = images_page.read_text()
     assert set(re.findall(r"https?://[^\"' ]+", page)) == {"http://www.w3.org/2000/svg"}
     assert "default-src 'none'" in page
+
+
+def test_named_components_and_who_moves(opened, results, tmp_path):
+    """The largest mover comes first, by its name; a hostile name stays text."""
+    settings = results.decomposition.settings | {"names": [[2, "<b>licence</b>"]]}
+    measured = np.array([0.1, np.nan, 0.7, 0.2, 0.0, 0.3])
+    page = opened(
+        write_report(
+            tmp_path / "named.html",
+            dataclasses.replace(results.decomposition, settings=settings),
+            results.heldout,
+            results.fit,
+            collateral=Collateral({2: "<b>licence</b>"}, np.linspace(0.0, 0.5, 6), measured, 0.25, 32),
+        )
+    )
+    named = "Component 2 · <b>licence</b>"
+    assert texts(page, ".moved tbody a") == [named, *(f"Component {j}" for j in (5, 3, 0, 4))]
+    assert texts(page, ".moved tbody tr:first-child td")[1:] == ["0.7", "0.2"]
+    assert texts(page, "#list .asked") == ["<b>licence</b>"]
+    page.execute_script("document.querySelector('.moved tbody a').click()")
+    eventually(page, ".card h2", [named])
+    assert "asked for" in texts(page, ".card .badge")
+    assert quiet(page)

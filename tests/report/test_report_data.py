@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from npeff_jax import FisherKind, report
+from npeff_jax.evaluation import Collateral
 from npeff_jax.report import ReportData, Texts, read_report_data, report_data
 from npeff_jax.report._words import Words
-from npeff_jax.report._write import _check_types
+from npeff_jax.report._write import _check_collateral, _check_types
 
 pytestmark = pytest.mark.fast
 
@@ -24,7 +25,7 @@ def test_written_and_read_is_the_same(results, tmp_path):
     assert once == ReportData.from_json(data.to_json()) == read_report_data(once.write(tmp_path / "again.json"))
     document = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
     assert document["format"] == "npeff-report"
-    assert document["version"] == 4
+    assert document["version"] == 5
 
 
 def test_top_examples_are_the_largest_coefficients(results):
@@ -269,7 +270,7 @@ def test_examples_without_coefficients(results):
     ("change", "message"),
     [
         (lambda d: d | {"format": "other"}, "this is not report data"),
-        (lambda d: d | {"version": 99}, "version 99; this package reads version 4"),
+        (lambda d: d | {"version": 99}, "version 99; this package reads version 5"),
         (lambda d: {k: v for k, v in d.items() if k != "map"}, "report has .*; expected the fields"),
         (lambda d: d | {"title": 3}, "report.title is int; expected str"),
         (lambda d: d | {"map": [[0.0]]}, r"report.map\[0\] has 1 entries; expected 2"),
@@ -284,3 +285,34 @@ def test_segments_keep_their_names(results):
     data = of(results, display=Texts([("p", "h")] * 60, ("premise", "hypothesis")))
     assert data.examples.segment_names == ("premise", "hypothesis")
     assert data.examples.shown[0].text == ("p", "h")
+
+
+def asked_and_moved(results):
+    """Component 2 was asked for, and a move was measured on all but component 1."""
+    settings = results.decomposition.settings | {"names": [[2, "licence"]]}
+    measured, predicted = np.array([0.1, np.nan, 0.7, 0.2, 0.0, 0.3]), np.linspace(0.0, 0.5, 6)
+    decomposition = dataclasses.replace(results.decomposition, settings=settings)
+    return decomposition, Collateral({2: "licence"}, predicted, measured, 0.25, 32)
+
+
+def test_named_components_and_who_moves(results):
+    decomposition, collateral = asked_and_moved(results)
+    data = report_data(decomposition, results.heldout, results.fit, collateral=collateral)
+    assert [c.name for c in data.components] == [None, None, "licence", None, None, None]
+    assert [c.moved.measured for c in data.components] == [0.1, None, 0.7, 0.2, 0.0, 0.3]
+    assert data.components[5].moved.predicted == 0.5
+    assert data.moved_all == 0.25
+    read = ReportData.from_json(data.to_json())
+    assert read.components[2].moved == data.components[2].moved
+    assert read.components[2].name == "licence"
+    plain = of(results)
+    assert plain.moved_all is None
+    assert all(c.moved is None and c.name is None for c in plain.components)
+
+
+def test_collateral_of_something_else_is_refused(results):
+    short = Collateral({}, np.zeros(4), np.zeros(4), 0.1, 32)
+    with pytest.raises(ValueError, match="collateral is of 4 components, the decomposition has 6"):
+        of(results, collateral=short)
+    with pytest.raises(TypeError, match="expected a Collateral, from"):
+        _check_collateral(np.zeros(6), 6)

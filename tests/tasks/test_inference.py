@@ -6,6 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+import npeff_jax as npeff
+from npeff_jax.evaluation import auc
+
 pytest.importorskip("tracr")
 from npeff_jax.tasks import inference
 from npeff_jax.tasks._nli import draw_pairs
@@ -73,6 +76,14 @@ def test_every_variable_is_what_its_name_says(task):
         assert 0 < values.sum() <= len(values) / 2, name
 
 
+def test_a_readout_is_one_where_the_variable_is_true(task):
+    assert list(task.readouts) == list(task.concepts)
+    assert len(set(task.readouts.values())) == len(task.readouts)
+    stream = npeff.evaluation.activations(task.model, task.examples, "output")
+    for name, place in task.readouts.items():
+        np.testing.assert_allclose(stream[:, place], task.concepts[name], atol=1e-3, err_msg=name)
+
+
 def test_the_program_has_not_changed(task):
     """Results that were measured on it are about this program and no other."""
     assert task.digest == "b50a20247e129badc71f7234276b61a29a7417c395f89e99d973fe52de049e26"
@@ -94,3 +105,24 @@ def test_examples_are_even_and_different(language, n):
 def test_more_examples_than_there_are_pairs():
     with pytest.raises(ValueError, match=r"n_examples=5000 wants \d+ pairs of label"):
         draw_pairs(SMALL_LANGUAGE, 5000, seed=1)
+
+
+def test_a_variable_is_named_from_a_tenth_of_the_examples(task):
+    """The coefficients on the others tell it, better than the best free component and than permuted marks."""
+    y, n = task.concepts["noun_generalised"], len(task.labels)
+    rng = np.random.default_rng(0)
+    known, shuffled = rng.permutation(n) < 0.1 * n, y.copy()
+    shuffled[known] = rng.permutation(y[known])
+    pefs = npeff.compute_pefs(task.model, task.examples, npeff.LowRank(max_rows=1), keep=1024, progress=False)
+    options = {"stopping": npeff.Stopping(max_steps=100), "progress": False}
+    free = npeff.decompose(pefs, 12, **options)
+    named, chance = (
+        npeff.decompose(pefs, 12, tunings=[npeff.Tuning("it", np.where(known, marks, np.nan))], **options)
+        for marks in (y, shuffled)
+    )
+    picked = int(np.argmax([auc(column[known], y[known]) for column in free.coefficients.T]))
+    scores = [named.coefficients[:, 0], free.coefficients[:, picked], chance.coefficients[:, 0]]
+    own, best_free, permuted = (auc(w[~known], y[~known]) for w in scores)
+    assert own > 0.95
+    assert own > best_free + 0.05
+    assert permuted < 0.7

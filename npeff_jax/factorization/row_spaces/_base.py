@@ -85,7 +85,7 @@ class RowSpace(abc.ABC):
 
     @abc.abstractmethod
     def expand(self, vectors: Vectors) -> np.ndarray:
-        """Turn coordinates into vectors over the m' parameters, (r, m') on the host."""
+        """Turn coordinates into vectors over the m' parameters, (r, m'): a new array, or a read-only one."""
 
     def coordinates(self, vectors: np.ndarray) -> Vectors:
         """Turn vectors over the m' parameters into coordinates, where the space can represent them.

@@ -26,7 +26,7 @@ from npeff_jax._machine import cores
 from npeff_jax._sharding import SHARDS, place, round_up, sharded
 from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization.row_spaces._base import matmul
-from npeff_jax.factorization.row_spaces._blocks import ENTRY_BYTES, GROUP_BYTES, BlockedRows
+from npeff_jax.factorization.row_spaces._blocks import ENTRY_BYTES, GROUP_BYTES, BlockedRows, row_squares
 from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
 
 TILE_BYTES = 1 << 27
@@ -76,7 +76,7 @@ def gram(
                 _add_full_on_host(Q, tile) if on_devices is None else on_devices.add(tile)
             thin = group[:, n_full:] if n_full else group
             _add_thin(Q, thin, counts[n_full:], pool.map)
-            diagonal[:N] += np.bincount(_row_of_entries(group), group.data.astype(np.float64) ** 2, minlength=N)
+            diagonal[:N] += row_squares(group)
             if frozen is not None:
                 Q[:N, N : N + len(frozen)] += group @ frozen[:, columns].T
     if frozen is not None:
@@ -167,10 +167,6 @@ def _chunks(counts: Int[np.ndarray, "w"], N: int) -> Int[np.ndarray, "edges"]:
     n_chunks = int(max(1, min(entries[-1] // CACHED_ENTRIES, pairs // (2 * N * N))))
     inner = np.searchsorted(entries, np.arange(1, n_chunks) * entries[-1] / n_chunks)
     return np.unique(np.concatenate([[0], inner, [len(counts)]]))
-
-
-def _row_of_entries(A: scipy.sparse.csr_array) -> Int[np.ndarray, "nnz"]:
-    return np.repeat(np.arange(A.shape[0]), np.diff(A.indptr))
 
 
 def _both_ways(A: scipy.sparse.csr_array) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:

@@ -30,7 +30,7 @@ from npeff_jax.factorization.row_spaces._base import (
 )
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
 from npeff_jax.factorization.row_spaces._gram import gram, gram_bytes, gram_seconds
-from npeff_jax.factorization.row_spaces._rates import rates
+from npeff_jax.factorization.row_spaces._rates import pull_seconds, rates
 from npeff_jax.factorization.row_spaces._sketched import sketched_cost, sketched_space
 from npeff_jax.pefs import FisherKind
 
@@ -56,9 +56,9 @@ class KernelRows(RowChoice):
         if self.sketch is not None:
             return sketched_cost(A, self.sketch, n_components, mesh)
         (N, m), nnz, r, speed = A.shape, float(A.nnz), n_components, rates(mesh)
-        step = (2 * N * N * r + 8 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream
-        once = gram_seconds(A, mesh) + 2 * nnz * r / speed.host_sparse + 8.0 * r * m / speed.stream
-        return Cost.of_steps(step, once, 4.0 * N * N + 40.0 * r * N, gram_bytes(A) + 8.0 * r * m)
+        step = (2 * N * N * r + 32 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream  # thin products run slower
+        once = gram_seconds(A, mesh) + pull_seconds(nnz, r, m, mesh)
+        return Cost.of_steps(step, once, 4.0 * N * N + 40.0 * r * N, max(gram_bytes(A), A.pull_bytes(r)))
 
     def of(
         self,

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from npeff_jax._examples import count_examples, slice_examples
 from npeff_jax._progress import Progress, progress_bar
-from npeff_jax._sharding import SHARDS, pad_rows, place, round_up, sharded
+from npeff_jax._sharding import SHARDS, pad_rows, place, replicate, round_up, sharded
 from npeff_jax._types import Examples
 from npeff_jax.factorization.row_spaces._kernel import KernelSpace, Recover
 from npeff_jax.models import Model
@@ -32,7 +32,8 @@ class ModelRows:
         examples: its n examples.
         batch_size: examples a backward pass.
         block_bytes: memory for dense rows. All n (C−1) m of them at once need one pass over the examples; with less,
-            they are computed again for every block.
+            they are computed again for every block. Vectors are recovered in blocks of this size, of which a device
+            holds three at once.
         precision: of the matrix products behind the gradients.
     """
 
@@ -123,11 +124,22 @@ def _gram(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> jax.Arra
     return sum(grams[1:], grams[0])
 
 
+_Sums = tuple[tuple[jax.Array, jax.Array], ...]
+"""For each explained leaf a float32 sum (r, leaf size), and what rounding took from it."""
+
+
+def _added(total: jax.Array, lost: jax.Array, part: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Add to a sum of two float32 numbers, as exact as one in float64: the second holds what rounding took."""
+    new = total + part
+    taken = new - total
+    return new, lost + ((total - (new - taken)) + (part - taken))
+
+
 class _Passes:
     """Compiled passes over a batch of a model's examples, one shard of the batch a device."""
 
     def __init__(self, source: ModelRows, mesh: Mesh):
-        model, self.source = source.model, source
+        model, self.source, self.mesh = source.model, source, mesh
         self.size = round_up(min(source.batch_size, source.n_examples), mesh.size)
         self.split = sharded(mesh, SHARDS)
 
@@ -135,7 +147,7 @@ class _Passes:
             leaves = pull_back(model, model.space.select(params), params, example).leaves
             return tuple(leaf.reshape(leaf.shape[0], -1) for leaf in leaves)
 
-        def pull_batch(params: Any, examples: Any, U: jax.Array) -> jax.Array:
+        def pull_batch(params: Any, examples: Any, U: jax.Array, sums: _Sums) -> _Sums:
             def logits_of(selected: tuple[Any, ...]) -> jax.Array:
                 return jax.vmap(lambda example: model.selected_logits(selected, params, example))(examples)
 
@@ -144,13 +156,14 @@ class _Passes:
             rows, _ = jax.vmap(lambda one: scaled_cotangents(model.output.factor(one)))(logits.astype(jnp.float32))
             cotangents = jnp.einsum("rbk,bkc->rbc", U, rows, precision=jax.lax.Precision.HIGHEST)
             (leaves,) = jax.vmap(back_to_leaves)(cotangents.astype(logits.dtype))
-            flat = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
-            return jax.lax.psum(flat.astype(jnp.float32), SHARDS)
+            parts = [jax.lax.psum(leaf.reshape(leaf.shape[0], -1).astype(jnp.float32), SHARDS) for leaf in leaves]
+            return tuple(_added(*so_far, part) for so_far, part in zip(sums, parts, strict=True))
 
         # The one form that gives right per-example gradients for every architecture (no automatic partitioning).
         mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
         self._rows = jax.jit(mapped(jax.vmap(rows_of_one, (None, 0)), in_specs=(P(), P(SHARDS)), out_specs=P(SHARDS)))
-        self._pull = jax.jit(mapped(pull_batch, in_specs=(P(), P(SHARDS), P(None, SHARDS)), out_specs=P()))
+        specs = (P(), P(SHARDS), P(None, SHARDS), P())
+        self._pull = jax.jit(mapped(pull_batch, in_specs=specs, out_specs=P()), donate_argnums=3)
 
     def rows(self, first: int) -> tuple[jax.Array, ...]:
         """Rows of a batch, (b, c, leaf size) for each explained leaf."""
@@ -165,15 +178,18 @@ class _Passes:
         return np.concatenate(parts) if parts else np.zeros((0, m), np.float32)
 
     def _pull_some(self, U: np.ndarray) -> np.ndarray:
+        """Sum over all batches where the gradients are: only the result leaves the devices."""
         n, c = self.source.n_examples, self.source.rows_per_example
-        total = np.zeros((U.shape[0], self.source.model.space.size), np.float64)
+        model = self.source.model
+        nothing = [np.zeros((U.shape[0], np.size(leaf)), np.float32) for leaf in model.space.select(model.params)]
+        sums = tuple((replicate(zeros, self.mesh), replicate(zeros, self.mesh)) for zeros in nothing)
         for first in range(0, n, self.size):
             weights = np.zeros((U.shape[0], self.size, c), np.float32)  # zero for the padding of the last batch
             part = U[:, first * c : (first + self.size) * c].reshape(U.shape[0], -1, c)
             weights[:, : part.shape[1]] = part
             with jax.default_matmul_precision(self.source.precision):
-                total += np.asarray(self._pull(self.source.model.params, self._batch(first), weights))
-        return total.astype(np.float32)
+                sums = self._pull(model.params, self._batch(first), weights, sums)
+        return np.concatenate([np.asarray(total + lost) for total, lost in sums], axis=1)
 
     def _batch(self, first: int) -> Any:
         batch = slice_examples(self.source.examples, slice(first, min(first + self.size, self.source.n_examples)))

@@ -16,6 +16,7 @@ import scipy.sparse
 from jax.experimental.sparse import BCSR
 from jax.sharding import Mesh
 
+from npeff_jax._machine import cores
 from npeff_jax.factorization._compile import jit
 
 ENTRY_SECONDS = 5e-9
@@ -23,6 +24,12 @@ ENTRY_SECONDS = 5e-9
 
 TRIES = 3
 """Of each measurement, of which the shortest counts."""
+
+
+SQUARE = 2048
+"""Rows of the square of the dense measurement, 16 MB: as in a step, beyond the cache of a core."""
+
+ROWS_OF_32 = np.arange(2049, dtype=np.int32) * 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Rates:
         sparse: operations per second of sparse products on the devices.
         stream: bytes per second of arrays that do not fit a cache.
         pair: seconds per pair of entries that share a column, in the sparse products of the host, on one core.
-        host_sparse: operations per second of sparse times dense matrices on the host.
+        host_sparse: operations per second of sparse times dense matrices on one core of the host.
     """
 
     dense: float
@@ -43,6 +50,17 @@ class Rates:
     pair: float
     host_sparse: float
 
+
+def pull_seconds(nnz: float, r: int, m: int, mesh: Mesh) -> float:
+    """Estimate the time of `BlockedRows.pull` to r vectors over m parameters, and of scaling them."""
+    speed = rates(mesh)
+    entries = 2 * nnz * r / speed.host_sparse + PULLED_PASSES * ENTRY_SECONDS * nnz
+    return entries / cores() + VECTOR_BYTES * r * m / speed.stream
+
+
+PULLED_PASSES, VECTOR_BYTES = 12, 100.0
+"""Passes over the entries beside the products, most of them to sort them by column; bytes read and written per number
+of a vector until it is formed, in memory that the system hands out anew, which costs several times its size."""
 
 TYPICAL = {"cpu": Rates(1.1e11, 1.9e10, 1.5e10, 8e-9, 5e9), "gpu": Rates(5e13, 5e11, 2e12, 8e-9, 5e9)}
 """Before anything is measured. CPU: two cores of a server; GPU: an estimate."""
@@ -70,22 +88,27 @@ def measure(mesh: Mesh) -> None:
 
 def _measured(device: jax.Device) -> Rates:
     rng = np.random.default_rng(0)
-    rows, width, each = 1024, 1024, 64
+    # a block as `SparseRows` has them: its products gather from beyond the cache of a core
+    rows, width, each = 8192, 8192, 24
     indices = np.sort(rng.integers(width, size=(rows, each)), axis=1).reshape(-1).astype(np.int32)
     block = np.ones(rows * each, np.float32), indices, np.arange(rows + 1, dtype=np.int32) * each
-    square, narrow, long = (np.ones(shape, np.float32) for shape in ((width, width), (width, 256), 1 << 22))
+    host_block, host_right = scipy.sparse.csr_array(block, shape=(rows, width)), np.ones((width, 128), np.float32)
+    shapes = ((SQUARE, SQUARE), (128, SQUARE), 1 << 22)
+    square, vectors, long = (np.ones(shape, np.float32) for shape in shapes)
     # placed from the host: each array made by JAX would be a compilation
-    block, square, narrow, long = jax.device_put((block, square, narrow, long), device)
-    dense = 2 * square.size * 256 / _shortest(_dense, square, narrow)
+    block, square, vectors, right, long = jax.device_put((block, square, vectors, host_right, long), device)
+    dense = 2 * square.size * len(vectors) / _shortest(_dense, square, vectors)
     stream = 8 * long.size / _shortest(_stream, long)
-    sparse = 2 * rows * each * 256 / _shortest(_sparse, block, narrow)
+    sparse = 2 * host_block.nnz * 128 / _shortest(_sparse, block, right)
     A = scipy.sparse.csr_array(
-        (np.ones(1 << 16, np.float32), rng.integers(1 << 12, size=1 << 16), np.arange(2049) * 32), shape=(2048, 1 << 12)
+        (np.ones(1 << 16, np.float32), rng.integers(1 << 12, size=1 << 16, dtype=np.int32), ROWS_OF_32),
+        shape=(2048, 1 << 12),
     )
-    At, part, right = A.T.tocsr(), A[:256], np.ones((1 << 12, 16), np.float32)
+    At, part = A.T.tocsr(), A[:256]
     pairs = float(np.diff(At.indptr)[part.indices].sum())
     pair = _shortest(lambda: (part @ At).toarray()) / pairs
-    return Rates(dense, sparse, stream, pair, 2 * A.nnz * 16 / _shortest(lambda: A @ right))
+    host_sparse = 2 * host_block.nnz * 128 / _shortest(lambda: host_block @ host_right)
+    return Rates(dense, sparse, stream, pair, host_sparse)
 
 
 def _shortest(function: Callable[..., Any], *arguments: object) -> float:
@@ -100,7 +123,7 @@ def _shortest(function: Callable[..., Any], *arguments: object) -> float:
 
 @jit
 def _dense(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
 
 
 @jit

@@ -19,7 +19,7 @@ from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.row_spaces._base import Cost, Inner, Leaf, RowSpace, Vectors, matmul
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
-from npeff_jax.factorization.row_spaces._rates import rates
+from npeff_jax.factorization.row_spaces._rates import pull_seconds, rates
 
 ENTRIES = 4
 """Entries of Ω per row: one alone (a count sketch) lets two heavy parameters collide in full."""
@@ -32,7 +32,7 @@ def sketched_cost(A: BlockedRows, size: int, n_components: int, mesh: Mesh) -> C
     """Estimate memory and time of a sketch to ``size`` columns."""
     (N, m), nnz, r = A.shape, float(A.nnz), n_components
     speed = rates(mesh)
-    once = 2 * (ENTRIES + r) * nnz / speed.host_sparse
+    once = 2 * ENTRIES * nnz / speed.host_sparse + pull_seconds(nnz, r, m, mesh)
     step = 8 * N * size * r / speed.dense + 16.0 * N * size / speed.stream
     return Cost.of_steps(step, once, 4.0 * N * size + 40.0 * r * N, 12.0 * ENTRIES * m + 4.0 * N * size + 8.0 * r * m)
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from npeff_jax._machine import cores, on_cores
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.row_spaces._base import (
@@ -28,14 +29,17 @@ from npeff_jax.factorization.row_spaces._base import (
     matmul,
 )
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
-from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
+from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, VECTOR_BYTES, rates
 
 BLOCK_ENTRIES = 1 << 20
 """Entries of r vectors that a block of columns spans, 4 MB. A product gathers from there at random: when it outgrows
 the cache, a CPU falls from 18 to 3 GF/s."""
 
-PACKED = 8
+PACKED = 9
 """Passes over the entries, some of them at random, that packing them both ways takes."""
+
+GATHERED = 3e-9
+"""Seconds to gather a number of a vector from its place in a block, on one core."""
 
 Csr = tuple[jax.Array, jax.Array, jax.Array]
 """Values, indices and row pointers of all blocks, each with the blocks along its first axis."""
@@ -46,10 +50,14 @@ class SparseRows(RowChoice):
     """Hold A in compressed blocks, its parameters sharded. Work and memory are proportional to the non-zeros."""
 
     def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
-        m, nnz, r, speed = A.shape[1], float(A.nnz), n_components, rates(mesh)
+        (N, m), nnz, r, speed = A.shape, float(A.nnz), n_components, rates(mesh)
         vectors = 4.0 * r * m
-        step = 4 * nnz * r / speed.sparse + 6 * r * r * m / speed.dense + (16 * nnz + 6 * vectors) / speed.stream
-        return Cost.of_steps(step, PACKED * ENTRY_SECONDS * nnz, 16 * nnz + 5 * vectors, 40 * nnz + 2 * vectors)
+        products = 12.0 * N * r * max(1, r * m / BLOCK_ENTRIES)  # added to once a block
+        # 4 r operations per entry, at two thirds of the speed measured: what they gather shares the cache
+        step = 6 * nnz * r / speed.sparse + 6 * r * r * m / speed.dense
+        step += (16 * nnz + 6 * vectors + products) / speed.stream
+        once = PACKED * ENTRY_SECONDS * nnz + r * m * GATHERED / cores() + VECTOR_BYTES * r * m / speed.stream
+        return Cost.of_steps(step, once, 16 * nnz + 4 * vectors, max(24 * nnz, 2 * vectors))
 
     def of(
         self,
@@ -174,8 +182,10 @@ class SparseSpace(RowSpace):
 
     def expand(self, vectors: Vectors) -> np.ndarray:
         dealt, width = self._columns
-        out = np.empty((vectors.shape[0], width), np.float32)
-        out[:, dealt[dealt >= 0]] = fetch(vectors)[:, dealt >= 0]
+        place_of = np.empty(width, np.int32)
+        place_of[dealt[dealt >= 0]] = np.flatnonzero(dealt >= 0)
+        held, out = fetch(vectors), np.empty((vectors.shape[0], width), np.float32)
+        on_cores(lambda j: np.take(held[j], place_of, out=out[j], mode="clip"), range(len(out)))  # "raise" would copy
         return out
 
     def coordinates(self, vectors: np.ndarray) -> Vectors:
@@ -250,8 +260,9 @@ def _pack(blocks: list[scipy.sparse.csr_array], n_rows: int) -> tuple[np.ndarray
     return data, indices, pointers
 
 
-GREEDY_ROUNDS = 10_000
-"""Rounds dealt by load, one column to each block. Later columns are light and follow a snake, which needs no loop."""
+GREEDY = 100_000
+"""Columns dealt by load, the heaviest ones, in rounds of one to each block. Later columns are light and follow a snake,
+which needs no loop."""
 
 
 def deal(counts: Int[np.ndarray, "m_kept"], n_blocks: int) -> Int[np.ndarray, "size"]:
@@ -271,7 +282,7 @@ def deal(counts: Int[np.ndarray, "m_kept"], n_blocks: int) -> Int[np.ndarray, "s
     dealt = rounds.copy()
     dealt[1::2] = dealt[1::2, ::-1]
     load = [(0, block) for block in range(n_blocks)]
-    for k in range(min(width, GREEDY_ROUNDS)):
+    for k in range(min(width, -(-GREEDY // n_blocks))):
         following = []
         for position in range(n_blocks):
             weight, block = heapq.heappop(load)

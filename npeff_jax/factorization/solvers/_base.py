@@ -7,6 +7,7 @@ values that are not finite); it never looks at a solver's class.
 
 import abc
 import dataclasses
+import functools
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
@@ -225,6 +226,32 @@ def fit_to_given(problem: Problem, start: Factors, given: InitialFactors) -> Fac
         return start
     b, P = _least_squares(problem.on_device(), start.G)
     return start._replace(W=solve_nonnegative(jnp.zeros_like(start.W), b, P, FITTED, SWEEPS)[0])
+
+
+def solve_for_given(solver: "Solver", problem: Problem, start: Factors, given: InitialFactors, steps: int) -> Factors:
+    """Return a start whose vectors are solved for given coefficients, which a first step against random ones would
+    throw away. The warm-up does that; here it is done for solvers that were told to have a shorter one.
+
+    Args:
+        solver: a dataclass with the field ``warm_up``.
+        problem: what is factorized.
+        start: as drawn.
+        given: what of it was given.
+        steps: of the vectors alone.
+    """
+    if given.coefficients is None or given.pseudo_fishers is not None or solver.warm_up >= steps:
+        return start
+    return _solved(problem.on_device(), start, solver=dataclasses.replace(solver, warm_up=steps))  # type: ignore[type-var]
+
+
+@functools.partial(jit, static_argnames=("solver",))
+def _solved(problem: Problem, start: Factors, *, solver: Solver) -> Factors:
+    """Run the warm-up of a solver; the start itself where values overflow, which the first steps then report."""
+    state = solver.init(problem, start)
+    state = jax.lax.fori_loop(0, solver.warm_up, lambda _, state: solver.step(problem, state), state)
+    W, G = solver.factors(state)
+    finite = jnp.isfinite(W).all() & jnp.isfinite(G).all()
+    return Factors(jnp.where(finite, W, start.W), jnp.where(finite, G, start.G), start.steps)
 
 
 FITTED, SWEEPS = 1e-3, 100

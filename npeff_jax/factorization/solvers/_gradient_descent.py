@@ -12,7 +12,7 @@ from jaxtyping import Float
 from npeff_jax.factorization._compile import full_precision
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
-from npeff_jax.factorization.solvers._base import Factors
+from npeff_jax.factorization.solvers._base import Factors, InitialFactors, solve_for_given
 from npeff_jax.factorization.solvers._lrm import LowRankSolver, LowRankState
 
 
@@ -44,6 +44,10 @@ class GradientDescent(LowRankSolver):
     def initial_vectors(self, problem: Problem, n_components: int, seed: int) -> Vectors:
         r = n_components + problem.n_frozen
         return super().initial_vectors(problem, n_components, seed) * np.float32(np.sqrt(2 / r))
+
+    def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
+        start = super().start(problem, n_components, seed, given)
+        return solve_for_given(self, problem, start, given, type(self).warm_up)
 
     @full_precision
     def step(self, problem: Problem, state: LowRankState) -> LowRankState:

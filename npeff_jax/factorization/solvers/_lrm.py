@@ -23,7 +23,7 @@ from npeff_jax.factorization._compile import full_precision
 from npeff_jax.factorization._objective import line_coefficients, loss_terms
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
-from npeff_jax.factorization.solvers._base import Factors, InitialFactors, Solver, fit_to_given
+from npeff_jax.factorization.solvers._base import Factors, InitialFactors, Solver, fit_to_given, solve_for_given
 from npeff_jax.factorization.solvers._quartic import minimize_quartic
 from npeff_jax.factorization.solvers._tangent import Line, project, retract
 from npeff_jax.pefs import FisherKind
@@ -84,7 +84,8 @@ class DampedALS(LowRankSolver):
             gain. Alternating steps alone end in local minima from most starts. None with ``stiefel``: a row may lie in
             the span of the other vectors, and nothing orthonormal is near that.
         warm_up: first steps that move G alone, W held at its start, given or drawn; none where G alone is given. A W
-            that is solved for a random G is far from any concept, and stays there.
+            that is solved for a random G is far from any concept, and stays there. For a W that is given alone G is
+            solved in any case.
         orthogonality: weight ρ of ρ Σ_{j≠k} (g_j·g_k)² over unit vectors, added to the loss as a fraction of ‖F‖².
         stiefel: keep the pseudo-Fishers orthonormal.
     """
@@ -111,7 +112,8 @@ class DampedALS(LowRankSolver):
         super().check(kind, parts)
 
     def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
-        return fit_to_given(problem, super().start(problem, n_components, seed, given), given)
+        start = fit_to_given(problem, super().start(problem, n_components, seed, given), given)
+        return solve_for_given(self, problem, start, given, type(self).warm_up)
 
     @full_precision
     def step(self, problem: Problem, state: LowRankState) -> LowRankState:

@@ -1,14 +1,18 @@
 """D-NPEFF the paper's way: the multiplicative updates of Lee & Seung for X ≈ W H."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from npeff_jax.factorization._compile import full_precision
+from npeff_jax._types import Coefficients
+from npeff_jax.factorization._compile import full_precision, jit
 from npeff_jax.factorization._nonnegative import multiplicative
 from npeff_jax.factorization._problem import Problem
-from npeff_jax.factorization.solvers._base import Factors
+from npeff_jax.factorization.row_spaces import Vectors
+from npeff_jax.factorization.solvers._base import Factors, InitialFactors
 from npeff_jax.factorization.solvers._hals import DiagonalSolver, DiagonalState
 
 
@@ -22,6 +26,12 @@ class Multiplicative(DiagonalSolver):
 
     epsilon: float = float(np.finfo(np.float32).eps)
 
+    def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
+        start = super().start(problem, n_components, seed, given)
+        if given.coefficients is None or given.pseudo_fishers is not None:
+            return start
+        return start._replace(G=_vectors_for(problem.on_device(), start.W, start.G, epsilon=self.epsilon))
+
     @full_precision
     def step(self, problem: Problem, state: DiagonalState) -> DiagonalState:
         """W ← W ∘ X Hᵀ / (W H Hᵀ), then H ← H ∘ Wᵀ X / (WᵀW H). Protected components keep their vectors."""
@@ -30,3 +40,16 @@ class Multiplicative(DiagonalSolver):
         W = multiplicative(W, problem.sum_over_rows(XH), HH, self.epsilon)
         moved = multiplicative(H.T, problem.rows.pull_back(problem.over_rows(W)).T, W.T @ W, self.epsilon).T
         return self.init(problem, Factors(W, jnp.concatenate([H[:f], moved[f:]]), steps + 1))
+
+
+UPDATES = 50
+"""Of H alone for a W that is given: the first update of W against a random H would throw it away."""
+
+
+@functools.partial(jit, static_argnames=("epsilon",))
+@full_precision
+def _vectors_for(problem: Problem, W: Coefficients, H: Vectors, *, epsilon: float) -> Vectors:
+    """Return H after multiplicative updates for a given W, protected vectors as they are."""
+    b, P = problem.rows.pull_back(problem.over_rows(W)).T, W.T @ W
+    moved = jax.lax.fori_loop(0, UPDATES, lambda _, V: multiplicative(V, b, P, epsilon), H.T).T
+    return jnp.concatenate([H[: problem.n_frozen], moved[problem.n_frozen :]])

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from npeff_jax._checks import as_enum, check_integer, check_real, normalise
@@ -13,6 +14,7 @@ from npeff_jax._types import Cotangents, Logits
 from npeff_jax.models import Output
 from npeff_jax.pefs.representations._base import Prediction, Pullback, Representation, Rotation
 from npeff_jax.pefs.representations._classes import class_rows, kept_classes, most_classes
+from npeff_jax.pefs.representations._eigenvectors import principal_vectors
 from npeff_jax.pefs.representations._sketch import sketched
 
 
@@ -98,12 +100,9 @@ class LowRank(Representation):
         """Return the principal rows: orthogonal to rounding whatever the condition of the Gram matrix; F is kept."""
         if not self._principal:
             return Rotation(None, gram, n_rows)
-        unit = xp.trace(gram)
-        _, vectors = xp.linalg.eigh(gram / xp.where(unit > 0, unit, xp.ones_like(unit)))
-        matrix = vectors[:, ::-1].T
-        largest = xp.take_along_axis(matrix, xp.argmax(xp.abs(matrix), axis=1)[:, None], axis=1)
-        matrix = xp.where(largest < 0, -matrix, matrix)  # a sign that no detail of the eigensolver decides
-        gram = matrix @ gram @ matrix.T
+        matrix = principal_vectors(gram, xp)
+        exact = {} if xp is np else {"precision": "highest"}
+        gram = xp.matmul(xp.matmul(matrix, gram, **exact), matrix.T, **exact)
         if self.max_rows is not None:
             n_rows = xp.minimum(n_rows, self.max_rows)
         if self.min_trace is not None:

@@ -14,6 +14,7 @@ function mainPlace(c) {
   );
   return { layer: data.places.layers[best[0]], kind: data.places.kinds[best[1]], share: best[2] };
 }
+const titleOf = (c) => `Component ${c.index}${c.name === null ? "" : ` · ${c.name}`}`;
 // What its top examples are.
 function aboutExamples(c) {
   const said = [],
@@ -84,6 +85,7 @@ const searchText = data.components.map((c) =>
     `component ${c.index}`,
     c.note,
     c.frozen ? "frozen" : "",
+    c.name || "",
     c.evidence.mark,
     ...c.predicted_mix.filter(([, f]) => f >= 0.1).map(([k]) => className(k)),
     ...c.pair_mix.flatMap(([a, b, f]) => (f >= 0.3 ? [className(a), className(b)] : [])),

@@ -81,6 +81,7 @@ const items = data.components.map((c) => {
       h(
         "span",
         { class: "what" },
+        c.name !== null && h("span", { class: "asked" }, c.name),
         h("span", { class: "headline" }, c.headline),
         hasImages &&
           h(

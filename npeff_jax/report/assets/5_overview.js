@@ -58,6 +58,7 @@ function overview() {
       { class: "grid" },
       mapFigure(),
       measured.length > 0 && selectivityFigure(ratios),
+      movedFigure(),
       stabilityFigure(),
       lossFigure(),
       coefficientsFigure(),
@@ -80,7 +81,7 @@ function startHere() {
     h(
       "a",
       { class: "start", href: `#c${c.index}` },
-      h("span", { class: "start-head" }, h("strong", {}, `Component ${c.index}`), measuredEvidence && chip(c)),
+      h("span", { class: "start-head" }, h("strong", {}, titleOf(c)), measuredEvidence && chip(c)),
       h("span", { class: "headline" }, c.headline),
       hasImages
         ? h(
@@ -111,6 +112,7 @@ function startHere() {
 function componentRows() {
   return data.components.map((c) => ({
     component: c.index,
+    name: c.name,
     headline: c.headline,
     evidence: c.evidence.mark,
     reason: c.evidence.reason,
@@ -120,6 +122,8 @@ function componentRows() {
     kl_ratio: c.causal && c.causal.kl_ratio,
     null_kl_ratio: c.causal && c.causal.null_kl_ratio,
     pef_norm_ratio: c.causal && c.causal.pef_norm_ratio,
+    moved_kl: c.moved && c.moved.measured,
+    moved_kl_predicted: c.moved && c.moved.predicted,
     stability: c.stability,
     wrong: c.wrong,
     layer: mainPlace(c).layer,
@@ -147,6 +151,28 @@ function selectivityFigure(ratios) {
       (ceiling
         ? ` (Dashed: 1, and ${times(ceiling)}, the most there could be if the top examples counted among the others.)`
         : ""),
+  );
+}
+
+// Who moves under a move of the parameters, such as one that forgets something.
+function movedFigure() {
+  if (data.moved_all === null) return null;
+  const moved = data.components.filter((c) => c.moved && c.moved.measured !== null);
+  moved.sort((a, b) => b.moved.measured - a.moved.measured);
+  const row = (c) =>
+    h(
+      "tr",
+      {},
+      h("td", {}, h("a", { href: `#c${c.index}` }, titleOf(c))),
+      h("td", {}, number(c.moved.measured)),
+      h("td", {}, c.moved.predicted === null ? "–" : number(c.moved.predicted)),
+    );
+  const heads = ["component", "KL, nats", "by equation 5"].map((name) => h("th", { scope: "col" }, name));
+  return figure(
+    "Who else moves",
+    h("table", { class: "moved" }, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, moved.slice(0, 12).map(row))),
+    `Mean KL divergence of each component's top examples under the move; of all examples ${number(data.moved_all)}. ` +
+      `${moved.length > 12 ? `The 12 largest of ${moved.length}; all` : "All"} are in the table of components.`,
   );
 }
 

@@ -160,7 +160,8 @@ function card(c) {
       h(
         "div",
         { class: "title" },
-        h("h2", { id: `title-${c.index}`, tabindex: "-1" }, `Component ${c.index}`),
+        h("h2", { id: `title-${c.index}`, tabindex: "-1" }, titleOf(c)),
+        c.name !== null && h("span", { class: "badge" }, "asked for"),
         measuredEvidence && chip(c),
         c.frozen && h("span", { class: "badge" }, "frozen"),
       ),
@@ -179,6 +180,7 @@ function card(c) {
       fact(percent(c.share), "of all squared coefficients"),
       fact(percent(c.breadth), "of examples use it"),
       causal && causal.kl_ratio !== null && fact(times(causal.kl_ratio), "KL ratio"),
+      c.moved && c.moved.measured !== null && fact(number(c.moved.measured), "nats, KL of its top examples under the move"),
       c.stability !== null && fact(c.stability.toFixed(2), "similarity in other runs"),
       c.wrong !== null && fact(percent(c.wrong), "of its top examples predicted wrongly"),
     ),

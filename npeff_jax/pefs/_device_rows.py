@@ -1,0 +1,217 @@
+"""An example's rows inside a compiled program: rotated on the fly, read leaf by leaf, never joined or sorted.
+
+What `LeafRows` is on the host. Rotated entries are sums of products, each product rounded by itself and added in the
+order of the rows, on the host as here: the same rows and the same rotation give the same bits on every backend.
+"""
+
+import copy
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from npeff_jax.pefs._bits import WORD, magnitude, pack
+
+SMALL = 1 << 16
+"""Leaves of fewer entries are joined with their neighbours: each part costs a few kernels per read."""
+
+SEPARATE = 4
+"""Up to so many rows are handled one by one, which reads each once. More are handled as one matrix: reading them takes
+longer then, and the number of operations to compile does not grow with the square of their number."""
+
+_NO_NUMBER = 0x7FD5AA55
+"""Bits of one of the many NaNs: an example with any of them is rejected."""
+
+
+class Part(NamedTuple):
+    """Consecutive parameters: all rows there, flat."""
+
+    first: int
+    size: int
+    rows: tuple[Float[Array, "size"], ...]
+
+
+class DeviceRows:
+    """One example's rows inside a compiled program, before a rotation that is applied where they are read."""
+
+    def __init__(
+        self,
+        leaves: Sequence[Sequence[Float[Array, "_"]]],
+        rotation: Float[Array, "c c"] | None = None,
+        wanted: Int[Array, ""] | int | None = None,
+    ) -> None:
+        """Make rows from those of each leaf, flat and in the order of the parameters.
+
+        Args:
+            leaves: ``leaves[l][i]`` is row i's part in leaf l.
+            rotation: orthogonal.
+            wanted: the first so many rows after the rotation are those to select from, all by default.
+
+        Attributes:
+            n_rows: c.
+            size: m.
+            wanted: as given; may be traced.
+            shared: whether parameters are ranked, by the wanted rows' sum of squares, and not entries.
+        """
+        self.n_rows = len(leaves[0])
+        self.size = sum(rows[0].size for rows in leaves)
+        self.rotation, self.shared = rotation, False
+        self.wanted = jnp.asarray(self.n_rows if wanted is None else wanted, jnp.int32)
+        self.parts = _joined(leaves)
+        first = jax.lax.bitcast_convert_type(self.parts[0].rows[0][0].astype(jnp.float32), jnp.int32)
+        self._nothing = (first == _NO_NUMBER).astype(jnp.int32)  # a zero that no compiler knows to be one
+        words = np.array([-(-part.size // WORD) for part in self.parts])
+        self.first_word, self.n_words = np.cumsum(words) - words, int(words.sum())
+
+    @property
+    def lanes(self) -> int:
+        """What is ranked at each parameter: its entry in every row, or one sum."""
+        return 1 if self.shared else self.n_rows
+
+    def by_parameter(self) -> "DeviceRows":
+        """Return the same rows, with parameters ranked in place of entries."""
+        found = copy.copy(self)
+        found.shared = True
+        return found
+
+    def reaching(self, least: Int[Array, ""]) -> UInt32[Array, "words"]:
+        """Return one bit per entry, or parameter if shared: whether its magnitude is at least ``least``.
+
+        One streaming read. Words go by row, then parameter; each part begins a word of its own.
+        """
+        packed = [
+            pack([magnitude(score) >= least for score in self._scores(self._turned(part.rows))]) for part in self.parts
+        ]
+        return jnp.concatenate(packed, axis=1).reshape(-1)
+
+    def gram_below(self, least: Int[Array, ""]) -> Float[Array, "c c"]:
+        """Return inner products of the rotated rows with every entry left out that `reaching` would find.
+
+        Rows that are not wanted are whole. One streaming read.
+        """
+        grams = []
+        for part in self.parts:
+            rows = self._turned(part.rows)
+            rows = [jnp.where(low, row, 0.0) for low, row in zip(self._below(rows, least), rows, strict=True)]
+            grams.append(_gram(rows))
+        return functools.reduce(jnp.add, grams)
+
+    def sample(self, number: int) -> Int[Array, "_"]:
+        """Return magnitudes of about ``number`` entries or more, evenly spread over the parameters with a jitter."""
+        fraction, found = min(1.0, number / self.lanes / self.size), []
+        for part in self.parts:
+            count = min(part.size, int(np.ceil(part.size * fraction)))
+            stride = part.size // count
+            at = jnp.arange(count, dtype=jnp.uint32)
+            jitter = (at * jnp.uint32(2654435761) >> 8) % jnp.uint32(stride)  # multiplicative hash: no beat with shapes
+            at = (at * jnp.uint32(stride) + jitter).astype(jnp.int32)
+            for score in self._scores(self._turned([row[at] for row in part.rows])):
+                found.append(magnitude(score).reshape(-1))
+        return jnp.concatenate(found)
+
+    def at(self, part: Int[Array, "k"], inside: Int[Array, "k"]) -> Float[Array, "c k"]:
+        """Return all rotated rows at places ``inside`` parts. Each place reads every part, at its edge but for one."""
+        rows = [jnp.zeros(part.shape, jnp.float32)] * self.n_rows
+        for number, one in enumerate(self.parts):
+            places = inside.clip(0, one.size - 1)
+            found = [row[places].astype(jnp.float32) for row in one.rows]
+            rows = [jnp.where(part == number, new, row) for new, row in zip(found, rows, strict=True)]
+        turned = self._turned(rows)
+        return jnp.concatenate([row.reshape(-1, row.shape[-1]) for row in turned])
+
+    def scores(self, columns: Float[Array, "c k"]) -> Int[Array, "lanes k"]:
+        """Return the magnitudes that decide, of columns from `at`."""
+        rows = list(columns) if self.n_rows <= SEPARATE else [columns]
+        return jnp.concatenate([magnitude(x).reshape(-1, x.shape[-1]) for x in self._scores(rows)])
+
+    def locate(self, word: Int[Array, "k"], bit: Int[Array, "k"]) -> tuple[Array, Array, Array, Array]:
+        """Return lane, part, place inside the part, and parameter of bits of `reaching`."""
+        lane, word = word // self.n_words, word % self.n_words
+        part = jnp.zeros(word.shape, jnp.int32)
+        for first in self.first_word[1:]:
+            part = part + (word >= int(first)).astype(jnp.int32)
+        inside = (word - jnp.asarray(self.first_word, jnp.int32)[part]) * WORD + bit
+        first = jnp.asarray([part.first for part in self.parts], jnp.uint32)[part]
+        return lane, part, inside, first + inside.astype(jnp.uint32)
+
+    def _below(self, rows: list[Float[Array, "..."]], least: Int[Array, ""]) -> list[Bool[Array, "..."]]:
+        """Where entries of rotated rows are not among those that reach ``least``."""
+        scores = self._scores(rows)
+        if self.shared:
+            scores = scores * len(rows) if self.n_rows <= SEPARATE else [scores[0][None]]
+        return [
+            (magnitude(score) < least) | ~wanted for score, wanted in zip(scores, self._is_wanted(rows), strict=True)
+        ]
+
+    def _scores(self, rows: list[Float[Array, "..."]]) -> list[Float[Array, "..."]]:
+        """What is ranked: the wanted rotated entries, or the sum of their squares."""
+        rows = [jnp.where(wanted, row, 0.0) for wanted, row in zip(self._is_wanted(rows), rows, strict=True)]
+        if not self.shared:
+            return rows
+        each = rows if self.n_rows <= SEPARATE else [rows[0][i] for i in range(self.n_rows)]
+        return [_sum_of([row * row for row in each], self._nothing)]
+
+    def _is_wanted(self, rows: list[Float[Array, "..."]]) -> list[Bool[Array, "..."]]:
+        if self.n_rows <= SEPARATE:
+            return [j < self.wanted for j in range(len(rows))]
+        return [jnp.arange(self.n_rows)[:, None] < self.wanted]
+
+    def _turned(self, rows: Sequence[Float[Array, "k"]]) -> list[Float[Array, "..."]]:
+        """Rotated rows: one by one if few, else as one matrix."""
+        rows = [row.astype(jnp.float32) for row in rows]
+        if self.n_rows > SEPARATE:
+            if self.rotation is None:
+                return [jnp.stack(rows)]
+            products = [self.rotation[:, i, None] * row[None] for i, row in enumerate(rows)]
+            return [_sum_of(products, self._nothing)]
+        if self.rotation is None:
+            return rows
+        return [
+            _sum_of([self.rotation[j, i] * row for i, row in enumerate(rows)], self._nothing)
+            for j in range(self.n_rows)
+        ]
+
+
+def _sum_of(products: Sequence[Float[Array, "..."]], nothing: Int[Array, ""]) -> Float[Array, "..."]:
+    """Add products in order, each rounded before it is added.
+
+    A compiler would contract a product and a sum into one operation that rounds once, in some places and not in others.
+    The exclusive or with an unknown zero is what it cannot look through; it costs no memory.
+    """
+    if len(products) == 1:
+        return products[0]
+
+    def rounded(product: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(product, jnp.int32) ^ nothing
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+    return functools.reduce(jnp.add, [rounded(product) for product in products])
+
+
+def _joined(leaves: Sequence[Sequence[Float[Array, "_"]]]) -> list[Part]:
+    """Parts: each large leaf, and runs of small neighbours joined."""
+    runs: list[list[int]] = []
+    for number, rows in enumerate(leaves):
+        small = rows[0].size < SMALL
+        if runs and small and sum(leaves[i][0].size for i in runs[-1]) + rows[0].size < SMALL:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts, first = [], 0
+    for run in runs:
+        rows = tuple(leaves[run[0]]) if len(run) == 1 else tuple(map(jnp.concatenate, zip(*(leaves[i] for i in run))))
+        parts.append(Part(first, rows[0].size, rows))
+        first += rows[0].size
+    return parts
+
+
+def _gram(rows: list[Float[Array, "..."]]) -> Float[Array, "c c"]:
+    """Inner products: of few rows sums of products, which read them once; of a matrix one product."""
+    if rows[0].ndim == 2:
+        return jnp.matmul(rows[0], rows[0].T, precision="highest")
+    pairs = {(i, j): jnp.sum(rows[i] * rows[j]) for i in range(len(rows)) for j in range(i + 1)}
+    return jnp.stack([jnp.stack([pairs[max(i, j), min(i, j)] for j in range(len(rows))]) for i in range(len(rows))])

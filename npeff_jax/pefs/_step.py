@@ -1,0 +1,106 @@
+"""From an example's rows to its kept entries in one compiled program, and where that is worth it."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from npeff_jax._checks import check_choice
+from npeff_jax.pefs._device_rows import DeviceRows
+from npeff_jax.pefs._device_selection import LIMIT, Kept
+from npeff_jax.pefs._keep import Selection
+from npeff_jax.pefs._rows import ExampleRows
+from npeff_jax.pefs.representations import FisherKind, Representation
+
+SelectOn = Literal["auto", "host", "device"]
+"""Where the entries to keep are selected: where the rows are on an accelerator, on the host otherwise ("auto"), or as
+said."""
+
+WORTH = 16
+"""Entries of an example per entry kept, from which selecting on an accelerator pays: with fewer, what the selection
+takes in memory exceeds the rows."""
+
+
+class ExampleEntries(NamedTuple):
+    """What leaves the devices of one example: its kept entries and small matrices, nothing of size m.
+
+    Attributes:
+        kept: the entries, and what products of them say of the Fisher.
+        gram: (c, c), of all rotated rows.
+        leaf_norms: squared norm of each leaf's part: not finite where a gradient is not.
+        scale: what the rows were divided by.
+        trace: of F, divided by scale².
+        n_rows: how many rows, from the first, represent the example.
+        logits: of the example.
+        lost_mass: probability of the classes that have no row.
+        lost_trace: estimated trace lost with them, as a fraction of the whole.
+    """
+
+    kept: Kept
+    gram: Float[Array, "c c"]
+    leaf_norms: Float[Array, "leaves"]
+    scale: Float[Array, ""]
+    trace: Float[Array, ""]
+    n_rows: Int[Array, ""]
+    logits: Float[Array, "C"]
+    lost_mass: Float[Array, ""]
+    lost_trace: Float[Array, ""]
+
+
+class HostEntries(NamedTuple):
+    """`ExampleEntries` as NumPy."""
+
+    kept: Kept
+    gram: np.ndarray
+    leaf_norms: np.ndarray
+    scale: np.ndarray
+    trace: np.ndarray
+    n_rows: np.ndarray
+    logits: np.ndarray
+    lost_mass: np.ndarray
+    lost_trace: np.ndarray
+
+
+def entries_of(representation: Representation, keep: Selection, one: ExampleRows) -> ExampleEntries:
+    """Rotate, select and measure one example's rows. Pure: it is jitted and mapped behind `example_rows`."""
+    turned = representation.rotation(one.gram, one.n_rows, jnp)
+    leaves = [[row.reshape(-1) for part in parts for row in part] for parts in zip(*one.blocks, strict=True)]
+    kept = keep.select_on_device(DeviceRows(leaves, turned.matrix, turned.n_rows))
+    n_rows = jnp.asarray(turned.n_rows, jnp.int32)
+    return ExampleEntries(kept, turned.gram, *one[2:5], n_rows, *one[6:])
+
+
+def selects_on_device(
+    select_on: SelectOn, mesh: Mesh, representation: Representation, keep: Selection, c: int, m: int
+) -> bool:
+    """Decide where the entries of examples with up to c rows over m parameters are selected.
+
+    Raises:
+        ValueError: ``select_on="device"`` where the selection or the rotation knows no way on a device.
+    """
+    check_choice("select_on", select_on, get_args(SelectOn))
+    accelerated = mesh.devices.flat[0].platform != "cpu"
+    if select_on == "host" or (select_on == "auto" and not accelerated):
+        return False
+    c = 1 if representation.kind is FisherKind.DIAGONAL else c
+    reason = _hindrance(representation, keep, c, m)
+    if reason and select_on == "device":
+        raise ValueError(f'select_on="device" is not possible: {reason}; pass "auto" or "host"')
+    return not reason and (select_on == "device" or keep.width(c, m) * WORTH <= c * m)
+
+
+def _hindrance(representation: Representation, keep: Selection, c: int, m: int) -> str:
+    """What keeps the selection from being compiled, empty if nothing."""
+    if not keep.on_device:
+        return f"{type(keep).__name__} has no select_on_device of its own"
+    if c * m >= LIMIT:
+        return f"an example has {c * m} entries, and at most {LIMIT - 1} can be counted"
+    try:
+        rotation: Any = lambda gram, n_rows: representation.rotation(gram, n_rows, jnp)[:3]  # noqa: E731
+        jax.eval_shape(rotation, jax.ShapeDtypeStruct((c, c), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        return f"{type(representation).__name__}.rotation cannot be traced ({type(error).__name__})"
+    return ""
