@@ -151,6 +151,8 @@ def test_nonnegative_least_squares_against_scipy():
     assert residual.max() <= 1e-6
     np.testing.assert_allclose(V, expected, atol=1e-4)
     assert kkt_residual(V + 0.1, b, P).min() > 1e-3, "what is not optimal is said so"
+    moved = kkt_residual(V + 0.1, b, P)
+    np.testing.assert_allclose(kkt_residual(1000 * (V + 0.1), 1000 * b, P), moved, rtol=1e-4, err_msg="no unit")
     assert kkt_residual(jnp.asarray(expected, jnp.float32), b, P).max() < 1e-5
 
 
