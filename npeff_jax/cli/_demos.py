@@ -196,7 +196,8 @@ def shortcut(out: Path = Path("npeff-shortcut"), seed: int = 0, progress: Show =
     decomposition = npeff.decompose(pefs, 32, seed=seed, progress=shown)
     fit = npeff.fit_coefficients(decomposition, heldout)
     found = npeff.evaluation.search_concepts(fit.coefficients, {"misled by a shared word": misled & wrong}, seed=seed)
-    print(found)
+    most = int(np.argmax(found.share[np.arange(len(found.best)), found.best]))
+    print(f"component {most}: {found.note(most)}")
     table = npeff.selectivity(
         task.model, decomposition, heldout, rest.examples, fit=fit, n_top=16, norm=0.1, seed=seed, progress=shown
     )
