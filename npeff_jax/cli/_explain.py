@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import inspect
 import json
 import shlex
 import shutil
@@ -18,7 +17,16 @@ from npeff_jax._checks import check_in_range
 from npeff_jax._extras import needs
 from npeff_jax._progress import Progress
 from npeff_jax.cli._options import Explained, Fishers, Flag, MaybeInt, MaybeText, Show, mesh_of, progress_of
-from npeff_jax.cli._record import STAGES, differences, flat_arguments, load_arrays, local_place, record_of, save_arrays
+from npeff_jax.cli._record import (
+    STAGES,
+    default_arguments,
+    differences,
+    flat_arguments,
+    load_arrays,
+    local_place,
+    record_of,
+    save_arrays,
+)
 from npeff_jax.cli._source import is_texts
 from npeff_jax.models import Categorical, Model
 from npeff_jax.tasks import Dataset
@@ -226,8 +234,7 @@ def _marks(
 def _command(arguments: dict[str, Any]) -> str:
     """Return the command line for these arguments, leaving out those at their defaults."""
     flat = flat_arguments(arguments)
-    defaults = {f.name: f.default for kind in (Explained, Fishers) for f in dataclasses.fields(kind)}
-    defaults |= {name: p.default for name, p in inspect.signature(explain).parameters.items()}
+    defaults = default_arguments(explain)
     words = ["npeff", "explain"]
     for name, value in flat.items():
         if value == defaults.get(name) or value is None or value == () or name in ("progress", "overwrite"):

@@ -123,6 +123,19 @@ def flat_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def default_arguments(command: Callable[..., Any]) -> dict[str, Any]:
+    """Return the defaults of a command by option name, as in `flat_arguments`; options without one are left out."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(command)
+    for name, parameter in inspect.signature(command).parameters.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found |= default_arguments(hint)
+        elif parameter.default is not inspect.Parameter.empty:
+            found[name] = parameter.default
+    return found
+
+
 def _arguments(command: Callable[..., Any], flat: dict[str, Any]) -> dict[str, Any]:
     """Rebuild a command's arguments from `flat_arguments`, dropping names that the command does not have."""
     made = {}
@@ -139,7 +152,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     silent = {"progress", "all_devices"}
     names = [name for name in now["arguments"] if name not in silent]
     # an option that a record of an earlier version does not have was at its default
-    defaults = {name: p.default for name, p in inspect.signature(STAGES[now["command"]]).parameters.items()}
+    defaults = default_arguments(STAGES[now["command"]])
     then = {name: _encode(default) for name, default in defaults.items()} | before["arguments"]
     differ = [name for name in names if then.get(name) != now["arguments"][name]]
     told = [f"--{name.replace('_', '-')}" for name in differ]

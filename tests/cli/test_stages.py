@@ -100,6 +100,19 @@ def test_a_record_of_an_earlier_version_lacks_an_option(npeff, made):
     assert "another --restarts;" in err
 
 
+def test_an_option_in_a_group_may_be_lacking_too(npeff, made):
+    """``--sample-seed`` and ``--min-probability`` stand in a dataclass of options."""
+    place = made / "pefs.record.json"
+    record = json.loads(place.read_text())
+    del record["arguments"]["sample_seed"], record["arguments"]["min_probability"]
+    place.write_text(json.dumps(record))
+    code, out, err = npeff(f"pefs {MODEL} --part 0:30 --out run/pefs {QUIET}")
+    assert (code, out) == (0, "run/pefs is there already, made by this very command\n"), err
+    code, _, err = npeff(f"pefs {MODEL} --part 0:30 --min-probability 0.1 --out run/pefs {QUIET}")
+    assert code == 2
+    assert "another --min-probability;" in err
+
+
 def test_the_best_of_several_starts(npeff, made):
     """The command tries them as the function does, and says what losses they came to."""
     code, out, err = npeff(
