@@ -22,7 +22,7 @@ from npeff_jax._types import Examples
 from npeff_jax.models import Model
 from npeff_jax.pefs._memory import TOO_LARGE, free_on_accelerators, program_bytes
 from npeff_jax.pefs._rows import ExampleRows, HostRows, example_key, example_rows
-from npeff_jax.pefs._step import ExampleEntries, HostEntries
+from npeff_jax.pefs._step import ExampleEntries
 from npeff_jax.pefs.representations import Representation
 
 _LOG = logging.getLogger("npeff_jax")
@@ -234,10 +234,10 @@ class BatchRows:
         )
 
 
-def on_host(batch: ExampleRows | ExampleEntries, size: int) -> Iterator[HostRows | HostEntries]:
+def on_host(batch: ExampleRows | ExampleEntries, size: int) -> Iterator[HostRows | ExampleEntries]:
     """The first ``size`` examples of a batch as NumPy, without a copy where the devices share the host's memory."""
     if isinstance(batch, ExampleEntries):
-        fields = HostEntries(*jax.device_get(batch))
+        fields = jax.device_get(batch)
         yield from (jax.tree.map(lambda field, i=i: field[i], fields) for i in range(size))
         return
     blocks = [[_parts(leaf) for leaf in block] for block in batch.blocks]

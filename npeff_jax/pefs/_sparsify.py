@@ -10,7 +10,7 @@ from npeff_jax.pefs._keep import Selection
 from npeff_jax.pefs._rows import HostRows
 from npeff_jax.pefs._schema import Normalization, Schema
 from npeff_jax.pefs._selection import LeafRows, Selected
-from npeff_jax.pefs._step import HostEntries
+from npeff_jax.pefs._step import ExampleEntries
 from npeff_jax.pefs.representations import FisherKind, Representation, Rotation
 
 CANCELLED = 1e-5
@@ -69,7 +69,7 @@ def fidelity(chosen: Selected, rows: LeafRows, gram: Float[np.ndarray, "c c"]) -
     return Fidelity(float(np.trace(own)), float(np.linalg.norm(own)), _root(missing, whole))
 
 
-def device_fidelity(one: HostEntries, diagonal: bool) -> Fidelity:
+def device_fidelity(one: ExampleEntries, diagonal: bool) -> Fidelity:
     """Measure kept entries by the products that a device has formed, S Sᵀ, D Sᵀ and D Dᵀ: nothing cancels."""
     own, DS, DD, gram = (np.asarray(x, np.float64) for x in (one.kept.own, one.kept.cross, one.kept.rest, one.gram))
     if diagonal:
@@ -115,14 +115,14 @@ class Sparsifier:
         self.normalization = Normalization(schema.normalization)
         self.offsets = np.array([*(p.offset for p in schema.layout.parameters), schema.layout.size])
 
-    def __call__(self, one: HostRows | HostEntries, number: int) -> dict[str, Any]:
+    def __call__(self, one: HostRows | ExampleEntries, number: int) -> dict[str, Any]:
         """Return the values of example ``number`` by field of `Pefs`.
 
         Raises:
             NotFiniteError: something in it is not finite.
         """
         _check_finite(one, self.schema, number)
-        if isinstance(one, HostEntries):
+        if isinstance(one, ExampleEntries):
             kept, used = one.kept, int(one.kept.n_kept)
             held = device_fidelity(one, self.schema.kind is FisherKind.DIAGONAL)
             entries: Any = (kept.rows[:used], kept.indices[:used], kept.values[:used])
@@ -206,7 +206,7 @@ def _stored_type(name: str) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
-def _check_finite(one: HostRows | HostEntries, schema: Schema, number: int) -> None:
+def _check_finite(one: HostRows | ExampleEntries, schema: Schema, number: int) -> None:
     bad = np.flatnonzero(~np.isfinite(one.leaf_norms))
     if not np.isfinite(one.logits).all():
         raise NotFiniteError(f"example {number} has logits that are not finite; look at the model on this example")

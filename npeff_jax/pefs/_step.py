@@ -4,7 +4,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
@@ -27,6 +26,8 @@ takes in memory exceeds the rows."""
 class ExampleEntries(NamedTuple):
     """What leaves the devices of one example: its kept entries and small matrices, nothing of size m.
 
+    On the host the same fields are NumPy arrays.
+
     Attributes:
         kept: the entries, and what products of them say of the Fisher.
         gram: (c, c), of all rotated rows.
@@ -48,20 +49,6 @@ class ExampleEntries(NamedTuple):
     logits: Float[Array, "C"]
     lost_mass: Float[Array, ""]
     lost_trace: Float[Array, ""]
-
-
-class HostEntries(NamedTuple):
-    """`ExampleEntries` as NumPy."""
-
-    kept: Kept
-    gram: np.ndarray
-    leaf_norms: np.ndarray
-    scale: np.ndarray
-    trace: np.ndarray
-    n_rows: np.ndarray
-    logits: np.ndarray
-    lost_mass: np.ndarray
-    lost_trace: np.ndarray
 
 
 def entries_of(representation: Representation, keep: Selection, one: ExampleRows) -> ExampleEntries:
