@@ -119,7 +119,7 @@ class Model:
     def _programs(self) -> dict[Any, Callable[..., Any]]:
         return {}
 
-    def program(self, function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+    def program(self, function: Callable[..., Any], *static: Any, **options: Any) -> Callable[..., Any]:
         """Return ``function(*arguments, *static)`` as a compiled function of its arguments, made once for this model.
 
         The model keeps it, and lets it go with itself. A cache of `jax.jit` that is keyed on a function of a user's
@@ -127,12 +127,15 @@ class Model:
 
         Args:
             function: pure.
-            *static: its last arguments, hashable: functions, choices, numbers.
+            *static: its last arguments: functions, choices, numbers. With one that cannot be hashed the program is
+                made anew each time.
+            **options: of `jax.jit`, always the same for the same ``static``.
         """
-        key = (function, static)
-        if key not in self._programs:
-            self._programs[key] = jax.jit(lambda *arguments: function(*arguments, *static))
-        return self._programs[key]
+        key, made = (function, static), jax.jit(lambda *arguments: function(*arguments, *static), **options)
+        try:
+            return self._programs.setdefault(key, made)
+        except TypeError:  # an own choice with an array in it
+            return made
 
     def __repr__(self) -> str:
         return f"Model of {self.space.size:,} explained parameters, {type(self.output).__name__} outputs"

@@ -20,15 +20,13 @@ from npeff_jax._machine import size_text
 from npeff_jax._sharding import EXAMPLES, pad_rows, round_up, sharded
 from npeff_jax._types import Examples
 from npeff_jax.models import Model
+from npeff_jax.pefs._keep import Selection
 from npeff_jax.pefs._memory import TOO_LARGE, free_on_accelerators, program_bytes
 from npeff_jax.pefs._rows import ExampleRows, HostRows, example_key, example_rows
-from npeff_jax.pefs._step import ExampleEntries
+from npeff_jax.pefs._step import ExampleEntries, entries_of
 from npeff_jax.pefs.representations import Representation
 
 _LOG = logging.getLogger("npeff_jax")
-
-Then = Callable[[ExampleRows], Any]
-"""What becomes of one example's rows inside the compiled program."""
 
 
 class BatchRows:
@@ -49,39 +47,28 @@ class BatchRows:
         mesh: Mesh,
         batch_size: int,
         precision: str,
-        then: Then | None = None,
+        keep: Selection | None = None,
         at_once: int | None = None,
     ):
         """For batches of ``batch_size`` rounded up to the devices along the examples' axis of ``mesh``.
 
-        With ``then``, of one example's rows, its result takes the rows' place: it is part of the compiled program.
+        With ``keep``, the entries that it selects take the place of an example's rows: selecting is part of the
+        compiled program. The model keeps its programs, so that a second set of examples compiles nothing.
         """
         self.mesh, self.precision = mesh, precision
         self.batch_size = round_up(batch_size, mesh.shape[EXAMPLES])
         share = self.batch_size // mesh.shape[EXAMPLES]
         self.at_once = share if at_once is None else max(1, min(at_once, share))
-        self._reduces = then is not None
+        self._reduces = keep is not None
         self._checked: set[tuple[int | None, int]] = set()
         self._params, self._seed = self._placed(model.params, np.uint32(representation.seed))
-
-        def rows(room: int | None, params: Any, seed: Any, example: Any, index: Any, label: Any) -> Any:
-            most = representation.n_rows(model.output, model.n_classes(example))
-            most, key = most if room is None else min(most, room), example_key(seed, index)
-            found = example_rows(model, representation, model.space.select(params), params, example, key, label, most)
-            return found if then is None else then(found)
-
-        def count(params: Any, seed: Any, example: Any, index: Any, label: Any) -> jax.Array | None:
-            logits = model.logits_fn(params, example).astype(jnp.float32)
-            return representation.rows_needed(model.output, logits)
-
-        def program(room: int | None, at_once: int, *args: Any) -> Any:
-            return self._mapped(functools.partial(rows, room), at_once if then is not None else None)(*args)
 
         # Products of several cotangents with one activation would be merged, and each gradient copied out of the
         # result: twice the memory of the rows.
         options = {} if mesh.devices.flat[0].platform == "cpu" else {"xla_gpu_dot_merger_threshold_mb": "0"}
-        self._rows = jax.jit(program, static_argnums=(0, 1), compiler_options=options)
-        self._count = jax.jit(self._mapped(count))
+        chosen = model, representation, keep, mesh
+        self._made = functools.partial(model.program, _batch_rows, *chosen, compiler_options=options)
+        self._count = model.program(_rows_needed, model, representation, mesh)
         self._n_classes, self._needed = model.n_classes, functools.partial(representation.rows_needed, model.output)
         self._counts: bool | None = None  # whether examples need different numbers of rows: known once one is seen
 
@@ -100,10 +87,10 @@ class BatchRows:
                 arguments = self._arguments(examples, start, labels)
                 room = self._room(examples, arguments)
                 if not self._reduces:
-                    return self._rows(room, self.at_once, *arguments)
+                    return self._program(room)(*arguments)
                 try:
                     if self._fits(room, arguments):
-                        return self._rows(room, self.at_once, *arguments)
+                        return self._program(room)(*arguments)
                 except jax.errors.JaxRuntimeError as error:
                     self._halve(error)
 
@@ -147,7 +134,10 @@ class BatchRows:
         """Return the program for ``examples`` as `jax.stages.Compiled`: what it does and the memory it takes."""
         with jax.default_matmul_precision(self.precision), jax.disable_jit(False):
             arguments = self._arguments(examples, 0, labels)
-            return self._rows.lower(self._room(examples, arguments), self.at_once, *arguments).compile()
+            return self._program(self._room(examples, arguments)).lower(*arguments).compile()
+
+    def _program(self, room: int | None) -> Any:
+        return self._made(room, self.at_once if self._reduces else None)
 
     @property
     def piece(self) -> int:
@@ -181,7 +171,7 @@ class BatchRows:
         free = free_on_accelerators(self.mesh)
         if free is None or (room, self.at_once) in self._checked:
             return True
-        size = program_bytes(self._rows.lower(room, self.at_once, *arguments).compile())
+        size = program_bytes(self._program(room).lower(*arguments).compile())
         if size > free:
             if self.at_once == 1:
                 found = f"its program needs {size_text(size)}, and {size_text(free)} may be used on a device"
@@ -211,27 +201,72 @@ class BatchRows:
         needed = int(np.max(np.asarray(self._count(*arguments))))
         return 1 << (needed - 1).bit_length()
 
-    def _mapped(self, of_one: Callable[..., Any], at_once: int | None = None) -> Callable[..., Any]:
-        """``of_one`` for parameters, seed, a batch of examples, their numbers and their labels.
 
-        On each device ``at_once`` of its examples after the other, all by default.
-        """
-        each, batched = PartitionSpec(EXAMPLES), jax.vmap(of_one, (None, None, 0, 0, 0))
-        if at_once is not None and at_once < self.batch_size // self.mesh.shape[EXAMPLES]:
+def _batch_rows(
+    params: Any,
+    seed: Any,
+    examples: Examples,
+    index: Any,
+    labels: Any,
+    model: Model,
+    representation: Representation,
+    keep: Selection | None,
+    mesh: Mesh,
+    room: int | None,
+    at_once: int | None,
+) -> Any:
+    """Up to ``room`` rows of each example, or the entries that ``keep`` selects, of ``at_once`` examples at a time."""
 
-            def batched(params: Any, seed: Any, *examples: Any) -> Any:
-                return jax.lax.map(lambda one: of_one(params, seed, *one), examples, batch_size=at_once)
+    def of_one(params: Any, seed: Any, example: Any, index: Any, label: Any) -> Any:
+        most = representation.n_rows(model.output, model.n_classes(example))
+        most, key = most if room is None else min(most, room), example_key(seed, index)
+        found = example_rows(model, representation, model.space.select(params), params, example, key, label, most)
+        return found if keep is None else entries_of(representation, keep, found)
 
-        if self.mesh.size == 1:  # nothing to split, and a cache of JAX would keep what it maps
-            return batched
-        return jax.shard_map(
-            batched,
-            mesh=self.mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(), each, each, each),
-            out_specs=PartitionSpec(EXAMPLES),
-            axis_names={EXAMPLES},
-            check_vma=False,
-        )
+    return _mapped(of_one, mesh, at_once)(params, seed, examples, index, labels)
+
+
+def _rows_needed(
+    params: Any,
+    seed: Any,
+    examples: Examples,
+    index: Any,
+    labels: Any,
+    model: Model,
+    representation: Representation,
+    mesh: Mesh,
+) -> jax.Array:
+    """How many rows each example of a batch needs."""
+
+    def of_one(params: Any, seed: Any, example: Any, index: Any, label: Any) -> jax.Array | None:
+        logits = model.logits_fn(params, example).astype(jnp.float32)
+        return representation.rows_needed(model.output, logits)
+
+    return _mapped(of_one, mesh)(params, seed, examples, index, labels)
+
+
+def _mapped(of_one: Callable[..., Any], mesh: Mesh, at_once: int | None = None) -> Callable[..., Any]:
+    """``of_one`` for parameters, seed, a batch of examples, their numbers and their labels.
+
+    On each device ``at_once`` of its examples after the other, all by default.
+    """
+
+    def each(params: Any, seed: Any, *examples: Any) -> Any:
+        if at_once is None or at_once >= len(examples[-1]):
+            return jax.vmap(of_one, (None, None, 0, 0, 0))(params, seed, *examples)
+        return jax.lax.map(lambda one: of_one(params, seed, *one), examples, batch_size=at_once)
+
+    if mesh.size == 1:  # nothing to split, and a cache of JAX would keep what it maps
+        return each
+    split = PartitionSpec(EXAMPLES)
+    return jax.shard_map(
+        each,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(), split, split, split),
+        out_specs=split,
+        axis_names={EXAMPLES},
+        check_vma=False,
+    )
 
 
 def on_host(batch: ExampleRows | ExampleEntries, size: int) -> Iterator[HostRows | ExampleEntries]:

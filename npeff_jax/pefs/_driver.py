@@ -1,6 +1,5 @@
 """Model and examples to `Pefs`: the loop over batches."""
 
-import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -28,7 +27,7 @@ from npeff_jax.pefs._processes import check_own_devices
 from npeff_jax.pefs._rows import unreached
 from npeff_jax.pefs._schema import Normalization, Schema
 from npeff_jax.pefs._sparsify import NotFiniteError, Sparsifier, blank_arrays, put, skipped
-from npeff_jax.pefs._step import SelectOn, entries_of, selects_on_device
+from npeff_jax.pefs._step import SelectOn, selects_on_device
 from npeff_jax.pefs.representations import FisherKind, LowRank, Representation, default_representation
 from npeff_jax.store import WidenedArray, absolute_path
 
@@ -150,8 +149,8 @@ def rows_for(
     at_once: int | None,
 ) -> BatchRows:
     """Return what computes the rows of a batch, or, with ``at_once`` examples at a time on a device, their entries."""
-    then = None if at_once is None else functools.partial(entries_of, representation, keep)
-    return BatchRows(model, representation, mesh, batch_size, precision, then, at_once)
+    selection = None if at_once is None else keep
+    return BatchRows(model, representation, mesh, batch_size, precision, selection, at_once)
 
 
 def describe_run(

@@ -203,7 +203,7 @@ class ForTarget(BatchRows):
         batch = spec(mesh, (size, *shape), "examples", dtype=dtype)
         numbers = spec(mesh, (size,), "examples", dtype="int32")
         with jax.default_matmul_precision(self.precision):
-            return self._rows.lower(None, self.at_once, self._params, self._seed, batch, numbers, numbers)
+            return self._program(None).lower(self._params, self._seed, batch, numbers, numbers)
 
 
 def scatters_of_selection(text):
