@@ -1,4 +1,4 @@
-"""What the pseudo-Fisher vectors themselves say: where their energy is, and which are alike. One pass over them."""
+"""Energy by parameter array and pairwise similarity of pseudo-Fisher vectors, in one pass over them."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ _SKETCH = 2**14
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-    """Energy and likeness of components.
+    """Energy by parameter array and pairwise similarity of components.
 
     Attributes:
         energy: (r, arrays), each component's share of energy in each parameter array of the layout; rows sum to 1.
@@ -30,7 +30,7 @@ class Anatomy:
 
 
 def anatomy(decomposition: Decomposition) -> Anatomy:
-    """Energy by parameter array and similarity of every two components, reading each vector once."""
+    """Compute energy by parameter array and the similarity of all pairs of components, reading each vector once."""
     layout, indices = decomposition.schema.layout, decomposition.parameter_indices
     array_of = np.searchsorted([p.offset for p in layout.parameters], indices, side="right") - 1
     r, width = decomposition.pseudo_fishers.shape
@@ -51,15 +51,15 @@ def anatomy(decomposition: Decomposition) -> Anatomy:
 
 
 def _hash(width: int) -> tuple[Int[np.ndarray, "width"], Float[np.ndarray, "width"]]:
-    """A bucket and a sign for each column: inner products of sketches are then unbiased (count sketch)."""
+    """Draw a bucket and a sign per column for a count sketch, which keeps inner products in expectation."""
     random = np.random.default_rng(0)
     return random.integers(_SKETCH, size=width), random.choice([-1.0, 1.0], size=width)
 
 
 def layout_by_similarity(similarity: Float[np.ndarray, "r r"], iterations: int = 200) -> Float[np.ndarray, "r 2"]:
-    """Points in [0, 1]² whose distances follow 1 − similarity as well as two dimensions can.
+    """Return points in [0, 1]² whose distances approximate 1 − similarity.
 
-    Classical scaling for a start, then majorisation of the stress (SMACOF), which cannot increase it.
+    Classical scaling gives the start; majorisation (SMACOF) follows, whose iterations never increase the stress.
     """
     r = len(similarity)
     if r == 1:

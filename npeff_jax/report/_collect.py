@@ -1,4 +1,4 @@
-"""Results to report data."""
+"""Collection of results into report data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +39,7 @@ def collect(
     extras: Extras,
     about: data.About,
 ) -> data.ReportData:
-    """Everything that a report shows. Arguments as in `report_data`, checked there."""
+    """Collect all contents of a report into `ReportData`. Arguments as in `report_data`, which checks them."""
     shelf = shelf_of(decomposition, heldout, None if fit is None else np.asarray(fit.coefficients), model, display)
     bones, places = anatomy(decomposition), places_of(decomposition.schema.layout)
     names = _class_names(class_names, model, decomposition.schema.n_classes)
@@ -128,7 +128,7 @@ def _examples(shelf: Shelf, positions: list[int], display: Display | None, fit: 
 
 
 def _table(shelf: Shelf, positions: list[int], losses: Any) -> data.ExampleTable:
-    """Every example, or those shown where there are more than `_TABLE_EXAMPLES`."""
+    """Return the table of all examples, or of those shown if there are more than `_TABLE_EXAMPLES`."""
     n, r = shelf.coefficients.shape
     rows = np.arange(n) if n <= _TABLE_EXAMPLES else np.array(sorted(positions), int)
     W = shelf.coefficients[rows]

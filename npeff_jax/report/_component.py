@@ -1,18 +1,17 @@
-"""The part of the report data that is one component's card."""
+"""The data of one component's card."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Causal:
-    """Is the component what the model uses? Ratios of the mean over its top examples to the mean over others.
+    """Ratios of means over a component's top examples to means over other examples.
 
     Attributes:
-        kl_ratio: of the KL divergence that moving the parameters along the component causes.
-        pef_norm_ratio: of the PEFs' norms, which alone makes some examples react more to anything.
-        null_kl_ratio: of the KL divergence that *other* components' perturbations cause on the same examples, their
-            median.
-        null_exceeds: the fraction of other components whose ratio on the same examples is at least ``kl_ratio``.
+        kl_ratio: of the KL divergence under a move along the component.
+        pef_norm_ratio: of the PEF norms, which measure sensitivity to any move.
+        null_kl_ratio: of the KL divergence under moves along *other* components on the same examples; their median.
+        null_exceeds: fraction of other components whose ratio on the same examples is at least ``kl_ratio``.
     """
 
     kl_ratio: float | None
@@ -23,11 +22,11 @@ class Causal:
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """Whether the model uses a component for its examples.
+    """A verdict on whether the model uses a component for its top examples.
 
     Attributes:
         mark: "used by the model", "weak evidence", "no evidence" or "not measured".
-        reason: what the mark is said from, a sentence.
+        reason: the measurements behind the mark, as a sentence.
     """
 
     mark: str
@@ -60,10 +59,10 @@ class AuditCheck:
     Attributes:
         name: "selective", "found again", "held out", "readable" or "predicted".
         result: "passed", "failed" or "not applicable".
-        statistic: what was measured.
-        null: what chance gives.
-        threshold: the least that passes.
-        at_most: the most that passes; None without an upper bound.
+        statistic: the measured value.
+        null: what chance gives: a quantile or a ratio, by check.
+        threshold: the lower threshold.
+        at_most: the upper threshold; None without one.
         p_value: adjusted for the number of components; None where the check is of size alone.
         note: why it does not apply, or what was found, such as the rule that was read.
     """
@@ -84,8 +83,8 @@ class Audited:
 
     Attributes:
         passed: whether it passes every check that applies.
-        verdict: the same in words: "passes all 5", "fails: readable".
-        checks: one by one.
+        verdict: the result in words: "passes all 5", "fails: readable".
+        checks: the individual checks.
     """
 
     passed: bool
@@ -138,7 +137,7 @@ class Component:
         index: its number.
         headline: what its top examples are, in a few words.
         frozen: whether it was given rather than learned.
-        share: its fraction of Σ W², how much of what was found it carries.
+        share: its fraction of Σ W² over all components.
         breadth: fraction of examples whose coefficient is at least a tenth of its largest.
         top: (position in ``Examples.shown``, coefficient), largest coefficient first.
         random: likewise, drawn from all examples.
@@ -157,14 +156,14 @@ class Component:
         places: its energy's share in each layer and kind; sums to 1.
         parameters: (name, share), the parameter arrays with most of its energy.
         neighbours: (component, similarity), the most similar ones.
-        evidence: whether the model uses it, and what that is said from.
+        evidence: whether the model uses it, with the reason.
         coherence: how alike its top examples are, from 0 to 1: by how much the fraction of them in one class, with one
             typical word, or with one pair of likeliest classes exceeds that of all examples; the largest of the three.
-        causal: is it what the model uses, if that was measured for it.
+        causal: measured ratios of the effect of a move along it, if measured.
         audit: its audit, if it was audited.
         stability: similarity with its match in other runs, from 0 to 1, the mean over runs, if given.
-        note: what someone or something says of it, if given.
-        traces: of some of its top examples, if made.
+        note: a line of text about it, if given.
+        traces: traces of some of its top examples, if made.
         marks: which parts of some of its top examples its effect depends on, if made.
         name: what it was asked for as; None for components that were not asked for.
         moved: what a move, such as one that forgets something, does to its top examples, if that was given.

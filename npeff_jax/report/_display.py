@@ -1,4 +1,4 @@
-"""What a person looks at for an example: its image, or its text in segments."""
+"""Examples as people see them: images, or texts in segments."""
 
 import base64
 import dataclasses
@@ -41,7 +41,7 @@ class Images:
         return len(self.pixels)
 
     def to_bytes(self, rows: Sequence[int]) -> np.ndarray:
-        """The images at ``rows`` as unsigned bytes, (rows, height, width, 1 or 3)."""
+        """Return the images at ``rows`` as unsigned bytes, (rows, height, width, 1 or 3)."""
         chosen = np.asarray(self.pixels[np.asarray(rows, int)])
         chosen = chosen[..., None] if chosen.ndim == 3 else chosen
         if not np.issubdtype(chosen.dtype, np.integer) and chosen.dtype != bool:
@@ -59,8 +59,8 @@ class Texts:
     """Texts to show, each in one or more segments (premise and hypothesis, question and answer).
 
     Attributes:
-        segments: for each example the text of each of its segments.
-        names: of the segments, if worth showing.
+        segments: per example, the text of each segment.
+        names: names of the segments; may be empty.
     """
 
     segments: Sequence[Sequence[str]]
@@ -76,10 +76,10 @@ _EXPECTED = "expected an array of images, a string for each example, or several 
 
 
 def as_display(display: Any) -> Display | None:
-    """``display`` as `Images` or `Texts`: an array of images, strings, pairs of strings, or None.
+    """Convert ``display`` to `Images` or `Texts`: an array of images, strings, pairs of strings, or None.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: If ``display`` is none of these.
     """
     if display is None or isinstance(display, Images | Texts):
         return display
@@ -106,7 +106,7 @@ def as_display(display: Any) -> Display | None:
 
 
 def sheets_of(images: Images, rows: Sequence[int], max_bytes: int = _TOTAL_BYTES) -> tuple[Sheet, ...]:
-    """Sheets of the images at ``rows``, in their order, shrunk until all have no more than ``max_bytes`` together."""
+    """Make sheets of the images at ``rows``, shrinking them until all sheets fit into ``max_bytes``."""
     side = _SIDE
     while True:
         made = [_sheet(images, rows[a : a + _SHEET_IMAGES], side) for a in range(0, len(rows), _SHEET_IMAGES)]
@@ -136,7 +136,7 @@ def _sheet(images: Images, rows: Sequence[int], side: int) -> tuple[Sheet, bytes
 
 
 def _encode(sheet: Any, side: int) -> tuple[str, bytes]:
-    """PNG for small images, which it keeps exactly, and for few; JPEG for photographs, where it is a tenth of that."""
+    """Encode a sheet as PNG (exact) if its images are small or few, else as JPEG (about a tenth of the size)."""
     encoded = io.BytesIO()
     exact = side < 48 or sheet.width * sheet.height < 200_000
     sheet.save(encoded, "PNG", optimize=True) if exact else sheet.save(encoded, "JPEG", quality=82)

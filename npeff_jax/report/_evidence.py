@@ -1,4 +1,4 @@
-"""The mark of a component: whether the model uses it for its examples, and what that is said from."""
+"""The verdict on whether the model uses a component for its examples."""
 
 from npeff_jax.report._component import Audited, Causal, Evidence
 

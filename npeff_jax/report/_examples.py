@@ -1,4 +1,4 @@
-"""Which examples a component is shown by."""
+"""Selection of the examples on a component's card."""
 
 import dataclasses
 
@@ -11,14 +11,14 @@ NEAR_MISS = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """How many examples a card shows, and how the random ones are drawn.
+    """Numbers of examples on a card, and the seed of the random ones.
 
     Attributes:
-        top: with the largest coefficients.
-        random: drawn from all examples, the background that the top ones stand out from.
-        near_misses: of those with hardly any coefficient, the ones predicted most like the top ones.
-        mix: top examples that the mixes of predictions, labels and words are over, at most; a tenth of all if fewer.
-        seed: of the draw.
+        top: examples with the largest coefficients.
+        random: examples drawn from all, for comparison.
+        near_misses: examples with small coefficients that are predicted most like the top ones.
+        mix: at most so many top examples (a tenth of all if fewer) for the mixes of predictions, labels and words.
+        seed: seed of the draw.
     """
 
     top: int = 16
@@ -29,7 +29,7 @@ class Shown:
 
 
 def top_of(column: Float[np.ndarray, "n"], k: int) -> Int[np.ndarray, "k"]:
-    """Find the k examples with the largest coefficients, largest first, ties by position; zeros never count."""
+    """Return the positions of the k largest coefficients, largest first, ties by position; zeros are left out."""
     order = np.argsort(-column, kind="stable")[:k]
     return order[column[order] > 0]
 
@@ -63,19 +63,19 @@ def near_misses_of(
 
 
 def mix_of(classes: Int[np.ndarray, "t"]) -> tuple[tuple[int, float], ...]:
-    """(class, fraction), largest first, of the classes that occur."""
+    """Return (class, fraction) of the classes that occur, most frequent first."""
     found, counts = np.unique(classes, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return tuple((int(found[i]), float(counts[i] / counts.sum())) for i in order)
 
 
 def likeliest_pairs(probabilities: Float[np.ndarray, "n C"]) -> Int[np.ndarray, "n 2"]:
-    """Each example's two likeliest classes, the smaller number first."""
+    """Return the two likeliest classes per example, the smaller class number first."""
     return np.sort(np.argpartition(-probabilities, 1, axis=1)[:, :2], axis=1)
 
 
 def pair_mix_of(pairs: Int[np.ndarray, "n 2"], top: Int[np.ndarray, "t"]) -> tuple[tuple[int, int, float, float], ...]:
-    """(class, class, fraction of the top examples, of all), most frequent among the top ones first, at most three."""
+    """Return the three most frequent (class, class, fraction of the top examples, fraction of all) among pairs."""
     found, counts = np.unique(pairs[top], axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:3]
     of_all = [np.all(pairs == found[i], axis=1).mean() for i in order]

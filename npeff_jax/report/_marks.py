@@ -1,14 +1,14 @@
-"""Which words of a text, or which parts of an image, a component's effect on an example depends on: leave-one-out.
+"""Leave-one-out attribution: the words of a text, or cells of an image, that a component's effect depends on.
 
-A component moves the logits of example x, per unit of length along its direction g, by u(x) = J(x) g. A part matters as
-far as that effect is lost without it:
+A component moves the logits of example x, per unit of length along its direction g, by u(x) = J(x) g. The value of a
+part is the share of this effect that is lost when the part is left out:
 
     lost = 1 − ⟨u(x), u(x without the part)⟩_S / ⟨u(x), u(x)⟩_S,
 
-in the metric S of the output distribution at x, kept fixed, so that a prediction that becomes more or less sure does
-not count. Leaving out was preferred to the gradient with respect to token embeddings: it needs nothing of the model
-but its function, so that it is the same for any architecture and for images, and it has no baseline to choose and no
-saturation (a gradient is small where a word decides already).
+with S the Fisher of the output distribution at x, kept fixed, so that a more or less confident prediction does not
+count. Leave-one-out is used rather than the gradient with respect to token embeddings because it needs only the model's
+function, hence works for any architecture and for images; it needs no baseline, and does not saturate (a gradient is
+small where one word already decides).
 """
 
 import functools
@@ -40,7 +40,7 @@ _WORD = re.compile(r"\S+")
 
 
 class NoPartsError(ValueError):
-    """The inputs are neither texts nor images: nothing can be left out of them."""
+    """The inputs are neither texts nor images, so that no part can be left out."""
 
 
 def mark_examples(
@@ -62,13 +62,13 @@ def mark_examples(
 
     Args:
         model: the model that was decomposed.
-        decomposition: of low-rank PEFs.
-        coefficients: of ``examples``.
+        decomposition: a decomposition of low-rank PEFs.
+        coefficients: (n, r), coefficients of ``examples``.
         examples: the model's inputs. Without ``texts`` they are images: one array, (n, height, width) or with channels
             first or last.
         texts: n strings, or pairs of strings, that ``examples`` were encoded from.
         encode: turns lists of texts (and of second texts) into examples, such as `models.huggingface_processor`.
-        placeholder: what stands where words were left out, such as a tokenizer's mask; nothing by default. A model of
+        placeholder: replacement of left-out words, such as a tokenizer's mask; nothing by default. A model of
             texts of one length needs one.
         n_top: top examples of each component to mark.
         grid: cells along the longer side of an image.
@@ -78,8 +78,8 @@ def mark_examples(
         For each component the marks of its top examples.
 
     Raises:
-        NoPartsError: a `ValueError`: without texts, inputs that are no images.
-        ValueError: texts without ``encode``, another number of texts, or components that are no directions.
+        NoPartsError: a `ValueError`: If there are no texts, and the inputs are no images.
+        ValueError: If there are texts without ``encode``, another number of texts, or diagonal components.
     """
     n = count_examples(examples)
     if (texts is None) != (encode is None):
@@ -112,7 +112,7 @@ def mark_examples(
 
 
 def _lost(model: Model) -> Callable[..., np.ndarray]:
-    """The function (params, direction, example, examples without a part) → losses of effect, one per part."""
+    """Return the function (params, direction, example, examples without a part) → lost share of the effect per part."""
 
     def effect(params: PyTree, direction: PyTree, example: PyTree) -> tuple[jax.Array, jax.Array]:
         logits, moved = jax.jvp(lambda p: model.logits_fn(p, example), (params,), (direction,))
@@ -164,7 +164,7 @@ def _mark_text(
 
 
 def _units(text: str, end: int) -> int:
-    """UTF-16 code units before a letter: JavaScript counts letters beyond the basic plane as two."""
+    """Return the number of UTF-16 code units before position ``end``, the positions that JavaScript counts."""
     return len(text[:end].encode("utf-16-le", "surrogatepass")) // 2
 
 
@@ -191,10 +191,10 @@ def _one(examples: Examples, i: int) -> PyTree:
 
 
 def _image_axes(example: PyTree) -> tuple[int, int]:
-    """The axes of height and width of an image.
+    """Return the axes of height and width of an image.
 
     Raises:
-        ValueError: the example is no image.
+        ValueError: If the example is no image.
     """
     leaves = jax.tree.leaves(example)
     shape = np.shape(leaves[0]) if len(leaves) == 1 else ()

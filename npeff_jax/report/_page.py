@@ -1,4 +1,4 @@
-"""A written report: a path that shows the page where a notebook would only print it."""
+"""The path of a written report, displayed as the page in notebooks."""
 
 import html
 import os
@@ -12,7 +12,7 @@ _Concrete: type[pathlib.Path] = type(pathlib.Path())
 
 
 class Page(_Concrete):  # type: ignore[valid-type, misc]
-    """The path of a report, as `pathlib.Path` otherwise. As the last line of a notebook's cell it shows the page."""
+    """A `pathlib.Path` of a report. As the last expression of a notebook cell it displays the page."""
 
     def _repr_html_(self) -> str:
         place = html.escape(str(self), quote=True)

@@ -1,4 +1,4 @@
-"""`write_report`: results to one HTML file that a colleague can open, and that needs nothing else."""
+"""`write_report`: results as one self-contained HTML file."""
 
 import base64
 import dataclasses
@@ -35,12 +35,12 @@ def write_report(
     display: Any = None,
     **options: Any,
 ) -> Page:
-    """Write a self-contained HTML report of a decomposition. It opens from disk and fetches nothing.
+    """Write a self-contained HTML report of a decomposition, which opens from disk and loads nothing else.
 
     Args:
         path: the file to write, ``report.html``; replaced if it is there.
-        decomposition: what to show.
-        heldout: PEFs of the examples to show it by. Without ``fit``, those that were decomposed.
+        decomposition: the decomposition to show.
+        heldout: PEFs of the examples to show. Without ``fit``, those that were decomposed.
         fit: coefficients of ``heldout``, from `fit_coefficients`.
         selectivity: from `selectivity`, of all components or of some.
         display: what to show of each example: an array of images, a text each, several texts each, `Images` or `Texts`.
@@ -51,9 +51,9 @@ def write_report(
         The path written, which in a notebook shows the page. Its data is available from `report_data`.
 
     Raises:
-        OSError: ``path`` cannot be a file: it is a folder, or stands below a file.
-        TypeError: an argument of another type.
-        ValueError: the arguments do not belong together.
+        OSError: If ``path`` is a folder, or lies below a file.
+        TypeError: If an argument is of another type.
+        ValueError: If the arguments do not belong together.
     """
     if isinstance(path, Decomposition) or not isinstance(path, str | os.PathLike):
         raise TypeError(
@@ -83,7 +83,7 @@ def report_data(
     about: About | None = None,
     shown: Shown | None = None,
 ) -> ReportData:
-    """The data of a report: everything it shows, as one versioned document.
+    """Collect all contents of a report as one versioned document.
 
     Args:
         decomposition: as for `write_report`.
@@ -91,9 +91,9 @@ def report_data(
         fit: as for `write_report`.
         selectivity: as for `write_report`.
         display: as for `write_report`.
-        model: for what its logits mean and its classes are called; a softmax over numbered classes otherwise.
-        title: of the page.
-        class_names: names of the C classes, before those of ``model``.
+        model: gives the output family and class names; by default a softmax over numbered classes.
+        title: title of the page.
+        class_names: names of the C classes; override those of ``model``.
         stability: (r,) or (runs, r), each component's similarity with its match in other runs, from
             `evaluation.compare_runs(decomposition, other).forward`.
         notes: a line for each component, such as the concept its top examples share; or a mapping from components.
@@ -103,10 +103,10 @@ def report_data(
             ``selectivity`` otherwise.
         collateral: from `evaluation.collateral`: who moves under a move of the parameters.
         about: names of model and data, how they were split, and the command, for readers.
-        shown: how many examples a card shows.
+        shown: numbers of examples per card.
 
     Raises:
-        ValueError: the arguments do not belong together.
+        ValueError: If the arguments do not belong together.
     """
     check_belongs(decomposition, heldout, fit, selectivity, model, audit)
     r = decomposition.n_components
@@ -147,7 +147,7 @@ def report_data(
 
 
 def write_html(path: str | os.PathLike[str], report: ReportData) -> Page:
-    """Write the page of report data that is at hand already. Returns its path, which in a notebook shows the page."""
+    """Write existing report data as an HTML page, and return its path, which notebooks display as the page."""
     path = output_file(path)
     page = render(report)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,10 +158,10 @@ def write_html(path: str | os.PathLike[str], report: ReportData) -> Page:
 
 
 def check_belongs(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any, audit: Any = None) -> None:
-    """Check the types of results, and that coefficients are of these examples and components.
+    """Check that results have the right types and belong to the same examples, components and model.
 
     Raises:
-        TypeError, ValueError: they are not.
+        TypeError, ValueError: If they do not.
     """
     _check_types(decomposition, heldout, fit, selectivity, model, audit)
     _check_examples(decomposition, heldout, None if fit is None else np.asarray(fit.coefficients))
@@ -225,7 +225,7 @@ def _notes(notes: Mapping[Any, str], r: int) -> list[str]:
 
 
 def _check_stability(stability: Any, r: int) -> np.ndarray | None:
-    """Similarities as numbers from −1 to 1, NaN where there is none, a column per component."""
+    """Return similarities as a (runs, r) array of numbers from −1 to 1, NaN where unknown."""
     if stability is None:
         return None
     expected = (
@@ -261,10 +261,10 @@ def _check_examples(decomposition: Decomposition, heldout: Pefs | None, coeffici
 
 
 def render(report: ReportData) -> str:
-    """The page. Whatever is in the data stays text: autoescaped here, made into text nodes by the page's script.
+    """Render the page. All data are escaped: here by the template, in the page as text nodes.
 
-    A content security policy names the one script and the one style by their digests, so that nothing else could run
-    and nothing can be fetched.
+    A content security policy names the one script and the one style by their digests, so that nothing else runs and
+    nothing is loaded.
     """
     with needs("a report"):
         import jinja2
@@ -287,7 +287,7 @@ def render(report: ReportData) -> str:
 
 
 def _inert(text: str) -> str:
-    """JSON that cannot end the element it stands in, nor a line of a script."""
+    """Escape JSON so that it can neither close its script element nor break a line of the script."""
     harmless = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
     return text.translate(harmless)
 
@@ -297,7 +297,7 @@ def _digest(text: str) -> str:
 
 
 def _markup(text: str) -> str:
-    """Our own markup and what `_inert` made harmless: not escaped again."""
+    """Mark trusted HTML, or text escaped by `_inert`, as not to be escaped again."""
     import markupsafe
 
     return markupsafe.Markup(text)
