@@ -9,10 +9,10 @@ from npeff_jax.factorization import Decomposition
 from npeff_jax.pefs import FisherKind
 
 _EXACT = 2**28
-"""Entries of G up to which similarities are exact; above, 1 GB, from a sketch of each row."""
+"""Largest number of entries of G (1 GB in float32) for which similarities are exact; above, they come from a sketch."""
 
 _SKETCH = 2**14
-"""Width of the sketch: cosines are then off by 1 / sqrt(16384), 0.008."""
+"""Width of the sketch: the standard error of a cosine is 1 / sqrt(16384), 0.008."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,10 @@ class Anatomy:
     """Energy by parameter array and pairwise similarity of components.
 
     Attributes:
-        energy: (r, arrays), each component's share of energy in each parameter array of the layout; rows sum to 1.
-            Energy is what a parameter adds to the trace of H_j: g² for low-rank components, h for diagonal ones.
-        similarity: (r, r), |cos| of their pseudo-Fisher vectors, for low-rank and diagonal ones alike.
+        energy: (r, arrays), share of each component's energy in each parameter array of the layout; rows sum to 1.
+            The energy of a parameter is its contribution to the trace of H_j: g² for low-rank components, h for
+            diagonal ones.
+        similarity: (r, r), |cos| of the pseudo-Fisher vectors of each pair of components.
     """
 
     energy: Float[np.ndarray, "r arrays"]
@@ -69,7 +70,7 @@ def layout_by_similarity(similarity: Float[np.ndarray, "r r"], iterations: int =
     centre = np.eye(r) - 1.0 / r
     values, vectors = np.linalg.eigh(-0.5 * centre @ distance**2 @ centre)
     points = vectors[:, -2:] * np.sqrt(np.maximum(values[-2:], 0))
-    # Ties of the start (all equally unlike) would stay ties for ever: a small fixed spiral parts them.
+    # Points that coincide in the initial layout would never separate: a small fixed spiral breaks the ties.
     angle = np.arange(r) * 2.399963
     points = points + 1e-3 * np.sqrt(np.arange(1, r + 1))[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
     for _ in range(iterations):

@@ -1,4 +1,4 @@
-"""The cards of a report: per component its examples, what they share, where it lives, and evidence for it."""
+"""The cards of a report: per component its examples, what they have in common, its parameters, and the evidence."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ class Extras:
     Attributes:
         selectivity: result of `selectivity`, for all components or some.
         stability: (r,) or (runs, r), similarity with the matched component of other runs.
-        notes: r strings.
+        notes: one string per component.
         traces: per component, traces of some examples.
         marks: per component, marked examples.
         audit: result of `audit`, for all components or some.
@@ -53,13 +53,13 @@ class Cards:
     Attributes:
         decomposition: the components.
         shelf: the examples to choose from.
-        shown: numbers of examples per card.
+        shown: how many examples a card shows.
         anatomy: energy and similarity of the components.
         places: rows and columns of the table "where it lives".
         extras: optional contents.
         class_names: C names of the classes.
         segment_names: names of the segments of a text; may be empty.
-        numbers: the position in the report of each example shown so far.
+        numbers: position in the report of each example shown so far.
     """
 
     decomposition: Decomposition
@@ -91,7 +91,7 @@ class Cards:
 
     @property
     def decay_at(self) -> Float[np.ndarray, "points"]:
-        """Return logarithmically spaced ranks, from the first to the last, as fractions of the number of examples."""
+        """Return logarithmically spaced ranks from 1 to n, as fractions of n."""
         n = len(self.shelf.coefficients)
         return np.unique(np.round(np.geomspace(1, n, _DECAY_POINTS)).astype(int)) / n
 

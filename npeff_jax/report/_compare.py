@@ -14,20 +14,20 @@ from npeff_jax.report._data import output_file
 from npeff_jax.report._page import Page
 
 SAME = 0.7
-"""Cosine of the coefficients of two matched components from which they count as the same, as in `scan`."""
+"""Smallest cosine of the coefficients at which two matched components count as the same, as in `scan`."""
 
 RELATED = 0.35
-"""Cosine below which two components have nothing to do with each other: the threshold of the paper's section 2.3."""
+"""Cosine of the coefficients below which two components count as unrelated: the paper's threshold (section 2.3)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReportComparison:
-    """Correspondence of the components of two runs. Printed as a table.
+    """Correspondence between the components of two runs. Prints as a table.
 
     Attributes:
         similarities: (r₁, r₂), cosine similarities of coefficients on the same examples.
         pairs: (p, 2), the one-to-one assignment with the largest total similarity.
-        headlines: per run, headlines of its components; empty texts where unknown.
+        headlines: per run, the headlines of its components; empty strings where unknown.
         names: names of the two runs.
     """
 

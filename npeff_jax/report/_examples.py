@@ -6,19 +6,19 @@ import numpy as np
 from jaxtyping import Float, Int
 
 NEAR_MISS = 0.1
-"""A near miss has at most this fraction of the coefficient that the shown top examples have on average."""
+"""Largest coefficient of a near miss, as a fraction of the mean coefficient of the top examples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """Numbers of examples on a card, and the seed of the random ones.
+    """How many examples a card shows.
 
     Attributes:
-        top: examples with the largest coefficients.
-        random: examples drawn from all, for comparison.
-        near_misses: examples with small coefficients that are predicted most like the top ones.
-        mix: at most so many top examples (a tenth of all if fewer) for the mixes of predictions, labels and words.
-        seed: seed of the draw.
+        top: number of examples with the largest coefficients.
+        random: number of examples drawn at random, for comparison.
+        near_misses: number of examples with small coefficients whose predictions are closest to the top examples'.
+        mix: number of top examples, but at most a tenth of all, in the mixes of predictions, labels and words.
+        seed: seed of the random draw.
     """
 
     top: int = 16
@@ -35,9 +35,9 @@ def top_of(column: Float[np.ndarray, "n"], k: int) -> Int[np.ndarray, "k"]:
 
 
 def random_of(usable: Int[np.ndarray, "n"], k: int, seed: int, component: int) -> Int[np.ndarray, "k"]:
-    """Draw k of the ``usable`` examples, anew for each component, out of a pool of 64 that all components share.
+    """Draw k of the ``usable`` examples for one component, from a pool of 64 examples that all components share.
 
-    The pool keeps a report of many components small: its images and texts are stored once.
+    The pool keeps a report of many components small, because its images and texts are stored once.
     """
     pool = np.random.default_rng(seed).permutation(usable)[:64]
     return np.random.default_rng([seed, component]).permutation(pool)[:k]
@@ -50,10 +50,10 @@ def near_misses_of(
     k: int,
     usable: Int[np.ndarray, "m"],
 ) -> Int[np.ndarray, "k"]:
-    """Find the k of the ``usable`` examples with small coefficients that are predicted most like the top ones.
+    """Find the k of the ``usable`` examples with small coefficients whose predictions are closest to the top examples'.
 
-    Those closest to the mean prediction of the top examples in Hellinger distance, which is bounded and counts small
-    probabilities too. What such examples lack is what the component adds to a prediction.
+    Closeness is Hellinger distance to the mean prediction of the top examples, which is bounded and sensitive to small
+    probabilities. The contrast with such examples shows what the component adds to a prediction.
     """
     if not len(top):
         return np.empty(0, int)

@@ -19,13 +19,13 @@ class ExplainedExample:
     """The components of one example, largest coefficient first.
 
     Attributes:
-        index: its position.
-        components: those with a positive coefficient, at most ``n_components``.
-        coefficients: their coefficients in the example's Fisher.
-        ranks: 1 where no example has a larger coefficient of that component, 2 where one has, and so on.
+        index: position of the example.
+        components: components with a positive coefficient, at most ``n_components``.
+        coefficients: coefficients of these components.
+        ranks: rank of the example among all examples by each component's coefficient, from 1.
         predicted: (class, probability), most probable first, at most three; empty if not known.
-        label: the name of its label; None without labels.
-        explained: 1 − ‖F_i − Σ_j W_ij H_j‖² / ‖F_i‖², over all components; None where coefficients were not fitted.
+        label: name of the example's label; None without labels.
+        explained: 1 − ‖F_i − Σ_j W_ij H_j‖² / ‖F_i‖², over all components; None if the coefficients were not fitted.
         n_used: components with a positive coefficient.
         n_examples: number of examples.
     """
@@ -77,12 +77,12 @@ def explain_example(
 
     Args:
         decomposition: the components.
-        example: its position, in ``pefs`` if given, else in the examples that were decomposed.
-        pefs: PEFs of the examples, for prediction and label.
-        fit: coefficients of ``pefs``, from `fit_coefficients`. Without it they are those of the decomposition.
-        model: gives the output family and the class names.
-        class_names: names of the classes; override those of ``model``.
-        n_components: at most so many components.
+        example: position of the example, in ``pefs`` if given, else among the examples that were decomposed.
+        pefs: PEFs of the examples, which hold predictions and labels.
+        fit: coefficients of ``pefs``, from `fit_coefficients`; by default those of the decomposition.
+        model: source of the output family and the class names.
+        class_names: names of the classes, instead of those of ``model``.
+        n_components: maximum number of components to list.
 
     Raises:
         IndexError, ValueError: If there is no such example, or the arguments do not belong together.

@@ -31,7 +31,7 @@ KIND_COLORS = {
     "dense": "#6a8f2a",
     "other": "#7b8494",
 }
-"""The colours of kinds of parameters, the same as in the report."""
+"""Colour of each kind of parameters, the same as in the report."""
 
 
 def _axes(width: float = 5.0, height: float = 3.2, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Any]]:
@@ -44,10 +44,7 @@ def _axes(width: float = 5.0, height: float = 3.2, rows: int = 1, columns: int =
 
 @functools.cache
 def _figure_class() -> Any:
-    """Return a subclass of Figure that notebooks display, without registration in pyplot.
-
-    Such a figure needs no closing.
-    """
+    """Return a subclass of Figure that notebooks display. It is not registered in pyplot, so needs no closing."""
     with needs("a figure"):
         from matplotlib.figure import Figure as PlainFigure
 
@@ -64,7 +61,9 @@ def loss_figure(histories: History | Mapping[str, History], against_seconds: boo
     """Plot the loss, relative to the PEFs' squared norm, over iterations (or seconds) for one or several runs."""
     figure, (axes,) = _axes()
     named = {"": histories} if isinstance(histories, History) else histories
-    for style, (name, history) in zip(itertools.cycle(("-", "--", ":")), named.items()):  # seen where they coincide
+    for style, (name, history) in zip(
+        itertools.cycle(("-", "--", ":")), named.items()
+    ):  # dashes show curves that coincide
         axes.plot(history.seconds if against_seconds else history.step, history.loss, style, label=name or None)
     axes.set(xlabel="seconds" if against_seconds else "iteration", ylabel="loss / ‖F‖²", ylim=(0, None))
     if len(named) > 1:
@@ -78,7 +77,9 @@ def coefficient_figure(coefficients: Float[np.ndarray, "n r"]) -> Figure:
     figure, (axes,) = _axes()
     low = max(float(positive.min(initial=1.0)), 1e-8)
     high = max(float(positive.max(initial=low)), low * 1.01)
-    edges = np.geomspace(low * (1 - 1e-6), high * (1 + 1e-6), 40)  # wider by more than their rounding: all are counted
+    edges = np.geomspace(
+        low * (1 - 1e-6), high * (1 + 1e-6), 40
+    )  # wider than the extremes by more than rounding, so that every value is counted
     axes.hist(np.maximum(positive, low), bins=edges, color="#6f86c9")
     axes.set(xscale="log", xlabel="coefficient", ylabel="pairs of example and component")
     axes.set_title(f"{np.mean(coefficients == 0):.0%} are zero", fontsize=9, loc="right")
@@ -186,7 +187,7 @@ def collage_figure(
         top = np.asarray(top_examples(coefficients, component, k))
         for one in row:
             one.set(xticks=[], yticks=[])
-            one.spines[:].set(visible=True, color="#a39c8d")  # a frame: white at an image's edge is not the page
+            one.spines[:].set(visible=True, color="#a39c8d")  # a frame separates white images from the page
         for one, i, picture in zip(row, top, images.to_bytes(top.tolist())):
             one.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             one.set_title(f"{coefficients[i, component]:.2f}", fontsize=7, pad=2)

@@ -27,7 +27,7 @@ class Published:
     Attributes:
         decomposition: the components; pseudo-Fishers stay on disk and are read by row.
         report: the report's data.
-        config: what was explained and how: the content of ``config.json``.
+        config: content of ``config.json``: what was explained, with which settings.
         path: the folder.
     """
 
@@ -49,17 +49,18 @@ def save_pretrained(
 ) -> pathlib.Path:
     """Write a decomposition with its report, settings and model card to a folder, to copy or to `push_to_hub`.
 
-    In it are ``components`` (what `load_decomposition` reads), ``report.html``, its data ``report.json``,
-    ``config.json`` with everything that determined the result, and a model card, ``README.md``. No example is in it but
-    those that the report shows.
+    The folder holds ``components`` (for `load_decomposition`), ``report.html``, its data ``report.json``,
+    ``config.json`` with everything that determined the result, and a model card, ``README.md``. The only examples in it
+    are those that the report shows.
 
     Args:
-        directory: folder to make; it must not exist yet, or be empty.
+        directory: folder to create; it must not exist yet, or be empty.
         decomposition: the components.
-        report: from `report_data`; one of the decomposition alone by default, without a page where jinja2 is missing.
+        report: from `report_data`; by default a report of the decomposition alone. The page is left out if jinja2 is
+            not installed.
         model_name: name of the explained model on the hub, or a description.
         examples_name: name of the data set.
-        notes: further paragraphs of the card, Markdown.
+        notes: further paragraphs of the card, in Markdown.
         license: license of the result, as the hub names it ("apache-2.0").
 
     Returns:
@@ -71,7 +72,7 @@ def save_pretrained(
     """
     folder = pathlib.Path(directory).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already; choose another directory, or remove it first")
+        raise FileExistsError(f"{folder} exists already; choose another directory, or remove it first")
     data = report_data(decomposition) if report is None else report
     if data.run.n_components != decomposition.n_components or data.run.model != decomposition.schema.model:
         raise ValueError(
@@ -93,7 +94,7 @@ def save_pretrained(
     }
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
-        shutil.rmtree(partial)  # of a save that was cut off
+        shutil.rmtree(partial)  # left by an interrupted save
     partial.mkdir(parents=True)
     decomposition.save(partial / COMPONENTS)
     data.write(partial / DATA)
@@ -106,7 +107,7 @@ def save_pretrained(
     (partial / CARD).write_text(_card(decomposition, data, config, notes, license), encoding="utf-8")
     if folder.exists():
         folder.rmdir()
-    partial.rename(folder)  # it is there whole or not at all
+    partial.rename(folder)  # atomic: the folder appears complete or not at all
     return folder
 
 
@@ -141,7 +142,7 @@ def push_to_hub(
     Args:
         directory: the folder.
         repository: name on the hub, ``user/name``; created if it does not exist.
-        private: whether a new repository is visible to its owner alone. Note that the report shows examples.
+        private: whether a new repository is visible to its owner only. Note that the report shows examples.
         revision: branch of the repository.
 
     Returns:
@@ -188,7 +189,7 @@ def _card(decomposition: Decomposition, data: ReportData, config: dict[str, Any]
     flavour = "LRM-NPEFF" if run.flavour == "low_rank" else "D-NPEFF"
     head = ["library_name: npeff_jax", "tags: [interpretability, npeff, fisher-information]"]
     head += [f"license: {license}"] if license else []
-    # Only what names a repository of the hub may stand there.
+    # The hub accepts only the name of a repository here.
     head += [f"base_model: {config['model']}"] if config["model"].count("/") == 1 and " " not in config["model"] else []
     loss = decomposition.loss
     figures = [

@@ -14,7 +14,7 @@ def dumps(document: Any) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """Convert ``value`` to JSON's types: dataclasses to objects, tuples to lists, floats to 4 digits, NaN to null."""
+    """Convert to JSON types: dataclasses to dicts, tuples to lists, floats to 4 significant digits, NaN to None."""
     if dataclasses.is_dataclass(value):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

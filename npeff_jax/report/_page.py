@@ -5,8 +5,8 @@ import os
 import pathlib
 
 _INLINE_BYTES = 4_000_000
-"""Pages up to which a notebook gets a copy of its own: it then shows wherever the notebook is opened. A larger one
-would make the notebook slow to open and to save."""
+"""Largest page that is embedded in a notebook, so that it shows wherever the notebook is opened. Larger pages would
+make the notebook slow to open and save."""
 
 _Concrete: type[pathlib.Path] = type(pathlib.Path())
 

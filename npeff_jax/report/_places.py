@@ -1,7 +1,7 @@
-"""The layer and kind of a parameter, read from its name.
+"""The layer and kind of a parameter, inferred from its name.
 
-Names differ between frameworks, but share words: a path with ``layer_3/attention/query`` is attention of layer 3 in any
-of them. A parameter without such words gets its outermost module as layer and the kind "other".
+Names differ between frameworks but share words: a path with ``layer_3/attention/query`` is attention of layer 3 in all
+of them. For a name without such words, the layer is the outermost module and the kind is "other".
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ class Places:
     """The rows and columns of the table "where it lives", and the cell of every parameter.
 
     Attributes:
-        layers: names of its rows, in the order of the computation as far as names tell it.
-        kinds: names of its columns.
-        cells: for each parameter of the layout, (row, column).
-        sizes: (layers, kinds), explained parameters in each cell.
+        layers: names of the rows, in order of computation as far as it follows from the names.
+        kinds: names of the columns.
+        cells: (row, column) per parameter of the layout.
+        sizes: (layers, kinds), number of explained parameters per cell.
     """
 
     layers: tuple[str, ...]
@@ -64,7 +64,7 @@ def places_of(layout: ParameterLayout) -> Places:
 
 def kind_of(name: str) -> str:
     """Return the kind of a parameter: attention, feed-forward, embedding, norm, head, convolution, dense or other."""
-    modules = name.split("/")[:-1] or [name]  # the leaf's own name (kernel, w, q) says nothing of the module's kind
+    modules = name.split("/")[:-1] or [name]  # the leaf's own name (kernel, w, q) does not tell the kind
     for part in reversed(modules):
         words = _words(part)
         for kind, pattern in _KINDS[:-1]:

@@ -20,15 +20,15 @@ class Shelf:
 
     Attributes:
         coefficients: (n, r), W.
-        probabilities: (n, C), of the classes; no columns where outputs are unknown or no distribution over classes.
-        outputs: (n, d), the model's outputs where they are no distribution over classes.
+        probabilities: (n, C), class probabilities; (n, 0) if outputs are unknown or not a distribution over classes.
+        outputs: (n, d), outputs of the model, if they are not a distribution over classes.
         predicted: (n,), the likeliest class; zeros without classes.
         pairs: (n, 2), the two likeliest of three or more classes.
         labels: (n,), labels of the data set.
-        held_out: whether coefficients were fitted to the examples rather than found with the components.
-        pefs: the examples' PEFs, if given.
-        words: words of the texts, if shown as text.
-        usable: positions of examples with finite predictions; the others are neither shown nor counted.
+        held_out: whether the coefficients were fitted to given components rather than found with them.
+        pefs: PEFs of the examples, if given.
+        words: words of the texts, if examples are shown as text.
+        usable: positions of examples with finite predictions; others are neither shown nor counted.
     """
 
     coefficients: Float[np.ndarray, "n r"]
@@ -44,7 +44,7 @@ class Shelf:
 
     @property
     def n_classes(self) -> int:
-        """C, or 0 where predictions are unknown or no probabilities of classes."""
+        """C, or 0 if the predictions are unknown or not class probabilities."""
         return self.probabilities.shape[1]
 
 

@@ -23,9 +23,9 @@ _LATEX |= {symbol: "\\" + symbol for symbol in "&%$#_{}"} | {
 
 
 def top_table(report: ReportData, n_top: int = 16) -> list[dict[str, Any]]:
-    """Return one row per top example of each component.
+    """Return the top examples of each component as rows of a table, one row per example.
 
-    Keys are component, rank, example, coefficient, predicted, probability, label, and one per segment of the text.
+    The keys are component, rank, example, coefficient, predicted, probability, label, and one per segment of the text.
     """
     names = report.examples.segment_names
     rows = []
@@ -49,7 +49,7 @@ def top_table(report: ReportData, n_top: int = 16) -> list[dict[str, Any]]:
 
 
 def write_table(path: str | os.PathLike[str], report: ReportData, n_top: int = 16) -> Path:
-    """Write `top_table` as .csv, .parquet or .tex, by the ending of ``path``.
+    """Write `top_table` as .csv, .parquet or .tex, according to the ending of ``path``.
 
     Raises:
         ValueError: If ``path`` has another ending.
@@ -65,7 +65,7 @@ def write_table(path: str | os.PathLike[str], report: ReportData, n_top: int = 1
 
 
 def write_coefficients(path: str | os.PathLike[str], coefficients: Float[np.ndarray, "n r"]) -> Path:
-    """Write the non-zero coefficients as (example, component, coefficient), .csv or .parquet by the path's ending.
+    """Write the non-zero coefficients as (example, component, coefficient), to .csv or .parquet by the path's ending.
 
     Raises:
         ValueError: If ``path`` has another ending.
@@ -110,7 +110,7 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     if path.suffix == ".parquet":
         with needs("a Parquet file"):
             import pandas
-            import pyarrow  # noqa: F401  what pandas writes it with
+            import pyarrow  # noqa: F401  pandas writes Parquet with it
 
         pandas.DataFrame(rows).to_parquet(path, index=False)
         return path

@@ -1,4 +1,4 @@
-"""Traces of components along their own directions, on their own top examples."""
+"""Traces of each component's direction through the model, on the component's top examples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def trace_components(
         decomposition: the decomposition of this model.
         coefficients: (n, r), coefficients of ``examples``.
         examples: the model's inputs.
-        n_top: top examples of each component to trace.
+        n_top: number of top examples to trace per component.
         positions: per example, names of its positions, such as its tokens; numbered by default.
         progress: a bar, a stream for JSON lines, or False.
 

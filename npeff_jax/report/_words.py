@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 _DEVIATIONS = 4.0
-"""Standard deviations of chance by which a word must exceed its base rate: hardly one in 10,000 words does by luck."""
+"""Standard deviations by which a word must exceed its base rate: fewer than one in 10,000 words do by chance."""
 
 _DIFFERENCE = 0.15
-"""Words must exceed their base rate by as much besides: a rare word in a few more texts says little."""
+"""Difference in frequency by which a word must also exceed its base rate, which excludes rare words."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Words:
         return cls(list(numbers), found, counts / max(len(found), 1))
 
     def typical(self, examples: Int[np.ndarray, "t"], most: int = 6) -> tuple[tuple[int, str, float, float], ...]:
-        """Return words that are significantly more frequent in some examples than in all.
+        """Return the words that are significantly more frequent in the given examples than in all.
 
         Each entry is (segment, word, fraction of these examples, fraction of all), the largest difference first.
         """
