@@ -77,9 +77,8 @@ def coefficient_figure(coefficients: Float[np.ndarray, "n r"]) -> Figure:
     figure, (axes,) = _axes()
     low = max(float(positive.min(initial=1.0)), 1e-8)
     high = max(float(positive.max(initial=low)), low * 1.01)
-    edges = np.geomspace(
-        low * (1 - 1e-6), high * (1 + 1e-6), 40
-    )  # wider than the extremes by more than rounding, so that every value is counted
+    # The outer edges are beyond the extremes by more than rounding, so that every value is counted.
+    edges = np.geomspace(low * (1 - 1e-6), high * (1 + 1e-6), 40)
     axes.hist(np.maximum(positive, low), bins=edges, color="#6f86c9")
     axes.set(xscale="log", xlabel="coefficient", ylabel="pairs of example and component")
     axes.set_title(f"{np.mean(coefficients == 0):.0%} are zero", fontsize=9, loc="right")
