@@ -273,7 +273,7 @@ def test_bad_input_is_named(planted):
     with pytest.raises(IndexError, match="component=7"):
         npeff.selectivity(model, decomposition, pefs, examples, components=[7], **options)
     other = make_decomposition(model, block_vectors()[:2], np.ones((90, 2)))
-    with pytest.raises(ValueError, match="the coefficients have 2 components, the decomposition 3"):
+    with pytest.raises(ValueError, match="the coefficients have 2 components, but the decomposition has 3"):
         npeff.selectivity(model, decomposition, pefs, examples, **options | {"fit": other})
 
 

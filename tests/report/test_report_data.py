@@ -312,7 +312,7 @@ def test_named_components_and_who_moves(results):
 
 def test_collateral_of_something_else_is_refused(results):
     short = Collateral({}, np.zeros(4), np.zeros(4), 0.1, 32)
-    with pytest.raises(ValueError, match="collateral is of 4 components, the decomposition has 6"):
+    with pytest.raises(ValueError, match="collateral has 4 components, but the decomposition has 6"):
         of(results, collateral=short)
     with pytest.raises(TypeError, match="expected a Collateral, from"):
         _check_collateral(np.zeros(6), 6)
