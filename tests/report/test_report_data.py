@@ -88,7 +88,7 @@ def test_selectivity_of_some_components(results, make_selectivity):
     assert components[4].causal == report.Causal(3.0, 1.5, 7.0, 1.0)
     assert components[1].causal == report.Causal(5.0, 0.5, 1.0, 0.0)
     assert components[0].causal is None
-    with pytest.raises(ValueError, match="selectivity is of component 4 too, the decomposition has 3 components"):
+    with pytest.raises(ValueError, match="selectivity has component 4, but the decomposition has 3 components"):
         report_data(
             dataclasses.replace(results.decomposition, coefficients=np.ones((90, 3), np.float32)), None, None, table
         )
@@ -159,7 +159,7 @@ def test_without_anything_but_the_decomposition(results):
         ({"display": ["one"]}, "display has 1 entries, but 60 examples"),
         ({"display": np.zeros((60, 5))}, r"display has shape \(60, 5\); expected images"),
         ({"notes": ["one"]}, "notes has 1 entries; expected one for each of the 6"),
-        ({"class_names": ("a", "b")}, "class_names has 2 names, the model 3 classes"),
+        ({"class_names": ("a", "b")}, "class_names has 2 names, but the model has 3 classes"),
         ({"stability": np.ones(5)}, r"stability has shape \(5,\)"),
         ({"stability": np.full(6, 7.0)}, "stability has the value 7"),
         ({"stability": np.ones((2, 2, 6))}, r"stability has shape \(2, 2, 6\)"),
