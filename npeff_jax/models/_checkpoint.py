@@ -224,7 +224,7 @@ def _read_zip(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_legacy(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """Read the format before PyTorch 1.6: pickles of magic, version, system, weights and storage keys, then storages."""
+    """Read the format before PyTorch 1.6: pickles of magic, version, system, weights and keys, then storages."""
     with file.open("rb") as stream:
         if _TensorUnpickler(stream).load() != _LEGACY_MAGIC:
             raise pickle.UnpicklingError("it does not begin as one")

@@ -240,7 +240,7 @@ def test_places_where_no_report_can_be(results, tmp_path):
         write(tmp_path)
     with pytest.raises(NotADirectoryError, match="file is a file, not a folder"):
         write(tmp_path / "file" / "report.html")
-    with pytest.raises(OSError, match=r"gs://bucket/report\.html is an address"):
+    with pytest.raises(OSError, match=r"gs://bucket/report\.html is a URL"):
         write("gs://bucket/report.html")
 
 
