@@ -87,9 +87,7 @@ class Passages:
         first = self.starts if which == "answer" else np.ones(len(self), int)
         places = [(i, t) for i, ids in enumerate(self.tokens) for t in range(max(1, first[i]), len(ids))]
         if not places:
-            raise ValueError(
-                f"no text has a token to predict ({which=}); pass texts with answers, or of two or more tokens"
-            )
+            raise ValueError(f"no text has a token to predict ({which=}); expected answers, or longer texts")
         texts, at = np.array(places).T
         examples = {name: array[texts] for name, array in _examples(self.tokens).items()}
         return Dataset(
