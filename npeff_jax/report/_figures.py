@@ -61,9 +61,7 @@ def loss_figure(histories: History | Mapping[str, History], against_seconds: boo
     """Plot the loss, relative to the PEFs' squared norm, over iterations (or seconds) for one or several runs."""
     figure, (axes,) = _axes()
     named = {"": histories} if isinstance(histories, History) else histories
-    for style, (name, history) in zip(
-        itertools.cycle(("-", "--", ":")), named.items()
-    ):  # dashes show curves that coincide
+    for style, (name, history) in zip(itertools.cycle(("-", "--", ":")), named.items()):  # dashes: curves may coincide
         axes.plot(history.seconds if against_seconds else history.step, history.loss, style, label=name or None)
     axes.set(xlabel="seconds" if against_seconds else "iteration", ylabel="loss / ‖F‖²", ylim=(0, None))
     if len(named) > 1:

@@ -144,11 +144,8 @@ def labels_of(language: Language, pairs: Int[np.ndarray, "n 6"]) -> Int[np.ndarr
     for extensions, p, h in ((language.things, 1, 4), (language.acts, 2, 5)):
         below = np.array([[a <= b for b in extensions.values()] for a in extensions.values()])
         up, down = below[pairs[:, p], pairs[:, h]], below[pairs[:, h], pairs[:, p]]
-        within, covers, meets = (
-            within & up,
-            covers & down,
-            meets & (up | down),
-        )  # in a hierarchy, sets that meet nest
+        # sets of a hierarchy that meet are nested
+        within, covers, meets = within & up, covers & down, meets & (up | down)
     p_not, h_not = pairs[:, 0] == 1, pairs[:, 3] == 1
     polarities = [~p_not & ~h_not, ~p_not & h_not, p_not & ~h_not, p_not & h_not]
     never = np.zeros(len(pairs), bool)
