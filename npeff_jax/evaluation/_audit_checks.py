@@ -186,9 +186,9 @@ def held_out(
     """Check that coefficients are as concentrated on held-out examples as on decomposed ones.
 
     The concentration is n Σw² / (Σw)²: 1 for equal coefficients, n for a single non-zero one. An overfitted component
-    has nearly equal or zero coefficients on other examples. The statistic is the ratio of the two concentrations. The
-    null splits all examples at random into two sets of the same sizes: the 95th percentile of the ratio's factor from
-    1.
+    has nearly equal or zero coefficients on other examples. The statistic is the ratio of the two concentrations. Under
+    the null, all examples are split at random into two sets of the same sizes; its 95th percentile is that of
+    max(ratio, 1 / ratio).
 
     Args:
         decomposed: coefficients of the decomposed examples.

@@ -61,7 +61,7 @@ class RunComparison:
 
 
 def compare_runs(first: Run, second: Run) -> RunComparison:
-    """Match the components of two runs.
+    """Match the components of two runs by the cosine similarity of their coefficients.
 
     Raises:
         ValueError: the runs have different numbers of examples.

@@ -67,7 +67,7 @@ def component_curvatures(decomposition: Decomposition, direction: Float[np.ndarr
 
 
 def _curvatures(decomposition: Decomposition, deltas: Float[np.ndarray, "d m_kept"]) -> Float[np.ndarray, "d r"]:
-    """`component_curvatures` of d moves, in one pass over the pseudo-Fisher vectors."""
+    """Compute `component_curvatures` of d moves, in one pass over the pseudo-Fisher vectors."""
     size = np.abs(deltas).max(axis=1, initial=0.0, keepdims=True)
     size = np.where(size > 0, size, 1.0)  # squares of a small δ underflow in float32
     unit = (deltas / size).astype(np.float32)

@@ -51,11 +51,11 @@ class Repairs:
 
     @property
     def change(self) -> Float[np.ndarray, "d"]:
-        """Change of accuracy with the chosen sign on the other examples."""
+        """Change of accuracy with the chosen sign, on the examples that did not choose it."""
         return self._steps(self.sign).mean(axis=1)
 
     def change_with(self, sign: Int[np.ndarray, "d"]) -> Float[np.ndarray, "d"]:
-        """Return the change of accuracy on the other examples with given signs, such as from `loss_sign`."""
+        """Return `change` with given signs, such as from `loss_sign`, instead of the chosen ones."""
         return self._steps(sign).mean(axis=1)
 
     def interval(self, level: float = 0.95) -> Float[np.ndarray, "d 2"]:

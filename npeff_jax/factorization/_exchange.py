@@ -215,7 +215,7 @@ def best_candidates(
     near duplicates is chosen.
 
     Args:
-        b: cᵀ R_i c of each candidate and example, as returned by `candidates`.
+        b: (n, p), inner product of each example's residual with each candidate, as returned by `candidates`.
         P_GC: P between components and candidates.
         P_CC: P of candidates.
         P: P of components.

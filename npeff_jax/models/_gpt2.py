@@ -86,7 +86,7 @@ class Gpt2(nn.Module):
 
 
 def _conv1d(pattern: str, path: str) -> tuple[Rule, Rule]:
-    """Rules for the weight and bias of a linear layer of GPT-2, which are stored as (in, out) like in Flax."""
+    """Return the rules for the weight and bias of a linear layer of GPT-2, stored as (in, out) like in Flax."""
     kernel = Rule(rf"{pattern}\.weight", f"params/{path}/kernel")
     return kernel, Rule(rf"{pattern}\.bias", f"params/{path}/bias")
 

@@ -79,7 +79,7 @@ class AuditCheck:
 
 @dataclasses.dataclass(frozen=True)
 class Audited:
-    """The component's audit.
+    """Result of the audit of one component.
 
     Attributes:
         passed: whether it passes every check that applies.

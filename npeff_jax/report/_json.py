@@ -9,7 +9,7 @@ from typing import Any
 
 
 def dumps(document: Any) -> str:
-    """Return compact JSON of a document of plain types."""
+    """Serialise a document of plain types as compact JSON."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 

@@ -114,7 +114,7 @@ def _words(part: str) -> list[str]:
 
 
 def _depth(layer: str) -> tuple[Any, ...]:
-    """Return a sort key: embeddings, then convolutions, numbered layers, dense layers, heads; numbers numerically."""
+    """Return a sort key of a layer: embeddings, convolutions, numbered layers (by number), dense layers, heads."""
     counted = re.match(r"(layer|block|stage)s? \d", layer)
     order = {"embedding": 0, "convolution": 1, "norm": 1, "dense": 3, "head": 5}
     rank = 2 if counted else order.get(kind_of(layer + "/w"), 2)

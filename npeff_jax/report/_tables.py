@@ -23,7 +23,7 @@ _LATEX |= {symbol: "\\" + symbol for symbol in "&%$#_{}"} | {
 
 
 def top_table(report: ReportData, n_top: int = 16) -> list[dict[str, Any]]:
-    """Return the top examples of each component as rows of a table, one row per example.
+    """Return the top examples of each component as a table, one dictionary per example.
 
     The keys are component, rank, example, coefficient, predicted, probability, label, and one per segment of the text.
     """

@@ -52,7 +52,7 @@ class GradientDescent(LowRankSolver):
 
     @full_precision
     def step(self, problem: Problem, state: LowRankState) -> LowRankState:
-        """W ← W ∘ numerator / (W (G Gᵀ ∘ G Gᵀ) + ε), then G ← G − rate · ∇_G loss, where loss is ‖F − Σ W H‖²."""
+        """Update W ← W ∘ numerator / (W (G Gᵀ ∘ G Gᵀ) + ε), then G ← G − rate · ∇_G ‖F − Σ W H‖²."""
         W, G, AG, GG, numerator, steps = state
         f = problem.n_frozen
         W = jnp.where(steps < self.warm_up, W, W * numerator / (W @ (GG * GG) + self.epsilon))

@@ -34,7 +34,7 @@ class Multiplicative(DiagonalSolver):
 
     @full_precision
     def step(self, problem: Problem, state: DiagonalState) -> DiagonalState:
-        """W ← W ∘ X Hᵀ / (W H Hᵀ), then H ← H ∘ Wᵀ X / (WᵀW H). Protected components keep their vectors."""
+        """Update W ← W ∘ X Hᵀ / (W H Hᵀ), then H ← H ∘ Wᵀ X / (WᵀW H). Protected vectors stay fixed."""
         W, H, XH, HH, steps = state
         f = problem.n_frozen
         W = multiplicative(W, problem.sum_over_rows(XH), HH, self.epsilon)

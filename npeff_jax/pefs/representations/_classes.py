@@ -26,7 +26,7 @@ def kept_classes(output: Output, logits: Logits, min_probability: float, most: i
 
 
 def class_rows(at: Prediction, min_probability: float, most: int) -> Pullback:
-    """Return the rows of the kept classes, most probable first, and the mass and probe of the others."""
+    """Return the rows of the kept classes, most probable first, with the lost mass and a probe of the lost trace."""
     p, kept = at.output.probabilities(at.logits), kept_classes(at.output, at.logits, min_probability, most)
     n_rows = jnp.sum(kept, dtype=jnp.int32)
     likeliest = jax.lax.top_k(p, at.room)[1]
