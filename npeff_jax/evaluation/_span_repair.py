@@ -1,4 +1,4 @@
-"""A repair in the span of components, from a split: some examples choose the move, others report."""
+"""Repair in the span of components: some examples choose the move, others measure its effect."""
 
 import dataclasses
 from typing import Any
@@ -27,18 +27,19 @@ from npeff_jax.perturbation import (
 )
 
 WITHIN, PASSES = TrustRegion(), Passes()
-"""What functions take where nothing is said."""
+"""Default settings."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Repair:
-    """A move that should mend wrong predictions, and what became of accuracy on examples that did not choose it.
+    """A move that should repair wrong predictions, and its effect on accuracy on other examples.
 
     Attributes:
-        by: the move, its weights per component and its KL where it was chosen.
-        components: that were combined.
-        accuracy: on the examples that report: all, those predicted wrongly and those predicted right before.
-        n_choosing: examples that chose.
+        by: the move, with its weights per component and its KL on the examples that chose it.
+        components: components that were combined.
+        accuracy: effect on the accuracy of the other examples: of all, of those predicted wrongly before, and of those
+            predicted correctly before.
+        n_choosing: number of examples that chose the move.
     """
 
     by: SpanMove
@@ -75,32 +76,31 @@ def repair(
     seed: int = 0,
     passes: Passes = PASSES,
 ) -> Repair:
-    """Find a move in the span of components by the loss gradient of wrong predictions, and report it on a split.
+    """Find a move in the span of components that repairs wrong predictions, and measure it on other examples.
 
-    Of the examples that choose, the wrongly predicted ones give the loss gradient and the rightly predicted ones the
-    KL that is held to a budget (`span_move`).
+    A random part of the examples chooses the move: those predicted wrongly give the loss gradient, and those predicted
+    correctly the KL that the budget constrains (`span_move`).
 
     Args:
         model: the model that was decomposed. It is not changed.
-        decomposition: of low-rank PEFs.
-        examples: n, best ones that no component was found in.
-        labels: theirs.
-        choosing: fraction that chooses; the others report.
-        components: to combine, numbers or a Boolean mask; all if None.
-        within: the budget.
-        seed: of the split.
-        passes: how passes are run.
+        decomposition: a decomposition of low-rank PEFs.
+        examples: n examples, preferably not among the decomposed ones.
+        labels: labels of the examples.
+        choosing: fraction of the examples that choose the move; the others measure its effect.
+        components: components to combine, indices or a Boolean mask; by default all.
+        within: KL budget and settings.
+        seed: seed of the split.
+        passes: settings of forward passes.
 
     Raises:
         TypeError: the model's outputs have no classes.
-        ValueError: no labels, diagonal PEFs, or among the examples that choose, or report, all or none are predicted
-            right.
+        ValueError: no labels, diagonal PEFs, or a part of the split in which all or no predictions are correct.
     """
     check_decomposition_of(model, decomposition)
     examples = take_examples(examples)
     n, truth = count_examples(examples), class_labels(model, examples, labels)
     if truth is None:
-        raise ValueError("labels is None; a repair mends predictions that differ from the label")
+        raise ValueError("labels is None; pass the class of each example, which a repair should predict")
     choosing = check_real("choosing", choosing, 0.0, 1.0, open_low=True, open_high=True)
     chosen = choose_components(components, decomposition.n_components)
     directions = component_directions(model, decomposition, chosen)

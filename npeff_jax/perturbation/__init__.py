@@ -1,4 +1,4 @@
-"""A component to a move of the parameters, and how far predictions change under it."""
+"""From a component to a perturbation of the parameters, and the change of predictions under it."""
 
 from npeff_jax.perturbation._arguments import check_component as check_component
 from npeff_jax.perturbation._arguments import check_decomposition as check_decomposition

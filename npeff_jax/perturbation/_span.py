@@ -1,13 +1,13 @@
-"""A move in the span of components that the loss gradient chooses, under a KL budget: repairs, and forgetting.
+"""Trust-region moves in the span of components, from the loss gradient under a KL budget: repairs and forgetting.
 
-The loss of some examples should fall (a repair) or rise (forgetting), while the predictions on others stay. With G the
-directions, v = G ∇loss of the first and M = G F Gᵀ, F the mean Fisher of the others,
+The loss of target examples should decrease (repair) or increase (forgetting) while the predictions on other examples
+stay. With G the directions, v = G ∇loss of the target examples, and M = G F Gᵀ with F the mean Fisher of the others,
 
-    min_c ± v·c   with   ½ cᵀ M c ≤ KL,     c ∝ ∓ (M + λ I)⁻¹ v
+    min_c ± v·c   subject to   ½ cᵀ M c ≤ KL,     c ∝ ∓ (M + λ I)⁻¹ v
 
-is a trust-region step whose sign, size and combination of components nothing has to guess: the natural gradient in the
-span. Both v and M follow from the derivatives of the logits along each direction, so no Fisher is formed. The budget is
-spent in several such steps, each from where the last one led, and the KL that is held to is the measured one.
+is the natural-gradient step in the span, which determines the sign, size and combination of components. v and M follow
+from derivatives of the logits along each direction, so no Fisher is formed. The budget is divided over several steps,
+each with new derivatives, and constrains the measured KL.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from npeff_jax.perturbation._edit import NoEditError, no_move, scaled
 
 
 class Aim(enum.Enum):
-    """What becomes of the loss of the examples that a move is made for."""
+    """Whether a move lowers or raises the loss of the target examples."""
 
     REPAIR = "repair"
     FORGET = "forget"
@@ -40,13 +40,13 @@ class Aim(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class TrustRegion:
-    """How far `span_move` goes.
+    """Budget and settings of `span_move`.
 
     Attributes:
-        nats: mean KL on the examples that should stay as they are; the move uses at least nine tenths of it.
-        steps: how many times derivatives are taken anew on the way.
-        ridge: λ as a fraction of the mean diagonal of M: what few examples say about nearly parallel or unused
-            directions is noise.
+        nats: mean KL allowed on the other examples, in nats; the move uses at least nine tenths of it.
+        steps: number of steps, each with new derivatives.
+        ridge: λ as a fraction of the mean diagonal of M. It suppresses noise in nearly parallel or unused directions,
+            which few examples determine.
     """
 
     nats: float = 0.01
@@ -63,7 +63,7 @@ class TrustRegion:
 
 
 WITHIN, PASSES = TrustRegion(), Passes()
-"""What functions take where nothing is said."""
+"""Default settings."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,8 +73,8 @@ class SpanMove:
     Attributes:
         move: δ, a pytree shaped like the parameters; add it by `perturb`.
         weights: c, (d,), one per direction.
-        loss: mean loss of the examples it was made for, before and after.
-        kl: mean KL(p_θ ‖ p_{θ+δ}) on those that should stay, in nats.
+        loss: mean loss of the target examples, before and after.
+        kl: mean KL(p_θ ‖ p_{θ+δ}) on the other examples, in nats.
         predicted_kl: ½ cᵀ M c at θ, the second-order KL.
         norm: L2 norm of δ.
     """
@@ -107,7 +107,7 @@ class SpanMove:
 
     @property
     def largest(self) -> Int[np.ndarray, "d"]:
-        """Directions by the size of their weight, largest first."""
+        """Directions sorted by |weight|, largest first."""
         return np.argsort(-np.abs(self.weights), kind="stable")
 
 
@@ -122,19 +122,19 @@ def span_move(
     within: TrustRegion = WITHIN,
     passes: Passes = PASSES,
 ) -> SpanMove:
-    """Find the move in the span of directions that changes the loss most for a stated KL elsewhere.
+    """Find the move in the span of directions that changes the loss of target examples most for a given KL on others.
 
-    Section 3.5 suggests the loss gradient for repairs; here it chooses sign, size and combination at once.
+    Section 3.5 suggests the loss gradient for repairs; here it determines sign, size and combination of directions.
 
     Args:
-        model: with a `Categorical` output. It is not changed.
-        directions: d of them, such as `component_directions` gives; they need be neither orthogonal nor independent.
-        examples: whose loss is to fall, or to rise.
-        labels: of these examples; the model's predictions if None.
-        others: examples whose predictions should stay as they are.
+        model: a model with a `Categorical` output. It is not changed.
+        directions: d directions, such as from `component_directions`; they may be linearly dependent.
+        examples: target examples, whose loss should decrease or increase.
+        labels: labels of the target examples; by default the model's predictions.
+        others: examples whose predictions should stay.
         aim: `Aim.REPAIR` lowers the loss, `Aim.FORGET` raises it.
-        within: the budget.
-        passes: how passes are run. One device computes the derivatives.
+        within: KL budget and settings.
+        passes: settings of forward passes. Derivatives are computed on one device.
 
     Raises:
         TypeError: the model's outputs have no classes.
@@ -170,7 +170,7 @@ def span_move(
             if step == 1:
                 raise NoEditError("no combination of these directions changes both loss and predictions; pass others")
             break
-        target = within.nats * (step / within.steps) ** 2  # the KL grows with the square of the way
+        target = within.nats * (step / within.steps) ** 2  # the KL is quadratic in the distance
         start = np.sqrt(2 * target / curvature) if step == 1 else np.sqrt(2 * target / curvature) / step
         c, spent = _go(model, flat, c, ahead, start, target, others, passes)
     _, after = derivatives.loss(c, examples, known)
@@ -189,16 +189,16 @@ def span_move(
 def scale_to_kl(
     model: Model, direction: PyTree, others: Examples, nats: float, *, passes: Passes = PASSES
 ) -> tuple[PyTree, float]:
-    """Scale a direction so that the mean KL on some examples is a stated one, and return it with that KL.
+    """Scale a direction to a given mean KL on some examples; return the scaled direction and its KL.
 
-    Moves of the same KL can be compared where moves of the same norm cannot.
+    Moves of equal KL are comparable between models and directions; moves of equal norm are not.
 
     Args:
         model: the model.
-        direction: a pytree shaped like the parameters, of any length; its sign is kept.
-        others: the examples.
-        nats: the mean KL; at least nine tenths of it are used.
-        passes: how forward passes are run.
+        direction: a pytree shaped like the parameters, of any norm; its sign is kept.
+        others: examples that the mean is taken over.
+        nats: mean KL to reach, in nats; the result has at least nine tenths of it.
+        passes: settings of forward passes.
 
     Raises:
         NoEditError: the direction changes no prediction, or the KL jumps over the range.
@@ -216,7 +216,7 @@ def scale_to_kl(
 
 
 TRIES = 40
-"""Step lengths tried for a stated KL; a smooth model needs two or three, one with kinks some more."""
+"""Maximum number of step lengths tried for a given KL; a smooth model needs two or three, one with kinks a few more."""
 
 
 def _go(
@@ -229,7 +229,7 @@ def _go(
     others: Examples,
     passes: Passes,
 ) -> tuple[Float[np.ndarray, "d"], float]:
-    """Return c + t · ahead whose measured KL is between 0.97 and 1 of ``target``, and that KL."""
+    """Return c + t · ahead with t such that the measured KL is 0.97 to 1 times ``target``; and that KL."""
     low, high, best = 0.0, np.inf, (c, 0.0)
     for _ in range(TRIES):
         tried = c + length * ahead
@@ -251,7 +251,7 @@ def _go(
 
 
 class _Derivatives:
-    """Derivatives of the logits along directions, at θ + Σ_j c_j d_j, and what follows from them."""
+    """Loss gradient and Fisher in the span of directions, at θ + Σ_j c_j d_j, from derivatives of the logits."""
 
     def __init__(self, model: Model, flat: Float[np.ndarray, "d m"], passes: Passes) -> None:
         self.model, self.flat, self.passes = model, flat, passes
@@ -262,12 +262,12 @@ class _Derivatives:
         self.program = model.program(_sums, model.logits_fn, model.space, model.output)
 
     def loss(self, c: np.ndarray, examples: Examples, labels: np.ndarray) -> tuple[Float[np.ndarray, "d"], float]:
-        """Derivatives of the mean loss along each direction, and the mean loss."""
+        """Return the derivative of the mean loss along each direction, and the mean loss."""
         v, _, loss, n = self._run(c, examples, labels)
         return v / n, loss / n
 
     def fisher(self, c: np.ndarray, examples: Examples) -> Float[np.ndarray, "d d"]:
-        """The mean Fisher of the examples in the span."""
+        """Return the mean Fisher of the examples in the span, (d, d)."""
         _, M, _, n = self._run(c, examples, np.zeros(count_examples(examples), np.int64))
         return M / n
 
@@ -296,7 +296,7 @@ def _sums(
     space: ParameterSpace,
     output: Categorical,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of one batch: derivatives of the summed loss (d,), the summed Fisher in the span (d, d), the summed loss."""
+    """Return sums over a batch: derivatives of the loss (d,), the Fisher in the span (d, d), and the loss."""
     at = tuple((jnp.asarray(leaf, jnp.float32) + step) for leaf, step in zip(space.select(params), space.select(delta)))
 
     def logits_of(selected: tuple[jax.Array, ...]) -> jax.Array:

@@ -41,7 +41,7 @@ def test_free_memory_is_that_of_the_device_or_of_the_host():
             return None
 
     assert _memory.free_memory_of([Accelerator()]) == pytest.approx(_machine.DEVICE_SHARE * 600)
-    with pytest.raises(ValueError, match=r"does not tell how much memory it has.*pass batch_size"):
+    with pytest.raises(ValueError, match=r"does not report its memory.*pass batch_size"):
         _memory.free_memory_of([Accelerator(), Silent()])  # the host's memory says nothing about it
     assert 0 < _memory.free_memory_of(jax.devices()) < _memory.free_host_memory() / 8
 
