@@ -23,6 +23,7 @@ def test_a_batch_is_as_large_as_the_free_memory_allows(monkeypatch):
     assert _memory.choose_batch_size(1_000_000, 1000, MESH) == 10
     assert _memory.choose_batch_size(1_000_000, 4, MESH) == 4
     assert _memory.choose_batch_size(8, 1000, MESH) == _memory.MOST_EXAMPLES
+    assert _memory.choose_batch_size(8, 12, MESH) == _memory.choose_batch_size(8, 40, MESH)  # one program for both
     assert _memory.choose_batch_size(1_000_000, 1000, npeff.make_mesh()) == 80
     with pytest.raises(ValueError, match=r"rows of one example are 20 MB, .* takes about 60 MB, but 31.5 MB are free"):
         _memory.choose_batch_size(20_000_000, 1000, MESH)
