@@ -138,12 +138,13 @@ def _pooled(params: PyTree, x: Float[Array, "512 256"]) -> Float[Array, "512"]:
     gradient of a maximum passes through one position only, it is the same, at 1/500 of the cost.
     """
     kernel, bias = params["convolution"]["kernel"], params["convolution"]["bias"]
-    everywhere = jax.lax.conv_general_dilated(
-        *jax.lax.stop_gradient((x[None], kernel)), (1,), "VALID", dimension_numbers=("NWC", "OIW", "NWC")
-    )[0]
+    # As one product: XLA's convolution on a CPU takes many times as long inside of a loop, as moves are measured.
+    fixed, weights = jax.lax.stop_gradient((x, kernel.reshape(512, 256, 5)))
+    flat = jnp.concatenate([fixed[k : k + 508] for k in range(5)], axis=1)
+    everywhere = flat @ weights.transpose(2, 1, 0).reshape(1280, 512)
     place = jnp.argmax(_gelu(everywhere + jax.lax.stop_gradient(bias)), axis=0)
     windows = x[place[:, None] + jnp.arange(5)]
-    return _gelu(jnp.einsum("okc,ock->o", windows, kernel) + bias)
+    return _gelu(jnp.einsum("okc,ock->o", windows, kernel.reshape(512, 256, 5)) + bias)
 
 
 def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
