@@ -1,6 +1,6 @@
 """Components that are asked for: are they the planted ones, do they predict, and are absent ones refused?
 
-    python benchmarks/tunings.py [--fast] [--only planted tracr evidence] [--out tunings.json]
+    python benchmarks/tunings.py [--fast] [--only planted tracr evidence] [--out tunings.jsonl]
 
 planted    A known component is marked in a problem with two components too few, so that a free run mixes it with
            others. |cosine| of the named component with the planted one, against the best component of a free run, and
@@ -13,18 +13,17 @@ tracr      Boolean variables of a compiled program, each named from 10% of the e
 evidence   A digits network: a concept that it has (an image is a nine), and one that it cannot have (a coin per image).
            What `evaluation.tuning_evidence` says of both.
 
-Each over five seeds; the table has medians and ranges.
+Each over five seeds; the tables have medians and ranges. Every run is written as it ends, and not made again.
 """
 
 import argparse
-import json
+import functools
 import os
 import pathlib
-import time
 
 import jax
 import numpy as np
-from ranges import print_ranges
+from ranges import Kept, print_ranges
 
 import npeff_jax as npeff
 from npeff_jax.evaluation import auc, tuning_evidence
@@ -37,17 +36,17 @@ STOP = npeff.Stopping(max_steps=200)
 R_TRACR = 16
 
 
-def planted(fast: bool) -> list[dict]:
+def planted(fast: bool, kept: Kept) -> list[dict]:
     """Both flavours, marks on all examples and on a quarter of them."""
     records = []
     for kind in ("low-rank", "diagonal"):
         for seed in SEEDS[:2] if fast else SEEDS:
-            records.append(planted_by(kind, seed, fast))
-            print(records[-1], flush=True)
+            key = {"part": "planted", "fast": fast, "kind": kind, "seed": seed}
+            records += kept.once(key, functools.partial(planted_by, kind, seed, fast))
     return records
 
 
-def planted_by(kind: str, seed: int, fast: bool) -> dict:
+def planted_by(kind: str, seed: int, fast: bool) -> list[dict]:
     """One problem."""
     size = {"n": 120, "m": 60, "r": 8} if fast else {"n": 300, "m": 200, "r": 16}
     make = npeff.tasks.planted if kind == "low-rank" else npeff.tasks.planted_diagonal
@@ -66,7 +65,7 @@ def planted_by(kind: str, seed: int, fast: bool) -> dict:
 
     free = npeff.decompose(made.pefs, r, seed=seed, stopping=STOP, progress=False)
     quarter = np.where(rng.random(len(mask)) < 0.25, mask.astype(float), np.nan)
-    return {
+    record = {
         "kind": kind,
         "seed": seed,
         "free": float(cosines(free).max()),
@@ -74,9 +73,10 @@ def planted_by(kind: str, seed: int, fast: bool) -> dict:
         "a quarter marked": named(quarter),
         "permuted marks": named(rng.permutation(mask)),
     }
+    return [record]
 
 
-def tracr(fast: bool) -> list[dict]:
+def tracr(fast: bool, kept: Kept) -> list[dict]:
     """Variables of the inference program that 10% to 50% of the examples have, one at a time."""
     task = npeff.tasks.inference(n_examples=240 if fast else 800)
     one = npeff.LowRank(max_rows=1)
@@ -85,10 +85,17 @@ def tracr(fast: bool) -> list[dict]:
     names = [name for name, values in task.concepts.items() if 0.1 <= values.mean() <= 0.5]
     names = ["both_affirmed", "premise_negated"] if fast else names
     print(f"{len(names)} variables, {len(task.labels)} examples")
-    return [tracr_by(task, pefs, activations, name, seed) for name in names for seed in (SEEDS[:2] if fast else SEEDS)]
+    records = []
+    for name in names:
+        for seed in SEEDS[:2] if fast else SEEDS:
+            key = {"part": "tracr", "fast": fast, "variable": name, "seed": seed}
+            records += kept.once(key, functools.partial(tracr_by, task, pefs, activations, name, seed))
+    return records
 
 
-def tracr_by(task: npeff.tasks.Inference, pefs: npeff.Pefs, activations: np.ndarray, name: str, seed: int) -> dict:
+def tracr_by(
+    task: npeff.tasks.Inference, pefs: npeff.Pefs, activations: np.ndarray, name: str, seed: int
+) -> list[dict]:
     """One variable from one tenth of the examples."""
     from sklearn.linear_model import LogisticRegression
 
@@ -120,8 +127,7 @@ def tracr_by(task: npeff.tasks.Inference, pefs: npeff.Pefs, activations: np.ndar
         kl = kl_of(task, direction)
         record[f"KL where it decides, {what}"] = float(kl[decides].mean() / kl.mean())
         record[f"AUC of KL, {what}"] = auc(kl[~known], decides[~known])
-    print(record, flush=True)
-    return record
+    return [record]
 
 
 def kl_of(task: npeff.tasks.Inference, direction: object) -> np.ndarray:
@@ -152,7 +158,7 @@ def verdicts(values: dict[str, np.ndarray]) -> np.ndarray:
     return found
 
 
-def evidence(fast: bool) -> list[dict]:
+def evidence(fast: bool, kept: Kept) -> list[dict]:
     """One concept that is in the network, one that is not."""
     digits = npeff.tasks.digits(progress=False)
     n, r, keep = (200, 8, 256) if fast else (600, 16, 1024)
@@ -163,44 +169,46 @@ def evidence(fast: bool) -> list[dict]:
     )
     records = []
     for seed in range(20, 21 if fast else 20 + len(SEEDS)):  # the statistic was chosen on others
-        rng = np.random.default_rng(seed)
-        marks = {"a nine": (digits.train_labels[:n] == 9) * 1.0, "a coin": rng.integers(0, 2, n) * 1.0}
-        unknown = rng.random(n) < 0.5
-        tunings = [Tuning(name, np.where(unknown, np.nan, values)) for name, values in marks.items()]
-        options = {"seed": seed, "stopping": npeff.Stopping(max_steps=60), "progress": False}
-        found = npeff.decompose(pefs, r, tunings=tunings, **options)
-        h = heldout.n_examples
-        held = {"a nine": digits.heldout_labels[:h] == 9, "a coin": rng.integers(0, 2, h)}
-        told = tuning_evidence(found, pefs, tunings, heldout, held, seed=seed, progress=False)
-        print(told, flush=True)
-        for k, name in enumerate(told.names):
-            records.append(
-                {
-                    "concept": name,
-                    "seed": seed,
-                    "found": told.found[name],
-                    "lift": float(told.lift[k]),
-                    "permuted lift": float(np.median(told.null[:, k])),
-                    "low": float(told.interval[k, 0]),
-                    "high": float(told.interval[k, 1]),
-                    "p": float(told.p_value[k]),
-                    "AUC": float(told.auc[k]),
-                    "permuted AUC": float(np.median(told.null_auc[:, k])),
-                }
-            )
+        key = {"part": "evidence", "fast": fast, "seed": seed}
+        records += kept.once(key, functools.partial(evidence_by, digits, pefs, heldout, r, seed))
     return records
+
+
+def evidence_by(digits: npeff.tasks.Digits, pefs: npeff.Pefs, heldout: npeff.Pefs, r: int, seed: int) -> list[dict]:
+    """Both concepts, with marks on one half of the images."""
+    n, h, rng = pefs.n_examples, heldout.n_examples, np.random.default_rng(seed)
+    marks = {"a nine": (digits.train_labels[:n] == 9) * 1.0, "a coin": rng.integers(0, 2, n) * 1.0}
+    unknown = rng.random(n) < 0.5
+    tunings = [Tuning(name, np.where(unknown, np.nan, values)) for name, values in marks.items()]
+    options = {"seed": seed, "stopping": npeff.Stopping(max_steps=60), "progress": False}
+    found = npeff.decompose(pefs, r, tunings=tunings, **options)
+    held = {"a nine": digits.heldout_labels[:h] == 9, "a coin": rng.integers(0, 2, h)}
+    told = tuning_evidence(found, pefs, tunings, heldout, held, seed=seed, progress=False)
+    print(told, flush=True)
+    return [
+        {
+            "concept": name,
+            "seed": seed,
+            "found": told.found[name],
+            "lift": float(told.lift[k]),
+            "permuted lift": float(np.median(told.null[:, k])),
+            "low": float(told.interval[k, 0]),
+            "high": float(told.interval[k, 1]),
+            "p": float(told.p_value[k]),
+            "AUC": float(told.auc[k]),
+            "permuted AUC": float(np.median(told.null_auc[:, k])),
+        }
+        for k, name in enumerate(told.names)
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="smaller problems, to check that the script runs")
     parser.add_argument("--only", nargs="*", default=["planted", "tracr", "evidence"])
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("tunings.json"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("tunings.jsonl"), help="runs, as they end")
     options = parser.parse_args()
-    results: dict[str, object] = {
-        "fast": options.fast,
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-    }
+    kept = Kept(options.out)
     for name, run, by in (
         ("planted", planted, "kind"),
         ("tracr", tracr, "variable"),
@@ -208,14 +216,11 @@ def main() -> None:
     ):
         if name not in options.only:
             continue
-        begin = time.process_time()
-        records = run(options.fast)
-        results[name] = {"records": records, "cpu_seconds": round(time.process_time() - begin, 1)}
-        print_ranges(name, records, by)
+        records = run(options.fast, kept)
+        print_ranges(f"{name} ({kept.seconds(part=name, fast=options.fast):.0f} s of CPU)", records, by)
         if name == "tracr":
             print_ranges("tracr, all variables", [record | {"variable": "all"} for record in records], by)
-        options.out.write_text(json.dumps(results, indent=1))
-    print(f"\n{results['device']}; written to {options.out}")
+    print(f"\n{jax.devices()[0].device_kind}, {os.cpu_count()} cores; written to {options.out}")
 
 
 if __name__ == "__main__":
