@@ -6,13 +6,14 @@ directions, v = G ∇loss of the first and M = G F Gᵀ, F the mean Fisher of th
     min_c ± v·c   with   ½ cᵀ M c ≤ KL,     c ∝ ∓ (M + λ I)⁻¹ v
 
 is a trust-region step whose sign, size and combination of components nothing has to guess: the natural gradient in the
-span. Both v and M follow from the derivatives of the logits along each direction, so no Fisher is formed. The budget is
-spent in several such steps, each from where the last one led, and the KL that is held to is the measured one.
+span. M follows from the derivatives of the logits along each direction, so no Fisher is formed; v from one gradient.
+The budget is spent in several such steps, each with the gradient where the last one led. M stays that of θ, because θ is
+what predictions are held to, and the KL that is held to is the measured one.
 """
 
 import dataclasses
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -155,15 +156,13 @@ def span_move(
         known = _predictions(model, examples, passes)
     space = model.space
     flat = np.stack([np.asarray(space.ravel(direction), np.float32) for direction in given])
-    derivatives = _Derivatives(model, flat, passes)
-
-    c, spent, first_M, sign = np.zeros(len(flat)), 0.0, None, -1.0 if aim is Aim.REPAIR else 1.0
+    sign = -1.0 if aim is Aim.REPAIR else 1.0
+    M = _fisher(model, flat, others, passes)
+    damped = M + within.ridge * max(np.trace(M) / len(M), np.finfo(np.float64).tiny) * np.eye(len(M))
+    c, spent = np.zeros(len(flat)), 0.0
     for step in range(1, within.steps + 1):
-        v, before = derivatives.loss(c, examples, known)
-        M = derivatives.fisher(c, others)
-        if first_M is None:
-            first_M, loss = M, before
-        damped = M + within.ridge * max(np.trace(M) / len(M), np.finfo(np.float64).tiny) * np.eye(len(M))
+        loss, v = _loss(model, flat, c, examples, known, passes)
+        before = loss if step == 1 else before
         ahead = sign * np.linalg.solve(damped, v)
         curvature = float(ahead @ M @ ahead)
         if not (np.isfinite(ahead).all() and curvature > 0):
@@ -171,17 +170,15 @@ def span_move(
                 raise NoEditError("no combination of these directions changes both loss and predictions; pass others")
             break
         target = within.nats * (step / within.steps) ** 2  # the KL grows with the square of the way
-        start = np.sqrt(2 * target / curvature) if step == 1 else np.sqrt(2 * target / curvature) / step
-        c, spent = _go(model, flat, c, ahead, start, target, others, passes)
-    _, after = derivatives.loss(c, examples, known)
+        c, spent = _go(model, flat, c, ahead, np.sqrt(2 * target / curvature) / step, target, others, passes)
+    after, _ = _loss(model, flat, c, examples, known, passes)
     delta = c @ flat
-    assert first_M is not None
     return SpanMove(
         move=space.unravel(jnp.asarray(delta, jnp.float32)),
         weights=c,
-        loss=(loss, after),
+        loss=(before, after),
         kl=spent,
-        predicted_kl=float(c @ first_M @ c) / 2,
+        predicted_kl=float(c @ M @ c) / 2,
         norm=float(np.linalg.norm(delta)),
     )
 
@@ -250,66 +247,92 @@ def _go(
     raise NoEditError(f"no move along this direction has a mean KL near {target:.2g} nats; try another budget")
 
 
-class _Derivatives:
-    """Derivatives of the logits along directions, at θ + Σ_j c_j d_j, and what follows from them."""
-
-    def __init__(self, model: Model, flat: Float[np.ndarray, "d m"], passes: Passes) -> None:
-        self.model, self.flat, self.passes = model, flat, passes
-        parameters = model.space.layout.parameters
-        self.leaves = tuple(
-            jnp.asarray(flat[:, p.offset : p.offset + p.size].reshape(-1, *p.shape)) for p in parameters
-        )
-        self.program = model.program(_sums, model.logits_fn, model.space, model.output)
-
-    def loss(self, c: np.ndarray, examples: Examples, labels: np.ndarray) -> tuple[Float[np.ndarray, "d"], float]:
-        """Derivatives of the mean loss along each direction, and the mean loss."""
-        v, _, loss, n = self._run(c, examples, labels)
-        return v / n, loss / n
-
-    def fisher(self, c: np.ndarray, examples: Examples) -> Float[np.ndarray, "d d"]:
-        """The mean Fisher of the examples in the span."""
-        _, M, _, n = self._run(c, examples, np.zeros(count_examples(examples), np.int64))
-        return M / n
-
-    def _run(self, c: np.ndarray, examples: Examples, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, int]:
-        n = count_examples(examples)
-        size = min(self.passes.batch_size, n)
-        y = pad_rows(np.asarray(labels), round_up(n, size)).reshape(-1, size)
-        valid = (np.arange(y.size) < n).reshape(y.shape)
-        delta = self.model.space.unravel(jnp.asarray(c @ self.flat, jnp.float32))
-        v, M, loss = np.zeros(len(c)), np.zeros((len(c),) * 2), 0.0
-        with jax.default_matmul_precision(self.passes.precision):
-            for i, batch in enumerate(batches(examples, size)):
-                parts = jax.device_get(self.program(self.model.params, delta, self.leaves, batch, y[i], valid[i]))
-                v, M, loss = v + parts[0], M + parts[1].astype(np.float64), loss + float(parts[2])
-        return v, M, loss, n
+def _loss(
+    model: Model,
+    flat: Float[np.ndarray, "d m"],
+    c: Float[np.ndarray, "d"],
+    examples: Examples,
+    labels: Int[np.ndarray, "n"],
+    passes: Passes,
+) -> tuple[float, Float[np.ndarray, "d"]]:
+    """The mean loss at θ + Σ_j c_j d_j, and its derivative along each direction."""
+    space = model.space
+    program = model.program(_summed_loss, model.logits_fn, space, model.output)
+    delta = space.unravel(jnp.asarray(c @ flat, jnp.float32))
+    loss, gradient, n = 0.0, np.zeros(space.size), count_examples(examples)
+    for batch, y, valid in _batches(examples, labels, passes):
+        with jax.default_matmul_precision(passes.precision):
+            part, leaves = program(model.params, delta, batch, y, valid)
+        loss += float(part)
+        gradient += np.concatenate([np.ravel(leaf) for leaf in jax.device_get(leaves)])
+    return loss / n, flat @ gradient / n
 
 
-def _sums(
+def _fisher(
+    model: Model, flat: Float[np.ndarray, "d m"], examples: Examples, passes: Passes
+) -> Float[np.ndarray, "d d"]:
+    """The mean Fisher of the examples in the span, at θ."""
+    parameters = model.space.layout.parameters
+    leaves = tuple(jnp.asarray(flat[:, p.offset : p.offset + p.size].reshape(-1, *p.shape)) for p in parameters)
+    program = model.program(_summed_fisher, model.logits_fn, model.space, model.output)
+    M, n = np.zeros((len(flat),) * 2), count_examples(examples)
+    for batch, _, valid in _batches(examples, np.zeros(n, np.int64), passes):
+        with jax.default_matmul_precision(passes.precision):
+            M += np.asarray(program(model.params, leaves, batch, valid), np.float64)
+    return M / n
+
+
+def _batches(
+    examples: Examples, labels: Int[np.ndarray, "n"], passes: Passes
+) -> Iterator[tuple[Examples, np.ndarray, np.ndarray]]:
+    """Batches of one size, their labels, and which of their examples are not filled up."""
+    n = count_examples(examples)
+    size = min(passes.batch_size, n)
+    y = pad_rows(np.asarray(labels), round_up(n, size)).reshape(-1, size)
+    valid = (np.arange(y.size) < n).reshape(y.shape)
+    return zip(batches(examples, size), y, valid, strict=True)
+
+
+def _summed_loss(
     params: PyTree,
     delta: PyTree,
-    directions: tuple[jax.Array, ...],
     batch: Examples,
     labels: jax.Array,
     valid: jax.Array,
     logits_fn: LogitsFn,
     space: ParameterSpace,
     output: Categorical,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of one batch: derivatives of the summed loss (d,), the summed Fisher in the span (d, d), the summed loss."""
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The summed loss of one batch at θ + δ, and its gradient."""
     at = tuple((jnp.asarray(leaf, jnp.float32) + step) for leaf, step in zip(space.select(params), space.select(delta)))
+
+    def loss(selected: tuple[jax.Array, ...]) -> jax.Array:
+        logits = jax.vmap(logits_fn, (None, 0))(space.join(params, selected), batch).astype(jnp.float32)
+        log_p = jax.nn.log_softmax(logits / output.temperature)
+        return -jnp.sum(jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0] * valid)
+
+    return jax.value_and_grad(loss)(at)
+
+
+def _summed_fisher(
+    params: PyTree,
+    directions: tuple[jax.Array, ...],
+    batch: Examples,
+    valid: jax.Array,
+    logits_fn: LogitsFn,
+    space: ParameterSpace,
+    output: Categorical,
+) -> jax.Array:
+    """The summed Fisher (d, d) of one batch in the span of the directions."""
+    at = tuple(jnp.asarray(leaf, jnp.float32) for leaf in space.select(params))
 
     def logits_of(selected: tuple[jax.Array, ...]) -> jax.Array:
         return jax.vmap(logits_fn, (None, 0))(space.join(params, selected), batch).astype(jnp.float32)
 
-    logits = logits_of(at)
+    factors = jax.vmap(output.factor)(logits_of(at)) * valid[:, None, None]
     tangents = jax.lax.map(lambda direction: jax.jvp(logits_of, (at,), (direction,))[1], directions)  # (d, batch, C)
-    log_p = jax.nn.log_softmax(logits / output.temperature)
-    own = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
-    by_logits = (jnp.exp(log_p) - jax.nn.one_hot(labels, log_p.shape[-1])) / output.temperature * valid[:, None]
-    factors = jax.vmap(output.factor)(logits) * valid[:, None, None]
     Z = jnp.einsum("dbC,bcC->dbc", tangents, factors).reshape(len(tangents), -1)
-    return jnp.einsum("dbC,bC->d", tangents, by_logits), Z @ Z.T, -jnp.sum(own * valid)
+    return Z @ Z.T
 
 
 def _predictions(model: Model, examples: Examples, passes: Passes) -> Int[np.ndarray, "n"]:
