@@ -7,8 +7,8 @@ directions, v = G ∇loss of the first and M = G F Gᵀ, F the mean Fisher of th
 
 is a trust-region step whose sign, size and combination of components nothing has to guess: the natural gradient in the
 span. M follows from the derivatives of the logits along each direction, so no Fisher is formed; v from one gradient.
-The budget is spent in several such steps, each with the gradient where the last one led. M stays that of θ, because θ is
-what predictions are held to, and the KL that is held to is the measured one.
+The budget is spent in several such steps, each with v and M from where the last one led, and the KL that is held to is
+the measured one.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from npeff_jax._sharding import pad_rows, round_up
 from npeff_jax._types import Examples, LogitsFn, PyTree
 from npeff_jax.models import Categorical, Model, check_model
 from npeff_jax.perturbation._arguments import check_direction, check_directions, check_positive, class_labels
-from npeff_jax.perturbation._divergence import Passes, batches, iterate_perturbed_kl, perturbed_predictions
+from npeff_jax.perturbation._divergence import Passes, batches, iterate_perturbed_kl, move, perturbed_predictions
 from npeff_jax.perturbation._edit import NoEditError, no_move, scaled
 
 
@@ -157,12 +157,13 @@ def span_move(
     space = model.space
     flat = np.stack([np.asarray(space.ravel(direction), np.float32) for direction in given])
     sign = -1.0 if aim is Aim.REPAIR else 1.0
-    M = _fisher(model, flat, others, passes)
-    damped = M + within.ridge * max(np.trace(M) / len(M), np.finfo(np.float64).tiny) * np.eye(len(M))
     c, spent = np.zeros(len(flat)), 0.0
     for step in range(1, within.steps + 1):
         loss, v = _loss(model, flat, c, examples, known, passes)
-        before = loss if step == 1 else before
+        M = _fisher(model, flat, c, others, passes)
+        if step == 1:
+            before, first_M = loss, M
+        damped = M + within.ridge * max(np.trace(M) / len(M), np.finfo(np.float64).tiny) * np.eye(len(M))
         ahead = sign * np.linalg.solve(damped, v)
         curvature = float(ahead @ M @ ahead)
         if not (np.isfinite(ahead).all() and curvature > 0):
@@ -178,7 +179,7 @@ def span_move(
         weights=c,
         loss=(before, after),
         kl=spent,
-        predicted_kl=float(c @ M @ c) / 2,
+        predicted_kl=float(c @ first_M @ c) / 2,
         norm=float(np.linalg.norm(delta)),
     )
 
@@ -269,16 +270,19 @@ def _loss(
 
 
 def _fisher(
-    model: Model, flat: Float[np.ndarray, "d m"], examples: Examples, passes: Passes
+    model: Model, flat: Float[np.ndarray, "d m"], c: Float[np.ndarray, "d"], examples: Examples, passes: Passes
 ) -> Float[np.ndarray, "d d"]:
-    """The mean Fisher of the examples in the span, at θ."""
-    parameters = model.space.layout.parameters
-    leaves = tuple(jnp.asarray(flat[:, p.offset : p.offset + p.size].reshape(-1, *p.shape)) for p in parameters)
-    program = model.program(_summed_fisher, model.logits_fn, model.space, model.output)
+    """The mean Fisher of the examples in the span, at θ + Σ_j c_j d_j."""
+    space = model.space
+    leaves = tuple(
+        jnp.asarray(flat[:, p.offset : p.offset + p.size].reshape(-1, *p.shape)) for p in space.layout.parameters
+    )
+    program = model.program(_summed_fisher, model.logits_fn, space, model.output)
+    delta = space.unravel(jnp.asarray(c @ flat, jnp.float32))
     M, n = np.zeros((len(flat),) * 2), count_examples(examples)
     for batch, _, valid in _batches(examples, np.zeros(n, np.int64), passes):
         with jax.default_matmul_precision(passes.precision):
-            M += np.asarray(program(model.params, leaves, batch, valid), np.float64)
+            M += np.asarray(program(model.params, delta, leaves, batch, valid), np.float64)
     return M / n
 
 
@@ -304,7 +308,7 @@ def _summed_loss(
     output: Categorical,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """The summed loss of one batch at θ + δ, and its gradient."""
-    at = tuple((jnp.asarray(leaf, jnp.float32) + step) for leaf, step in zip(space.select(params), space.select(delta)))
+    at = tuple(move(space.select(params), space.select(delta), 1.0))
 
     def loss(selected: tuple[jax.Array, ...]) -> jax.Array:
         logits = jax.vmap(logits_fn, (None, 0))(space.join(params, selected), batch).astype(jnp.float32)
@@ -316,6 +320,7 @@ def _summed_loss(
 
 def _summed_fisher(
     params: PyTree,
+    delta: PyTree,
     directions: tuple[jax.Array, ...],
     batch: Examples,
     valid: jax.Array,
@@ -323,8 +328,8 @@ def _summed_fisher(
     space: ParameterSpace,
     output: Categorical,
 ) -> jax.Array:
-    """The summed Fisher (d, d) of one batch in the span of the directions."""
-    at = tuple(jnp.asarray(leaf, jnp.float32) for leaf in space.select(params))
+    """The summed Fisher (d, d) of one batch in the span of the directions, at θ + δ."""
+    at = tuple(move(space.select(params), space.select(delta), 1.0))
 
     def logits_of(selected: tuple[jax.Array, ...]) -> jax.Array:
         return jax.vmap(logits_fn, (None, 0))(space.join(params, selected), batch).astype(jnp.float32)
