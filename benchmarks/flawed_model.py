@@ -7,6 +7,7 @@ the wrong predictions of a pool; all else is chosen and reported on examples of 
 
 import argparse
 import dataclasses
+import enum
 import functools
 import pathlib
 import pickle
@@ -35,7 +36,7 @@ class Stage:
         pefs: of the first ``n_pefs`` held-out examples.
         fit: coefficients of these.
         predicted: classes of all held-out examples.
-        adam: a step (parameters, state, examples, labels, sign) of Adam, compiled once per number of examples.
+        adam: a step (parameters, state, examples, labels, goal=) of Adam, compiled once per number of examples.
     """
 
     model: npeff.Model
@@ -129,22 +130,42 @@ def predictions(model: npeff.Model, examples: np.ndarray) -> np.ndarray:
 OPTIMIZER = optax.adam(1e-4)
 
 
+class Goal(enum.Enum):
+    """What gradient steps lower: −log p_y, log p_y, or −log(1 − p_y)."""
+
+    LEARN = "learn"
+    ASCEND = "ascend"
+    FORGET = "forget"
+
+
+def loss_of(model: npeff.Model, params: object, examples: jax.Array, labels: jax.Array, goal: Goal) -> jax.Array:
+    """The mean over examples of what the goal lowers."""
+    log_p = jax.nn.log_softmax(jax.vmap(model.logits_fn, (None, 0))(params, examples))
+    own = jax.nn.one_hot(labels, log_p.shape[-1], dtype=bool)
+    if goal is Goal.FORGET:
+        return -jax.nn.logsumexp(log_p, axis=-1, where=~own).mean()
+    return (-1.0 if goal is Goal.LEARN else 1.0) * jnp.sum(log_p * own, axis=-1).mean()
+
+
+def gradient_step(model: npeff.Model, data: npeff.tasks.Dataset, goal: Goal) -> object:
+    """The direction of one step."""
+    gradient = jax.jit(jax.grad(functools.partial(loss_of, model, goal=goal)))
+    return times(-1.0, gradient(model.params, data.examples, data.labels))
+
+
 def adam_of(model: npeff.Model) -> Callable[..., tuple[object, object]]:
-    """One step of Adam down the loss times a sign."""
+    """One step of Adam towards a goal."""
 
-    @jax.jit
-    def step(params: object, state: object, examples: object, labels: object, sign: float) -> tuple[object, object]:
-        def loss(p: object) -> jax.Array:
-            log_p = jax.nn.log_softmax(jax.vmap(model.logits_fn, (None, 0))(p, examples))
-            return -sign * jnp.take_along_axis(log_p, labels[:, None], axis=1).mean()
-
-        update, state = OPTIMIZER.update(jax.grad(loss)(params), state, params)
+    @functools.partial(jax.jit, static_argnames="goal")
+    def step(params: object, state: object, examples: object, labels: object, goal: Goal) -> tuple[object, object]:
+        gradient = jax.grad(functools.partial(loss_of, model, goal=goal))(params, examples, labels)
+        update, state = OPTIMIZER.update(gradient, state, params)
         return optax.apply_updates(params, update), state
 
     return step
 
 
-def fine_tune(given: Stage, data: npeff.tasks.Dataset, others: object, nats: float, sign: float = 1.0) -> object:
+def fine_tune(given: Stage, data: npeff.tasks.Dataset, others: object, nats: float, goal: Goal = Goal.LEARN) -> object:
     """Adam on the examples until the KL elsewhere reaches the budget; part of the last step, to end within it."""
     model = given.model
 
@@ -157,7 +178,7 @@ def fine_tune(given: Stage, data: npeff.tasks.Dataset, others: object, nats: flo
     params, state = model.params, OPTIMIZER.init(model.params)
     move = jax.tree.map(jnp.zeros_like, params)
     for _ in range(200):
-        params, state = given.adam(params, state, data.examples, data.labels, sign)
+        params, state = given.adam(params, state, data.examples, data.labels, goal=goal)
         last, move = move, jax.tree.map(lambda a, b: a - b, params, model.params)
         if kl(move) > nats:
             low, high = 0.0, 1.0

@@ -4,10 +4,11 @@
 
 The model and its components are those of `repairs.py`, which shares the cache.
 
-forgetting A class of one polarity is to be forgotten: by the span of its components, by gradient ascent, one step or
-           many, by the span of random directions. Each is scaled to a mean KL of 0.02 nats on all other examples that
-           report. Accuracy on the concept and elsewhere, how well equation 5 predicts who else moves, and accuracy
-           after a few steps of fine-tuning on 32 examples of the concept. Five splits.
+forgetting A class of one polarity is to be forgotten: by the span of its components, and of random directions, which
+           lower −log(1 − p_y); by gradient ascent on −log p_y, by gradient steps on the loss of the span, one or many.
+           Each is scaled to a mean KL of 0.02 nats on all other examples that report. Accuracy on the concept and
+           elsewhere, how well equation 5 predicts who else moves, and accuracy after a few steps of fine-tuning on 32
+           examples of the concept. Five splits.
 steering   The probability of a class along one component, other components and random directions, at the same KL.
 """
 
@@ -18,20 +19,12 @@ import os
 import flawed_model
 import jax
 import numpy as np
-from flawed_model import OPTIMIZER, SPLITS, Stage, fine_tune, random_directions
+from flawed_model import OPTIMIZER, SPLITS, Goal, Stage, fine_tune, gradient_step, random_directions
 from ranges import Kept, print_ranges
 
 import npeff_jax as npeff
 from npeff_jax.evaluation import collateral, compare_moves, steer
-from npeff_jax.perturbation import (
-    Aim,
-    TrustRegion,
-    component_directions,
-    loss_gradient,
-    perturb,
-    scale_to_kl,
-    span_move,
-)
+from npeff_jax.perturbation import Aim, TrustRegion, component_directions, perturb, scale_to_kl, span_move
 
 NATS, N_SPAN = 0.02, 16
 N_MARKED, N_OTHERS, N_RELEARN = 150, 600, 32
@@ -67,8 +60,10 @@ def forgetting_moves(given: Stage, concept: np.ndarray, split: int) -> dict[str,
 
     moves = {
         "span of its components": moved_by(components),
-        "gradient ascent": fine_tune(given, marked, others, NATS, sign=-1.0),
-        "one step of gradient ascent": loss_gradient(model, marked.examples, marked.labels),
+        "gradient ascent": fine_tune(given, marked, others, NATS, Goal.ASCEND),
+        "one step of gradient ascent": gradient_step(model, marked, Goal.ASCEND),
+        "gradient steps, loss of the span": fine_tune(given, marked, others, NATS, Goal.FORGET),
+        "one gradient step, loss of the span": gradient_step(model, marked, Goal.FORGET),
         "span of random directions": moved_by(random_directions(model, N_SPAN, split)),
     }
     moves = {name: scale_to_kl(model, move, held, NATS)[0] for name, move in moves.items()}
@@ -76,7 +71,7 @@ def forgetting_moves(given: Stage, concept: np.ndarray, split: int) -> dict[str,
     for name, move in moves.items():
         params, state = perturb(model, move).params, OPTIMIZER.init(model.params)
         for step in range(1, 11):
-            params, state = given.adam(params, state, relearn.examples, relearn.labels, 1.0)
+            params, state = given.adam(params, state, relearn.examples, relearn.labels, goal=Goal.LEARN)
             if step in (2, 10):
                 again[f"{name} {step}"] = jax.tree.map(lambda a, b: a - b, params, model.params)
     return moves | again

@@ -1,9 +1,10 @@
 """A move in the span of components that the loss gradient chooses, under a KL budget: repairs, and forgetting.
 
-The loss of some examples should fall (a repair) or rise (forgetting), while the predictions on others stay. With G the
-directions, v = G ∇loss of the first and M = G F Gᵀ, F the mean Fisher of the others,
+Some examples should get their labels (a repair), or lose them (forgetting), while predictions on others stay. With G
+the directions, v = G ∇L, L the mean of −log p_y or of −log(1 − p_y) of the first, and M = G F Gᵀ, F the mean Fisher of
+the others,
 
-    min_c ± v·c   with   ½ cᵀ M c ≤ KL,     c ∝ ∓ (M + λ I)⁻¹ v
+    min_c v·c   with   ½ cᵀ M c ≤ KL,     c ∝ −(M + λ I)⁻¹ v
 
 is a trust-region step whose sign, size and combination of components nothing has to guess: the natural gradient in the
 span. M follows from the derivatives of the logits along each direction, so no Fisher is formed; v from one gradient.
@@ -28,12 +29,17 @@ from npeff_jax._sharding import pad_rows, round_up
 from npeff_jax._types import Examples, LogitsFn, PyTree
 from npeff_jax.models import Categorical, Model, check_model
 from npeff_jax.perturbation._arguments import check_direction, check_directions, check_positive, class_labels
-from npeff_jax.perturbation._divergence import Passes, batches, iterate_perturbed_kl, move, perturbed_predictions
-from npeff_jax.perturbation._edit import NoEditError, no_move, scaled
+from npeff_jax.perturbation._divergence import Passes, batches, move, perturbed_predictions
+from npeff_jax.perturbation._edit import NoEditError, no_move
+from npeff_jax.perturbation._scale import go_to_kl
 
 
 class Aim(enum.Enum):
-    """What becomes of the loss of the examples that a move is made for."""
+    """What becomes of the labels of the examples that a move is made for: REPAIR lowers −log p_y, FORGET −log(1 − p_y).
+
+    To raise −log p_y instead would spend the budget on examples whose label is lost already: its gradient vanishes
+    where the label is sure, that of −log(1 − p_y) where it is gone.
+    """
 
     REPAIR = "repair"
     FORGET = "forget"
@@ -74,7 +80,7 @@ class SpanMove:
     Attributes:
         move: δ, a pytree shaped like the parameters; add it by `perturb`.
         weights: c, (d,), one per direction.
-        loss: mean loss of the examples it was made for, before and after.
+        loss: mean of −log p_y over the examples it was made for, before and after.
         kl: mean KL(p_θ ‖ p_{θ+δ}) on those that should stay, in nats.
         predicted_kl: ½ cᵀ M c at θ, the second-order KL.
         norm: L2 norm of δ.
@@ -123,17 +129,17 @@ def span_move(
     within: TrustRegion = WITHIN,
     passes: Passes = PASSES,
 ) -> SpanMove:
-    """Find the move in the span of directions that changes the loss most for a stated KL elsewhere.
+    """Find the move in the span of directions that mends, or forgets, labels most for a stated KL elsewhere.
 
     Section 3.5 suggests the loss gradient for repairs; here it chooses sign, size and combination at once.
 
     Args:
         model: with a `Categorical` output. It is not changed.
         directions: d of them, such as `component_directions` gives; they need be neither orthogonal nor independent.
-        examples: whose loss is to fall, or to rise.
+        examples: that are to get their labels, or to lose them.
         labels: of these examples; the model's predictions if None.
         others: examples whose predictions should stay as they are.
-        aim: `Aim.REPAIR` lowers the loss, `Aim.FORGET` raises it.
+        aim: which of both.
         within: the budget.
         passes: how passes are run. One device computes the derivatives.
 
@@ -156,23 +162,22 @@ def span_move(
         known = _predictions(model, examples, passes)
     space = model.space
     flat = np.stack([np.asarray(space.ravel(direction), np.float32) for direction in given])
-    sign = -1.0 if aim is Aim.REPAIR else 1.0
     c, spent = np.zeros(len(flat)), 0.0
     for step in range(1, within.steps + 1):
-        loss, v = _loss(model, flat, c, examples, known, passes)
+        loss, v = _loss(model, flat, c, examples, known, aim, passes)
         M = _fisher(model, flat, c, others, passes)
         if step == 1:
             before, first_M = loss, M
         damped = M + within.ridge * max(np.trace(M) / len(M), np.finfo(np.float64).tiny) * np.eye(len(M))
-        ahead = sign * np.linalg.solve(damped, v)
+        ahead = -np.linalg.solve(damped, v)
         curvature = float(ahead @ M @ ahead)
         if not (np.isfinite(ahead).all() and curvature > 0):
             if step == 1:
                 raise NoEditError("no combination of these directions changes both loss and predictions; pass others")
             break
         target = within.nats * (step / within.steps) ** 2  # the KL grows with the square of the way
-        c, spent = _go(model, flat, c, ahead, np.sqrt(2 * target / curvature) / step, target, others, passes)
-    after, _ = _loss(model, flat, c, examples, known, passes)
+        c, spent = go_to_kl(model, flat, c, ahead, np.sqrt(2 * target / curvature) / step, target, others, passes)
+    after, _ = _loss(model, flat, c, examples, known, aim, passes)
     delta = c @ flat
     return SpanMove(
         move=space.unravel(jnp.asarray(delta, jnp.float32)),
@@ -184,86 +189,23 @@ def span_move(
     )
 
 
-def scale_to_kl(
-    model: Model, direction: PyTree, others: Examples, nats: float, *, passes: Passes = PASSES
-) -> tuple[PyTree, float]:
-    """Scale a direction so that the mean KL on some examples is a stated one, and return it with that KL.
-
-    Moves of the same KL can be compared where moves of the same norm cannot.
-
-    Args:
-        model: the model.
-        direction: a pytree shaped like the parameters, of any length; its sign is kept.
-        others: the examples.
-        nats: the mean KL; at least nine tenths of it are used.
-        passes: how forward passes are run.
-
-    Raises:
-        NoEditError: the direction changes no prediction, or the KL jumps over the range.
-    """
-    check_model(model)
-    check_direction(model, direction)
-    flat = np.asarray(model.space.ravel(direction), np.float64)
-    norm = float(np.linalg.norm(flat))
-    if not norm > 0:
-        raise NoEditError("the direction is zero; it changes no prediction")
-    unit = (flat / norm).astype(np.float32)[None]
-    nats = check_positive("nats", nats)
-    c, kl = _go(model, unit, np.zeros(1), np.ones(1), 1e-2, nats, take_examples(others), passes)
-    return scaled(float(c[0]), model.space.unravel(jnp.asarray(unit[0]))), kl
-
-
-TRIES = 40
-"""Step lengths tried for a stated KL; a smooth model needs two or three, one with kinks some more."""
-
-
-def _go(
-    model: Model,
-    flat: Float[np.ndarray, "d m"],
-    c: Float[np.ndarray, "d"],
-    ahead: Float[np.ndarray, "d"],
-    length: float,
-    target: float,
-    others: Examples,
-    passes: Passes,
-) -> tuple[Float[np.ndarray, "d"], float]:
-    """Return c + t · ahead whose measured KL is between 0.97 and 1 of ``target``, and that KL."""
-    low, high, best = 0.0, np.inf, (c, 0.0)
-    for _ in range(TRIES):
-        tried = c + length * ahead
-        move = model.space.unravel(jnp.asarray(tried @ flat, jnp.float32))
-        (kl,) = iterate_perturbed_kl(model, others, [move], [1.0], passes, finite=False)
-        mean = float(np.mean(np.asarray(kl, np.float64)))
-        if 0.97 * target <= mean <= target:
-            return tried, mean
-        if np.isfinite(mean) and mean < target:
-            low, best = length, (tried, mean)
-        else:
-            high = length
-        guess = length * np.sqrt(0.985 * target / mean) if np.isfinite(mean) and mean > 0 else 10 * length
-        inside = low < guess < high
-        length = guess if inside else (low + high) / 2 if np.isfinite(high) else 10 * length
-    if best[1] > 0:
-        return best
-    raise NoEditError(f"no move along this direction has a mean KL near {target:.2g} nats; try another budget")
-
-
 def _loss(
     model: Model,
     flat: Float[np.ndarray, "d m"],
     c: Float[np.ndarray, "d"],
     examples: Examples,
     labels: Int[np.ndarray, "n"],
+    aim: Aim,
     passes: Passes,
 ) -> tuple[float, Float[np.ndarray, "d"]]:
-    """The mean loss at θ + Σ_j c_j d_j, and its derivative along each direction."""
+    """The mean of −log p_y at θ + Σ_j c_j d_j, and the derivative along each direction of what the aim lowers."""
     space = model.space
-    program = model.program(_summed_loss, model.logits_fn, space, model.output)
+    program = model.program(_summed_loss, model.logits_fn, space, model.output, aim)
     delta = space.unravel(jnp.asarray(c @ flat, jnp.float32))
     loss, gradient, n = 0.0, np.zeros(space.size), count_examples(examples)
     for batch, y, valid in _batches(examples, labels, passes):
         with jax.default_matmul_precision(passes.precision):
-            part, leaves = program(model.params, delta, batch, y, valid)
+            leaves, part = program(model.params, delta, batch, y, valid)
         loss += float(part)
         gradient += np.concatenate([np.ravel(leaf) for leaf in jax.device_get(leaves)])
     return loss / n, flat @ gradient / n
@@ -306,16 +248,20 @@ def _summed_loss(
     logits_fn: LogitsFn,
     space: ParameterSpace,
     output: Categorical,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The summed loss of one batch at θ + δ, and its gradient."""
+    aim: Aim,
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Of one batch at θ + δ: the gradient of what the aim lowers, summed, and the sum of −log p_y."""
     at = tuple(move(space.select(params), space.select(delta), 1.0))
 
-    def loss(selected: tuple[jax.Array, ...]) -> jax.Array:
+    def loss(selected: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         logits = jax.vmap(logits_fn, (None, 0))(space.join(params, selected), batch).astype(jnp.float32)
         log_p = jax.nn.log_softmax(logits / output.temperature)
-        return -jnp.sum(jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0] * valid)
+        own = jax.nn.one_hot(labels, log_p.shape[-1], dtype=bool)
+        log_own = jnp.sum(jnp.where(own, log_p, 0.0), axis=-1)
+        aimed = log_own if aim is Aim.REPAIR else jax.nn.logsumexp(log_p, axis=-1, where=~own)
+        return -jnp.sum(jnp.where(valid, aimed, 0.0)), -jnp.sum(jnp.where(valid, log_own, 0.0))
 
-    return jax.value_and_grad(loss)(at)
+    return jax.grad(loss, has_aux=True)(at)
 
 
 def _summed_fisher(
