@@ -1,4 +1,4 @@
-"""``npeff repair``: a move in the span of components that repairs wrong predictions, measured on other examples."""
+"""``npeff repair``: a move in the span of components that mends wrong predictions, reported on other examples."""
 
 from pathlib import Path
 
@@ -21,30 +21,28 @@ def repair(
     seed: int = 0,
     overwrite: Flag = False,
 ) -> None:
-    """Find a move in the span of components that repairs wrong predictions, and measure it on other examples.
+    """Look for a move in the span of components that mends wrong predictions, and report it on other examples.
 
-    The loss gradient of wrongly predicted examples determines sign, size and combination; a KL budget limits the change
-    of correct predictions. The file contains the move, its weights and the changes of accuracy.
+    The loss gradient of the examples that choose picks sign, size and combination; a budget of KL holds the rightly
+    predicted ones. The written file has the move, its weights and the changes of accuracy.
 
     Args:
-        explained: the model, and labelled examples that were not decomposed.
+        explained: what is explained: the model, and labelled examples that no component was found in.
         decomposition: low-rank components, from "npeff decompose" or, better, "npeff expand --only-wrong".
         out: .npz file to write.
-        choosing: fraction of the examples that choose the move; the others measure its effect.
-        components: components to combine; by default all.
-        nats: mean KL allowed on correctly predicted examples, in nats.
-        ridge: ridge of the combination; larger values distribute the move over more components.
-        steps: number of steps, each with new derivatives.
-        seed: seed of the split.
-        overwrite: replace existing results.
+        choosing: fraction of the examples that chooses the move; the others report.
+        components: to combine; all by default.
+        nats: mean KL on rightly predicted examples that the move may cost.
+        ridge: of the combination; more trusts single components less.
+        steps: how often derivatives are taken anew on the way.
+        seed: of the split.
+        overwrite: replace what is there.
     """
     import npeff_jax
 
     model, data = explained.load()
     if data.labels is None:
-        raise ValueError(
-            "a repair needs labelled examples, but these have no labels; pass --label-column, or other examples"
-        )
+        raise ValueError("a repair needs labelled examples, and these have no labels; pass --label-column or others")
     found = npeff_jax.evaluation.repair(
         model,
         npeff_jax.load_decomposition(decomposition),

@@ -1,4 +1,4 @@
-"""Repair in the span of components: some examples choose the move, others measure its effect."""
+"""A repair in the span of components, from a split: some examples choose the move, others report."""
 
 import dataclasses
 from typing import Any
@@ -27,19 +27,18 @@ from npeff_jax.perturbation import (
 )
 
 WITHIN, PASSES = TrustRegion(), Passes()
-"""Default settings."""
+"""What functions take where nothing is said."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Repair:
-    """A move that should repair wrong predictions, and its effect on accuracy on other examples.
+    """A move that should mend wrong predictions, and what became of accuracy on examples that did not choose it.
 
     Attributes:
-        by: the move, with its weights per component and its KL on the examples that chose it.
-        components: components that were combined.
-        accuracy: effect on the accuracy of the other examples: of all, of those predicted wrongly before, and of those
-            predicted correctly before.
-        n_choosing: number of examples that chose the move.
+        by: the move, its weights per component and its KL where it was chosen.
+        components: that were combined.
+        accuracy: on the examples that report: all, those predicted wrongly and those predicted right before.
+        n_choosing: examples that chose.
     """
 
     by: SpanMove
@@ -76,31 +75,32 @@ def repair(
     seed: int = 0,
     passes: Passes = PASSES,
 ) -> Repair:
-    """Find a move in the span of components that repairs wrong predictions, and measure it on other examples.
+    """Find a move in the span of components by the loss gradient, and report it on a split.
 
-    A random part of the examples chooses the move: those predicted wrongly give the loss gradient, and those predicted
-    correctly the KL that the budget constrains (`span_move`).
+    All examples that choose give the loss gradient, to which wrongly predicted ones add most, and the rightly predicted
+    ones the KL that is held to a budget (`span_move`). The loss of the wrong ones alone was found to mend fewer.
 
     Args:
         model: the model that was decomposed. It is not changed.
-        decomposition: a decomposition of low-rank PEFs.
-        examples: n examples, preferably not among the decomposed ones.
-        labels: labels of the examples.
-        choosing: fraction of the examples that choose the move; the others measure its effect.
-        components: components to combine, indices or a Boolean mask; by default all.
-        within: KL budget and settings.
-        seed: seed of the split.
-        passes: settings of forward passes.
+        decomposition: of low-rank PEFs.
+        examples: n, best ones that no component was found in.
+        labels: theirs.
+        choosing: fraction that chooses; the others report.
+        components: to combine, numbers or a Boolean mask; all if None.
+        within: the budget.
+        seed: of the split.
+        passes: how passes are run.
 
     Raises:
         TypeError: the model's outputs have no classes.
-        ValueError: no labels, diagonal PEFs, or a part of the split in which all or no predictions are correct.
+        ValueError: no labels, diagonal PEFs, or among the examples that choose, or report, all or none are predicted
+            right.
     """
     check_decomposition_of(model, decomposition)
     examples = take_examples(examples)
     n, truth = count_examples(examples), class_labels(model, examples, labels)
     if truth is None:
-        raise ValueError("labels is None; pass the class of each example, which a repair should predict")
+        raise ValueError("labels is None; a repair mends predictions that differ from the label")
     choosing = check_real("choosing", choosing, 0.0, 1.0, open_low=True, open_high=True)
     chosen = choose_components(components, decomposition.n_components)
     directions = component_directions(model, decomposition, chosen)
@@ -115,12 +115,12 @@ def repair(
                 f"of the {mask.sum()} examples that {name}, {int(right[mask].sum())} are right; a repair needs "
                 "both right and wrong ones: pass more examples, or another fraction"
             )
-    wrong_ones, right_ones = np.flatnonzero(chooses & ~right), np.flatnonzero(chooses & right)
+    all_ones, right_ones = np.flatnonzero(chooses), np.flatnonzero(chooses & right)
     found = span_move(
         model,
         directions,
-        choose_examples(examples, wrong_ones),
-        truth[wrong_ones],
+        choose_examples(examples, all_ones),
+        truth[all_ones],
         choose_examples(examples, right_ones),
         within=within,
         passes=passes,
