@@ -22,8 +22,8 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
-# Workers take whole files, in this order (`--no-loadscope-reorder`; otherwise by the number of tests, and files of a few
-# long tests come last, where they leave the other worker idle): those of more than twenty seconds first.
+# Workers take whole files in this order, those of more than twenty seconds first. Without `--no-loadscope-reorder` the
+# files with the most tests would come first, and a few long tests last, with the other worker idle.
 LONGEST = (
     "test_getting_started.py",
     "test_user_story.py",

@@ -16,8 +16,8 @@ MOST_EXAMPLES = 64
 """Maximum number of examples per device: for small models with long inputs, activations exceed the rows."""
 
 FEW_EXAMPLES = 16
-"""Batch size for sets of 9 to 63 examples: small sets of different sizes then share one compiled program. Compiling takes
-seconds, and padding at most 15 examples less than that where so many fit."""
+"""Batch size for sets of 9 to 63 examples, so that small sets of different sizes share one compiled program: compiling
+takes longer than 15 padded examples of a model small enough for such batches."""
 
 WORKING = 3
 """Memory per example, as a multiple of its dense rows, including gradients and activations. On a CPU, a BERT-base of
