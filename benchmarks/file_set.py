@@ -68,14 +68,19 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
     unfinished.rename(folder)
 
 
-def file_set(folder: pathlib.Path) -> npeff.tasks.FileTypes:
-    """The files, fetched and unpacked under ``folder`` if they are not there."""
+def packages(folder: pathlib.Path) -> pathlib.Path:
+    """Where all packages lie unpacked, fetched under ``folder`` if they are not there."""
     for line in LIST.read_text(encoding="utf-8").splitlines():
         kind, name, digest = line.split()
         unpacked = folder / "unpacked" / kind / name.replace("/", "_").replace("==", "@")
         unpacked.parent.mkdir(parents=True, exist_ok=True)
         unpack(fetch(kind, name, digest, folder / "archives"), unpacked)
-    return npeff.tasks.file_types(folder / "unpacked", n_files=N_FILES)
+    return folder / "unpacked"
+
+
+def file_set(folder: pathlib.Path) -> npeff.tasks.FileTypes:
+    """The files, fetched and unpacked under ``folder`` if they are not there."""
+    return npeff.tasks.file_types(packages(folder), n_files=N_FILES)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """In-context learning: do components separate the tasks of a small transformer, and can one task be removed?
 
-    python benchmarks/in_context.py [--fast] [--out in_context.json]
+    python benchmarks/in_context.py [--fast] [--out in_context.jsonl]
 
 A transformer reads four pairs (x, f(x)) of one of five maps on twelve symbols, then an x, and answers f(x): what to
 do is only in its context. It is trained here (two layers of width 32, half a minute). Components are found on sequences
@@ -13,22 +13,21 @@ remove     Along these components, both signs, a move of a stated KL on sequence
            one that costs the task most where it is chosen. Accuracy on the task and on the others, against eight
            other components and eight random directions at that KL, with signs chosen alike.
 
-Five seeds, of training, data and decomposition.
+Five seeds, of training, data and decomposition. Every seed is written as it ends, and not run again.
 """
 
 import argparse
 import dataclasses
-import json
+import functools
 import os
 import pathlib
-import time
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ranges import print_ranges
+from ranges import Kept, print_ranges
 
 import npeff_jax as npeff
 from npeff_jax.evaluation import auc, compare_moves
@@ -148,7 +147,6 @@ def one_seed(seed: int, fast: bool) -> list[dict]:
         for key, words in (("other", "median other component"), ("random", "best random")):
             drops = np.array([value[:2] for which, value in told.items() if which.startswith(key)])
             record[f"task, {words}"] = float(np.median(drops[:, 0]) if key == "other" else drops[:, 0].min())
-        print(record, flush=True)
         records.append(record)
     return records
 
@@ -185,21 +183,15 @@ def removed(model: npeff.Model, data: Sequences, y: np.ndarray, directions: dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="one short training, to check that the script runs")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("in_context.json"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("in_context.jsonl"), help="seeds, as they end")
     options = parser.parse_args()
-    begin, records = time.process_time(), []
+    records, kept = [], Kept(options.out)
     for seed in SEEDS[:1] if options.fast else SEEDS:
-        records += one_seed(seed, options.fast)
+        records += kept.once({"fast": options.fast, "seed": seed}, functools.partial(one_seed, seed, options.fast))
     print_ranges("in-context tasks", records, "task")
     print_ranges("all of them", [record | {"task": "all"} for record in records], "task")
-    results = {
-        "fast": options.fast,
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-        "records": records,
-        "cpu_seconds": round(time.process_time() - begin, 1),
-    }
-    options.out.write_text(json.dumps(results, indent=1))
-    print(f"\n{results['device']}, {results['cpu_seconds']:.0f} s of CPU; written to {options.out}")
+    seconds = kept.seconds(fast=options.fast)
+    print(f"\n{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {seconds:.0f} s of CPU; written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """NPEFF in JAX: explain a trained network's predictions through its parameters.
 
-The path of the data: a `Model` and its examples give PEFs (`compute_pefs`), PEFs give components (`decompose`),
-components give directions in parameter space (`component_direction`) that are checked on the model (`selectivity`) and
-shown (`write_report`).
+Data flow: a `Model` and examples give PEFs (`compute_pefs`), PEFs give components (`decompose`), and components give
+directions in parameter space (`component_direction`), which are tested on the model (`selectivity`) and shown in a
+report (`write_report`).
 """
 
 from npeff_jax import models as models

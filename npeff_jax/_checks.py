@@ -1,4 +1,4 @@
-"""Checks of arguments; each error says what was got, what was expected and what to do, before any long work."""
+"""Checks of arguments, made before any long work. Messages state what was given, what was expected, and a remedy."""
 
 import dataclasses
 import enum
@@ -23,7 +23,7 @@ def check_labels(labels: Any, n_examples: int, n_classes: int | None = None) -> 
         n_classes: C, where labels index the model's classes.
 
     Raises:
-        ValueError: If the length is not n, a label is no integer, or, with ``n_classes``, a label is outside [0, C).
+        ValueError: If the length is not n, a label is not an integer, or (with ``n_classes``) it is outside [0, C).
     """
     if labels is None:
         return None
@@ -44,7 +44,9 @@ def check_labels(labels: Any, n_examples: int, n_classes: int | None = None) -> 
     if n_classes is not None:
         bad = np.flatnonzero((array < 0) | (array >= n_classes))
         if bad.size and n_classes == 1:
-            raise ValueError(f"labels has {array[bad[0]]}, and the model a single output and no classes{_NOT_CLASSES}")
+            raise ValueError(
+                f"labels has {array[bad[0]]}, but the model has a single output and no classes{_NOT_CLASSES}"
+            )
         if bad.size:
             raise ValueError(
                 f"labels has {array[bad[0]]} at example {bad[0]} ({bad.size} such), but the model has the {n_classes} "
@@ -57,7 +59,7 @@ def check_integer(name: str, value: Any, low: int = 1, high: int | None = None) 
     """Return a whole number in [low, high] as Python's ``int``; integer types of NumPy and JAX are accepted.
 
     Raises:
-        TypeError: If ``value`` is no whole number.
+        TypeError: If ``value`` is not an integer.
         ValueError: If ``value`` is out of range.
     """
     try:
@@ -78,7 +80,7 @@ def check_real(
     """Return a number as Python's ``float``, after checking that it lies in the interval from ``low`` to ``high``.
 
     Raises:
-        TypeError: If ``value`` is no number.
+        TypeError: If ``value`` is not a number.
         ValueError: If ``value`` is out of range or not finite.
     """
     try:

@@ -1,4 +1,4 @@
-"""Conversion of examples, as users have them, into NumPy arrays: arrays, mappings, tables and nested lists."""
+"""Conversion of users' examples (arrays, mappings, tables, nested lists) into NumPy arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,15 +10,15 @@ import numpy as np
 
 
 class ExampleError(ValueError):
-    """Examples that cannot be converted without a decision of the user."""
+    """Examples cannot be converted without a decision by the user."""
 
 
 def arrays_of(value: Any, name: str) -> Any:
-    """Convert ``value`` into a pytree of NumPy arrays; ``name`` says in errors where ``value`` stands."""
+    """Convert ``value`` into a pytree of NumPy arrays; ``name`` is its name in error messages."""
     if is_table(value):
         value = _columns(value)
     if isinstance(value, Mapping) and jax.tree_util.all_leaves([value]):
-        value = dict(value.items())  # a mapping that JAX takes for a leaf: UserDict, BatchEncoding, a subclass of dict
+        value = dict(value.items())  # JAX treats UserDict, BatchEncoding and subclasses of dict as leaves
     if type(value) is dict:
         if len({type(key) for key in value}) > 1:
             raise ExampleError(f"{name} has keys of different types ({few(list(value))}); name all its columns by text")
@@ -57,7 +57,7 @@ def _array(value: Any, name: str) -> Any:
         return np.asarray(jax.device_get(value))
     if isinstance(value, bool | int | float | complex):
         return _narrowed(np.asarray(value), name)
-    if hasattr(value, "to_numpy"):  # a pandas or polars column: by position, whatever its index says
+    if hasattr(value, "to_numpy"):  # a pandas or polars column, by position
         return plain_array(np.asarray(value.to_numpy()), name)
     if isinstance(value, np.ndarray | np.generic):
         return plain_array(np.asarray(value), name)
@@ -108,7 +108,7 @@ def _from_torch(tensor: Any, name: str) -> np.ndarray:
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise ExampleError(f"{name} is a sparse or quantized tensor; pass .to_dense() or .dequantize() of it")
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-    if tensor.dtype is torch.bfloat16:  # NumPy has no such type of its own: the same bits under JAX's
+    if tensor.dtype is torch.bfloat16:  # not in NumPy: reinterpret the bits as JAX's bfloat16
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
 

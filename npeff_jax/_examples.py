@@ -1,8 +1,8 @@
 """Conversion of examples into pytrees of NumPy arrays, and access to them by position.
 
-Examples are a pytree of arrays that share a leading axis, anything convertible to one (a mapping that is no pytree of
-JAX's, a pandas table, lists of numbers, torch tensors), or a sized source that is read in parts. All else raises: a
-silent conversion that drops a mask or counts keys as examples would give wrong numbers.
+Examples are a pytree of arrays that share a leading axis, anything convertible to one (a mapping that is not a JAX
+pytree, a pandas table, lists of numbers, torch tensors), or a sized source that is read in parts. Anything else raises,
+because a silent conversion that drops a mask or counts keys as examples would give wrong numbers.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from npeff_jax._convert import (
 from npeff_jax._types import Example, Examples
 
 CHUNK = 1024
-"""Examples read together by `examples_digest`: a source is never in memory as a whole."""
+"""Number of examples that `examples_digest` reads at a time, so that a source is never in memory as a whole."""
 
 
 class Source:
@@ -61,13 +61,13 @@ class Source:
         failures: list[Exception] = []
         for way in ways:
             try:
-                got = way()  # a list is one of examples: as a pytree its entries would be leaves
+                got = way()  # a list holds examples; as a pytree its entries would be leaves
                 found = joined(got, np.stack) if type(got) is list else arrays_of(got, "examples")
                 sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(found)}
                 if sizes == {(index.size,)}:
                     return found
-                raise ValueError(f"{index.size} rows were asked for, and leading axes {sorted(sizes)} came")
-            except Exception as error:  # the next way may be the one that this source knows
+                raise ValueError(f"{index.size} rows were requested, but leading axes {sorted(sizes)} were returned")
+            except Exception as error:  # the source may support another way of indexing
                 failures.append(error)
         cause = next((e for e in failures if isinstance(e, ExampleError | OSError)), failures[-2])
         raise ValueError(
@@ -199,7 +199,7 @@ def examples_digest(examples: Examples) -> str:
 
 def _read(leaf: Any, rows: Any, name: str) -> np.ndarray:
     """Read rows of one leaf as NumPy, raising if JAX could not take their values unchanged."""
-    if not isinstance(leaf, np.ndarray) and np.ndim(rows) == 1:  # some lazy arrays want ascending positions
+    if not isinstance(leaf, np.ndarray) and np.ndim(rows) == 1:  # some lazy arrays need ascending positions
         positions, inverse = np.unique(np.arange(len(leaf))[rows], return_inverse=True)
         return checked(plain_array(np.asarray(leaf[positions]), name)[inverse], name)
     return checked(leaf[rows] if isinstance(leaf, np.ndarray) else plain_array(np.asarray(leaf[rows]), name), name)

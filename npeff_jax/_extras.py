@@ -18,16 +18,16 @@ EXTRAS = {
     "pyarrow": ("pyarrow", "tables"),
     "sklearn": ("scikit-learn", "demo"),
 }
-"""For each importable name the package that has it, and the extra of this project that installs it with its kind."""
+"""Per importable name, the package that provides it, and the extra of this project that installs it."""
 
 
 @contextmanager
 def needs(what: str, extra: str | None = None) -> Iterator[None]:
-    """Turn the failed import of an optional package into an error that says how to install it.
+    """Convert a failed import of an optional package into an error that says how to install it.
 
     Args:
-        what: what needs the package, for the message.
-        extra: the extra to recommend; by default the one that contains the package.
+        what: feature that needs the package, for the message.
+        extra: extra to recommend; by default the one that contains the package.
 
     Raises:
         ImportError: If a package is missing.

@@ -37,23 +37,23 @@ PARTS = {
     "n_examples": "number of examples",
     "n_classes": "number of classes",
 }
-"""The parts of an identity, and what a message calls them."""
+"""The parts of an identity, and their names in messages."""
 
 MODEL = ("parameters", "constants", "function", "output", "layout")
-"""What two things of one model share."""
+"""Parts that are equal for two objects of the same model."""
 
 FISHERS = (*MODEL, "kind", "normalization")
-"""What PEFs of other examples must share to be put together: compared by `fit_coefficients` and `expand`."""
+"""Parts that PEFs of different examples must share to be combined, as checked by `fit_coefficients` and `expand`."""
 
 EVERYTHING = tuple(PARTS)
-"""What a run must share with one that it continues."""
+"""Parts that a run must share with one that it resumes."""
 
 PROBED = 8
-"""Examples whose logits are compared where PEFs and a model meet: spread evenly, so that a permutation shows."""
+"""Number of examples whose logits are compared with stored ones; evenly spaced, so that permutations are detected."""
 
 TOLERANCE, TOLERANCE_16 = 1e-3, 3e-2
-"""Of logits, relative to the largest: what devices and batching may change in 32 bits, and where 16 bits are computed
-with. What changes less is left to the digests."""
+"""Tolerances of logits, relative to the largest: differences between devices and batch sizes in 32-bit and in 16-bit
+arithmetic. Smaller changes are detected by the digests."""
 
 SUBSET = "subset:"
 
@@ -97,7 +97,7 @@ def model_identity(model: Any, examples: Examples | None = None) -> Identity:
 
     Args:
         model: a `Model`.
-        examples: any that it takes; only their shapes and types are used.
+        examples: examples of the model; only their shapes and dtypes are used.
     """
     return {
         "parameters": model.fingerprint,
@@ -125,8 +125,8 @@ def subset_digest(digest: str, rows: np.ndarray) -> str:
 def check_examples(what: str, identity: Mapping[str, Any], logits: np.ndarray, model: Any, examples: Examples) -> None:
     """Raise unless ``examples`` are those that PEFs of ``model`` were computed from, in the same order.
 
-    Compared are the digests, where known, and the model's logits of some examples with those stored with the PEFs. The
-    logits are the only check for a subset of PEFs, and they show a changed function over the same parameters.
+    It compares the digests, if known, and the model's logits of some examples with those stored with the PEFs. The
+    logits are the only check for a subset of PEFs, and they detect a changed function with the same parameters.
 
     Args:
         what: name of the PEFs in the message, such as "the PEFs".

@@ -1,7 +1,7 @@
 """Memory and processor cores that this machine offers.
 
-The policy of the whole package: `HOST_SHARE` of the host memory that is free, `DEVICE_SHARE` of the memory that is free
-on an accelerator. A CPU's devices share the memory of their host.
+The package uses `HOST_SHARE` of the free host memory, and `DEVICE_SHARE` of the free memory of an accelerator. CPU
+devices share the memory of their host.
 """
 
 import os
@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import jax
 
 DEVICE_SHARE, HOST_SHARE = 0.8, 0.5
-"""Shares of the free memory. An accelerator is ours alone; a host is shared, and its file cache wants some too."""
+"""Usable shares of the free memory. A host's memory is also used by other programs and by the file cache."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux tells the limits of a container."""
+"""Where Linux reports the limits of a container."""
 
 
 def usable_on_host() -> float:
@@ -44,9 +44,7 @@ def usable_per_device(devices: Sequence[Any], remedy: str) -> float:
     for device in own:
         stats = device.memory_stats() or {}
         if "bytes_limit" not in stats:
-            raise ValueError(
-                f"{device} does not tell how much memory it has, so nothing can be planned on it; {remedy}"
-            )
+            raise ValueError(f"{device} does not report its memory, which is needed to choose sizes; {remedy}")
         free.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
     return DEVICE_SHARE * min(free)
 
@@ -57,7 +55,7 @@ def free_host_memory() -> float:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         found.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
-    except (OSError, StopIteration):  # not Linux: half of what there is
+    except (OSError, StopIteration):  # not Linux: half of the total
         found.append(0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
@@ -67,7 +65,7 @@ def free_host_memory() -> float:
             if line.startswith("inactive_file ")
         )
         if limit != "max":
-            found.append(float(limit) - float(used) + inactive)  # pages of files that are given back when asked for
+            found.append(float(limit) - float(used) + inactive)  # reclaimable file cache
     except (OSError, StopIteration, ValueError):
         pass
     return max(min(found), 0.0)
@@ -81,7 +79,7 @@ def cores() -> int:
 
 
 def on_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Map a function whose work is done without the lock of the interpreter, as in NumPy and SciPy, on all cores."""
+    """Map a function on all cores by threads; it should release the interpreter lock, as NumPy and SciPy do."""
     with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(function, items))
 

@@ -92,7 +92,7 @@ class ParameterSpace:
         """Return the space of the parameters of ``params`` that ``mask`` selects.
 
         Raises:
-            ValueError: If ``mask`` leaves no floating-point parameter, two leaves have one name, or a leaf is no array.
+            ValueError: If ``mask`` selects no floating-point parameter, names repeat, or a leaf is not an array.
         """
         with_path, treedef = jax.tree_util.tree_flatten_with_path(params)
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in with_path]
@@ -105,7 +105,7 @@ class ParameterSpace:
         places: dict[int, list[int]] = {}
         for place, leaf in enumerate(leaves):
             if jnp.issubdtype(types[place], jnp.floating):
-                # The same array twice is one shared parameter; Python makes one object of equal numbers.
+                # The same array object twice is a shared parameter; equal Python numbers may be one object too.
                 is_array = isinstance(leaf, jax.Array | np.ndarray)
                 places.setdefault(id(leaf) if is_array else -1 - place, []).append(place)
         chosen = [p for p in places.values() if any(explains(names[place], leaves[place]) for place in p)]
@@ -150,7 +150,7 @@ class ParameterSpace:
         """
         if np.shape(vector) != (self.size,):
             raise ValueError(
-                f"expected a vector of shape ({self.size},), one entry a parameter; got {np.shape(vector)}"
+                f"expected a vector of shape ({self.size},), one entry per parameter; got {np.shape(vector)}"
             )
         leaves = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in self.leaves]
         for entry, places in zip(self.layout.parameters, self.places, strict=True):
@@ -160,7 +160,7 @@ class ParameterSpace:
 
 
 def _type_of(leaf: Any, name: str) -> Any:
-    """Return the dtype that JAX gives a leaf of the parameters; raise if it is no array of numbers."""
+    """Return the dtype that JAX gives a leaf of the parameters, or raise if it is not an array of numbers."""
     shown = f"the leaf {name!r} of params" if name else "params"
     dtype = getattr(leaf, "dtype", None)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from tqdm.auto import tqdm
 
 Progress = bool | io.TextIOBase
-"""True: a bar, on terminals and in notebooks. False: nothing. A text stream: one JSON object a line."""
+"""True: a bar, on terminals and in notebooks. False: nothing. A text stream: one JSON object per line."""
 
 
 class Advance(Protocol):

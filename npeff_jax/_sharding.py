@@ -10,7 +10,7 @@ EXAMPLES = "examples"
 """The mesh axis that PEFs are computed along."""
 
 MODEL = "model"
-"""The mesh axis that is left to the partitioner, for models whose parameters are sharded."""
+"""The mesh axis left to automatic partitioning, for models with sharded parameters."""
 
 SHARDS = "shards"
 """The single axis of a factorization's mesh: parameters of the sparse form, rows of the kernel."""
@@ -20,8 +20,8 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) ->
     """Return a mesh over all devices, or the given ones, to pass to functions that compute on several devices.
 
     Args:
-        devices: which devices; all by default.
-        model: number of devices that share one copy of the parameters; the other axis splits examples.
+        devices: devices to use; by default all.
+        model: number of devices that share one copy of the parameters. Examples are sharded along the other axis.
 
     Returns:
         A mesh with the axes ``("examples", "model")``.
@@ -40,7 +40,7 @@ def default_mesh(mesh: Mesh | None) -> Mesh:
     """Return the given mesh, or a mesh of JAX's default device alone if it is None."""
     if mesh is not None:
         return mesh
-    device = next(iter(jax.device_put(np.zeros(())).devices()))  # honours jax.default_device, whichever way it was set
+    device = next(iter(jax.device_put(np.zeros(())).devices()))  # respects jax.default_device
     return make_mesh([device])
 
 
@@ -48,7 +48,7 @@ def examples_mesh(mesh: Mesh | None) -> Mesh:
     """Return the given mesh, or one of JAX's default device, after checking that examples can be split over it.
 
     Raises:
-        TypeError: If ``mesh`` is no mesh.
+        TypeError: If ``mesh`` is not a mesh.
         ValueError: If ``mesh`` has no axis for the examples.
     """
     if mesh is not None and not isinstance(mesh, Mesh):
@@ -86,7 +86,7 @@ def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
 def fetch(array: jax.Array) -> np.ndarray:
     """Return an array on the host, gathered from all processes that hold parts of it."""
     if array.is_fully_addressable or array.is_fully_replicated:
-        return jax.device_get(array)  # explicit: a transfer guard lets it pass
+        return jax.device_get(array)  # explicit, so allowed by a transfer guard
     replicated = NamedSharding(array.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
     return np.asarray(jax.jit(lambda x: x, out_shardings=replicated)(array))
 

@@ -1,13 +1,13 @@
-"""The glossary as array aliases: one letter, one meaning, in code, docstrings and tests alike.
+"""The glossary as array aliases. Letters have the same meaning in code, docstrings and tests.
 
 ===== =====================================================================================
 n     examples
 C     classes: the size of a model's output
 c_i   rows kept for example i
 N     all rows together, the sum of the c_i
-m     parameters explained, after the user's mask
+m     explained parameters, after the user's mask
 m'    parameters left after pruning
-K     non-zeros kept for one example
+K     non-zeros kept per example
 r     components
 ===== =====================================================================================
 """
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 PyTree = Any
-"""A nest of containers with arrays as leaves."""
+"""Nested containers with arrays as leaves."""
 
 Example = Any
 """One example, a pytree without a batch axis."""
@@ -33,28 +33,28 @@ LogitsFn = Callable[[PyTree, Example], jax.Array]
 
 Logits = Float[Array, "C"]
 Cotangents = Float[Array, "c C"]
-"""Vectors on the logits, pulled back to the rows of a PEF by the transposed Jacobian."""
+"""Cotangents on the logits; the transposed Jacobian pulls them back to rows of a PEF."""
 
 Coefficients = Float[Array, "n r"]
-"""W: how much each component contributes to each example's PEF, non-negative."""
+"""W, non-negative contributions of each component to each example's PEF."""
 
 RowProducts = Float[Array, "N r"]
-"""A Gᵀ: every stored row times every pseudo-Fisher vector."""
+"""A Gᵀ, inner products of rows and pseudo-Fisher vectors."""
 
 ComponentGram = Float[Array, "r r"]
-"""G Gᵀ, or anything else over pairs of components."""
+"""G Gᵀ, or another matrix over pairs of components."""
 
 Labels = Int[np.ndarray, "n"]
 
 Components = Sequence[int] | Int[np.ndarray, "k"]
-"""Which components, by index."""
+"""Indices of components."""
 
 
 @runtime_checkable
 class RowArray(Protocol):
-    """An array of results on the host: NumPy, or an array larger than memory that is read by row.
+    """Protocol of arrays of results on the host: NumPy arrays, or arrays larger than memory that are read by row.
 
-    Indexing with an integer, a slice or an integer array along the first axis gives NumPy.
+    Indexing along the first axis with an integer, a slice or an integer array returns a NumPy array.
     """
 
     @property

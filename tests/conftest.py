@@ -22,8 +22,39 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
-# Workers take whole files, in this order: the longest ones last would leave the other worker idle for a minute.
-LONGEST = ("test_user_story.py", "test_getting_started.py", "test_explain_command.py", "test_readme_analyses.py")
+# Workers take whole files in this order, those of more than twenty seconds first. Without `--no-loadscope-reorder` the
+# files with the most tests would come first, and a few long tests last, with the other worker idle.
+LONGEST = (
+    "test_getting_started.py",
+    "test_user_story.py",
+    "test_explain_command.py",
+    "test_readme_analyses.py",
+    "test_device_selection.py",
+    "test_processes.py",
+    "test_switches.py",
+    "test_huggingface_torch.py",
+    "test_huggingface_to_report.py",
+    "test_padding.py",
+    "test_devices.py",
+    "test_rows.py",
+    "test_tracr.py",
+    "test_torch.py",
+    "test_language_models.py",
+    "test_language.py",
+    "test_inference.py",
+    "test_shortcut.py",
+    "test_tunings.py",
+    "test_marks.py",
+    "test_span.py",
+    "test_limits.py",
+    "test_compare.py",
+    "test_extending.py",
+    "test_sketch.py",
+    "test_plan_parameters.py",
+    "test_docstrings.py",
+    "test_readme_example.py",
+    "test_bert_tracing.py",
+)
 
 
 def pytest_collection_modifyitems(items):

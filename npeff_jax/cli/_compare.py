@@ -1,4 +1,4 @@
-"""``npeff scan`` and ``npeff compare``: how many components, and what became of them in another run."""
+"""``npeff scan`` and ``npeff compare``: choose the number of components, and compare the components of two runs."""
 
 import json
 from pathlib import Path
@@ -24,19 +24,19 @@ def scan(
     progress: Show = Show.BAR,
     overwrite: Flag = False,
 ) -> None:
-    """Try several numbers of components: loss on held-out examples, stability over seeds, time; and what to take.
+    """Compare numbers of components by held-out loss, stability over seeds and time, and recommend one.
 
     Next: npeff decompose, or npeff explain, with that --n-components.
 
     Args:
-        pefs: what "npeff pefs" or "npeff explain" wrote, such as run/pefs.
+        pefs: PEFs written by "npeff pefs" or "npeff explain", such as run/pefs.
         out: the plot to write, .svg, .png or .pdf.
-        n_components: the numbers to try; four around the square root of the number of examples by default.
-        heldout: PEFs of other examples; a fifth of the first, drawn by the seed, if not given.
-        n_seeds: runs of each number, two or more.
-        seed: of the first run.
+        n_components: the numbers to try; by default four around the square root of the number of examples.
+        heldout: PEFs of other examples; by default a random fifth of the examples is held out.
+        n_seeds: runs per number, two or more.
+        seed: seed of the first run.
         progress: a bar, JSON lines, or none.
-        overwrite: replace what is there.
+        overwrite: replace existing results.
     """
     import npeff_jax
 
@@ -44,7 +44,7 @@ def scan(
     if out.suffix.lower() not in (".svg", ".png", ".pdf"):
         raise ValueError(f"--out {out} ends in {out.suffix!r}; expected .svg, .png or .pdf, a plot")
     with needs("npeff scan"):
-        import matplotlib  # noqa: F401  before the work that it draws
+        import matplotlib  # noqa: F401  fail before the long work
     rows = npeff_jax.load_pefs(pefs)
     middle = max(2.0, rows.n_examples**0.5)
     points = n_components or sorted({max(1, round(middle * factor)) for factor in (0.5, 1.0, 2.0, 4.0)})
@@ -61,12 +61,12 @@ def scan(
 
 
 def compare(first: tyro.conf.Positional[Path], second: tyro.conf.Positional[Path], out: MaybePath = None) -> None:
-    """Compare two runs: which components are in both, which split or merged, which vanished, which are new.
+    """Compare two runs: components in both, split or merged components, vanished and new components.
 
     Args:
-        first: a directory that "npeff explain" wrote, or a decomposition.
+        first: a directory written by "npeff explain", or a decomposition.
         second: another one, over the same examples.
-        out: also write the table as a page, .html.
+        out: also write the table as an .html page.
     """
     from npeff_jax.report import compare_reports, write_comparison
 

@@ -1,4 +1,4 @@
-"""``npeff demo``: from nothing to a report, with the figures that say how far to trust it."""
+"""``npeff demo``: complete examples from a model to a report, with selectivity and audit."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ def digits(out: Path = Path("npeff-digits"), seed: int = 0, progress: Show = Sho
     """Explain a small convolutional network on scikit-learn's handwritten digits, by both flavours, in minutes.
 
     Args:
-        out: directory for PEFs and the two reports; report.html is what to look at. PEFs that are there are used again.
-        seed: of the training and the decompositions.
+        out: directory for PEFs and the two reports; report.html is the result. Existing PEFs are reused.
+        seed: seed of training and decompositions.
         progress: a bar, JSON lines, or none.
     """
     with needs("npeff demo digits", "demo"):
-        import jinja2  # noqa: F401  what the report at the end is made with
+        import jinja2  # noqa: F401  fail before the long work
     out.mkdir(parents=True, exist_ok=True)
     shown = progress_of(progress)
     trained = npeff.tasks.digits(seed=seed, progress=shown)
@@ -88,7 +88,7 @@ def _explain_digits(
 
 
 def _draw(path: Path, found: npeff.report.ReportData, images: np.ndarray, coefficients: np.ndarray) -> None:
-    """Draw the eight largest components for the README: top images, headline and KL ratio of each."""
+    """Draw the eight largest components for the README, each with top images, headline and KL ratio."""
     with needs("the picture of a demo"):
         import matplotlib as mpl
     listed = sorted(found.components, key=lambda component: -component.share)[:8]
@@ -96,22 +96,22 @@ def _draw(path: Path, found: npeff.report.ReportData, images: np.ndarray, coeffi
     for component in listed:
         ratio = None if component.causal is None else component.causal.kl_ratio
         texts.append(component.headline + ("" if ratio is None else f"\nKL ratio {ratio:.1f}"))
-    # Text as text, and nothing that differs from run to run: a small file that says what changed.
+    # Text stays text and nothing depends on the run, so that diffs of the file are small.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "npeff", "font.family": "sans-serif"}):
         figure = npeff.report.collage_figure(images, coefficients, [c.index for c in listed], texts=texts)
         figure.savefig(path, metadata={"Date": None}, dpi=48)
 
 
 def tracr(out: Path = Path("npeff-tracr"), seed: int = 0, progress: Show = Show.BAR) -> None:
-    """Explain a transformer compiled from a program, where what it computes is known.
+    """Explain a transformer compiled from a program, whose computation is known.
 
     Args:
-        out: directory for PEFs and the report; report.html is what to look at. PEFs that are there are used again.
-        seed: of the examples and the decomposition.
+        out: directory for PEFs and the report; report.html is the result. Existing PEFs are reused.
+        seed: seed of examples and decomposition.
         progress: a bar, JSON lines, or none.
     """
     with needs("npeff demo tracr", "demo"):
-        import jinja2  # noqa: F401  what the report at the end is made with
+        import jinja2  # noqa: F401  fail before the long work
     shown = progress_of(progress)
     out.mkdir(parents=True, exist_ok=True)
     task = npeff.tasks.inference(n_examples=1000, seed=seed)
@@ -142,7 +142,7 @@ def tracr(out: Path = Path("npeff-tracr"), seed: int = 0, progress: Show = Show.
         task.examples,
         fit=decomposition,
         n_top=16,
-        norm=npeff.KLBudget(1e-6),  # its weights sit on kinks: at 0.1 it is destroyed, at 1e-4 nats no longer local
+        norm=npeff.KLBudget(1e-6),  # its weights lie on ReLU kinks: even 1e-4 nats is not local
         seed=seed,
         progress=shown,
     )
@@ -165,15 +165,15 @@ def tracr(out: Path = Path("npeff-tracr"), seed: int = 0, progress: Show = Show.
 
 
 def shortcut(out: Path = Path("npeff-shortcut"), seed: int = 0, progress: Show = Show.BAR) -> None:
-    """Explain a transformer that was trained with a planted flaw: it is misled by words that two sentences share.
+    """Explain a transformer trained with a planted flaw: words that two sentences share mislead it.
 
     Args:
-        out: directory for PEFs and the report; report.html is what to look at. PEFs that are there are used again.
-        seed: of the training and the decomposition.
+        out: directory for PEFs and the report; report.html is the result. Existing PEFs are reused.
+        seed: seed of training and decomposition.
         progress: a bar, JSON lines, or none.
     """
     with needs("npeff demo shortcut", "demo"):
-        import jinja2  # noqa: F401  what the report at the end is made with
+        import jinja2  # noqa: F401  fail before the long work
     shown = progress_of(progress)
     out.mkdir(parents=True, exist_ok=True)
     task = npeff.tasks.shortcut(n_heldout=1500, seed=seed, progress=shown)

@@ -44,20 +44,20 @@ _MADE = (
     "report.json",
 )
 _LEAST = 20
-"""Examples: with fewer, neither a part to hold out nor components that several examples share are left."""
+"""Smallest number of examples that allows held-out examples and components shared by several examples."""
 
 _FEWEST_HELD_OUT = 3
-"""Two top examples of a component and one to compare them with."""
+"""Smallest number of held-out examples: two top examples of a component and one to compare with."""
 
 _MAX_ERROR = 0.35
-"""Median error of a sparsified Fisher: a quarter of the entries that 0.25 wants, where a classifier of 3.6 million
-parameters was planned, and with them a quarter of the time of a decomposition. --keep takes more."""
+"""Median error allowed for a sparsified Fisher. For a classifier of 3.6 million parameters it needs a quarter of the
+entries, and of the time of a decomposition, that an error of 0.25 needs. --keep overrides it."""
 
 _TOP = 16
 _OTHERS = 4
 _NULLS = npeff.Nulls(n_random_examples=32, n_random_directions=2, n_other_components=_OTHERS)
-"""What a first report needs of a component: is it moved more than what it is held against? The paper's settings (128
-top examples, all others, every other component) take some four times as many forward passes."""
+"""Sizes of the nulls for a first report. The paper's settings (128 top examples, all other examples, all other
+components) take about four times as many forward passes."""
 
 
 def explain(
@@ -80,29 +80,29 @@ def explain(
 ) -> None:
     """Explain a model on a data set: split, check, plan, compute, decompose, fit, perturb, report.
 
-    Stopped half-way it goes on where it was when run again.
+    If interrupted, run the same command again to continue.
 
     Args:
-        explained: what is explained.
-        fishers: how a Fisher is represented.
-        out: directory for the report, report.html, and for all that leads to it.
-        heldout: the fraction of examples of each class that components are not found in, but shown and tested by.
-        n_components: how many; the square root of the number of examples by default.
-        keep: non-zeros kept for each example; chosen by a plan that measures a few.
-        n_top: examples with the largest coefficients by which a component is tested; a tenth by default, 16 at most.
-        marks: top examples of each component in which the words or parts that matter are marked; 0 for none.
+        explained: the model and its examples.
+        fishers: representation of Fishers.
+        out: directory for the report, report.html, and for intermediate results.
+        heldout: fraction of the examples of each class that is not decomposed, but shown and used for tests.
+        n_components: number of components; by default the square root of the number of examples.
+        keep: non-zeros kept per example; by default chosen by a plan that measures a few examples.
+        n_top: top examples by which a component is tested; by default a tenth of the examples, at most 16.
+        marks: top examples per component in which important words or parts are marked; 0 for none.
         norm: L2 norm of the change of the parameters that tests a component.
-        limit: at most so many examples, drawn at random.
-        seed: of split, plan, decomposition and test.
-        any_accuracy: go on even if predictions agree with labels no more often than by chance.
-        title: of the report.
-        all_devices: use every device rather than the first.
+        limit: maximum number of examples, drawn at random.
+        seed: seed of split, plan, decomposition and test.
+        any_accuracy: continue even if predictions agree with labels no more often than by chance.
+        title: title of the report.
+        all_devices: use all devices instead of the first.
         progress: a bar, JSON lines, or none.
-        overwrite: replace what is there.
+        overwrite: replace existing results.
     """
     given = dict(locals())
     with needs("npeff explain"):
-        import jinja2  # noqa: F401  before hours of work, what the report at their end is made with
+        import jinja2  # noqa: F401  fail before the long work
     check_in_range("--heldout", heldout, 0.05, 0.9)
     run = _Run.at(local_place(out), given, overwrite)
     shown, mesh = progress_of(progress), mesh_of(all_devices)
@@ -136,7 +136,7 @@ def explain(
     r = n_components or max(2, round(len(train) ** 0.5))
 
     def decompose(path: Path) -> None:
-        own_seed = seed if path.name.endswith("components") else seed + 1  # another start: how stable is what is found?
+        own_seed = seed if path.name.endswith("components") else seed + 1  # another start, for stability
         npeff.decompose(pefs, r, seed=own_seed, mesh=mesh, progress=shown).save(path)
 
     run.once("components", decompose)
@@ -196,7 +196,7 @@ STAGES["explain"] = explain
 
 
 def _shown(data: Dataset) -> Any:
-    """What the report shows of each example: the display, else the inputs where they are images, else numbers alone."""
+    """Return what the report shows of each example: the display, else inputs that are images, else only numbers."""
     shape: tuple[int, ...] = getattr(data.examples, "shape", ())
     images = len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3, 4))
     return data.examples if data.display is None and images else data.display
@@ -211,7 +211,7 @@ def _marks(
     n_top: int,
     progress: Progress,
 ) -> Any:
-    """Mark parts of top examples for the report, or return None where the inputs cannot be taken apart."""
+    """Mark parts of top examples for the report, or return None if the inputs have no parts to leave out."""
     if n_top < 1 or components.kind is not npeff.FisherKind.LOW_RANK:
         return None
     encode = explained.encode()
@@ -268,7 +268,7 @@ class _Run:
                     f"{folder} was made with another {differ}; choose another --out, or --overwrite it"
                 )
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} is there already and no run of npeff explain; choose another --out")
+            raise FileExistsError(f"{folder} exists already and is not a run of npeff explain; choose another --out")
         return cls(folder, now)
 
     def begin(self, overwrite: bool) -> None:
@@ -309,7 +309,7 @@ def _split(
     exact = heldout * np.array([len(own) for own in classes])
     held = np.floor(exact).astype(int)
     for _ in range(max(_FEWEST_HELD_OUT, round(heldout * n)) - held.sum()):
-        held[np.argmax(exact - held)] += 1  # of small classes, one in every few
+        held[np.argmax(exact - held)] += 1  # small classes alternate
     return (
         np.sort(np.concatenate([own[rest:] for own, rest in zip(classes, held)])),
         np.sort(np.concatenate([own[:rest] for own, rest in zip(classes, held)])),
@@ -338,7 +338,7 @@ def _check_accuracy(model: Model, train: Dataset, any_accuracy: bool) -> None:
     if check.accuracy <= check.chance + 2 * deviation and not any_accuracy:
         better = "" if check.agrees else f" With {check.map_text} it would be {check.best_accuracy:.1%}."
         raise ValueError(
-            f"{check.accuracy:.1%} of {n} examples are predicted as labelled, by chance {check.chance:.1%}: labels and "
+            f"{check.accuracy:.1%} of {n} examples are predicted as labelled, {check.chance:.1%} by chance: labels and "
             "model do not seem to mean the same classes, or inputs are encoded in another way than for training."
             f"{better} Say how labels are called in the order of the model's classes with --label-names, or go on all "
             "the same with --any-accuracy"

@@ -1,4 +1,4 @@
-"""What a causal language model is asked on a command line, and the examples for it."""
+"""Options of causal language models on the command line, and their examples."""
 
 import dataclasses
 import enum
@@ -12,7 +12,7 @@ from npeff_jax.tasks import Dataset, column_names, read_passages
 
 
 class Predicted(enum.Enum):
-    """Which tokens a causal language model predicts: the one after each text, or each of its answers or texts."""
+    """Tokens whose prediction is explained: the one after each text, or all tokens of its answer or text."""
 
     LAST = "last"
     ANSWER = "answer"
@@ -21,15 +21,15 @@ class Predicted(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What a causal language model is asked.
+    """Which distribution of a causal language model is explained.
 
     Attributes:
         answers: texts to choose among.
-        predicted: which tokens it predicts, where it has nothing to choose from and writes nothing.
-        generate: answers to draw for each prompt; 0 for none.
-        max_tokens: of a drawn answer.
-        temperature: of the draws.
-        max_length: tokens kept of a text, from its end.
+        predicted: predicted tokens, if there are neither ``answers`` nor ``generate``.
+        generate: answers to sample per prompt; 0 for none.
+        max_tokens: maximum number of tokens per sampled answer.
+        temperature: temperature of sampling.
+        max_length: maximum number of tokens per text, counted from its end.
     """
 
     answers: tuple[str, ...] = ()
@@ -41,13 +41,13 @@ class Question:
 
 
 def load_question(name: str, mask: tuple[str, ...], question: Question, examples: Any = None) -> Model:
-    """Load a language model with the outputs that ``question`` asks about.
+    """Load a language model as a model of the distribution that ``question`` specifies.
 
     Args:
-        name: its directory.
+        name: directory of the model.
         mask: globs over parameter paths to explain.
-        question: what it is asked.
-        examples: examples encoded earlier, if any; answers drawn for them define the outputs.
+        question: the distribution to explain.
+        examples: examples encoded earlier, if any; sampled answers among them define the outputs.
     """
     return _asked(language_model(name, trainable=mask or None), question, examples)
 
@@ -66,17 +66,17 @@ def load_passages(
     Args:
         name: directory of the model.
         mask: globs over parameter paths to explain.
-        question: what it is asked.
+        question: the distribution to explain.
         file: the table.
-        columns: of the text, of the answer, and of the label; guessed by their usual names where they are None.
-        progress: of drawing answers.
-        seed: of the draws.
+        columns: names of the columns of text, answer and label; None to use the usual names.
+        progress: progress of sampling answers.
+        seed: seed of sampling.
 
     Raises:
-        ValueError: the model has no tokenizer, options that exclude each other, or texts that cannot be read.
+        ValueError: the model has no tokenizer, options exclude each other, or texts cannot be read.
     """
     if question.generate and question.answers:
-        raise ValueError("--generate draws answers, --answers gives them; leave one of them out")
+        raise ValueError("--generate samples answers and --answers gives them; pass only one of the two")
     model = language_model(name, trainable=mask or None)
     if model.tokenizer is None:
         raise ValueError(f"--model {name} has no tokenizer; save it there with tokenizer.save_pretrained(directory)")
@@ -92,7 +92,7 @@ def load_passages(
     elif question.answers:
         data = found.prompts(question.answers)
     else:
-        # Words are no labels of a task: accuracy says nothing here, and a split by label would split texts.
+        # Predicted words are not labels of a task: accuracy is meaningless, and stratifying by them would split texts.
         data = dataclasses.replace(found.positions(question.predicted.value), labels=None)
     return _asked(model, question, data.examples), data
 

@@ -1,4 +1,4 @@
-"""Commands that show: ``npeff report`` and ``npeff export``."""
+"""``npeff report``, ``npeff export`` and ``npeff bundle``: write results for readers."""
 
 import dataclasses
 from pathlib import Path
@@ -33,32 +33,31 @@ def report(
     data: MaybePath = None,
     overwrite: Flag = False,
 ) -> None:
-    """Write one self-contained HTML file to look at and to send to colleagues.
+    """Write the report as one self-contained HTML file, to view or to send to colleagues.
 
     Args:
-        decomposition: what "npeff decompose" or "npeff expand" wrote.
+        decomposition: components, from "npeff decompose" or "npeff expand".
         out: the .html file to write.
-        pefs: PEFs of the examples to show. Without a fit, those that were decomposed.
-        fit: their coefficients, from "npeff fit".
-        selectivity: what "npeff perturb" wrote.
-        examples: what to show of each example: as for "npeff pefs"; its display if it has one, else the examples
-            themselves, which then are images.
-        model: for the names of its classes, as for "npeff pefs".
+        pefs: PEFs of the examples to show; without a fit, those that were decomposed.
+        fit: coefficients of these examples, from "npeff fit".
+        selectivity: result of "npeff perturb".
+        examples: examples to show, as for "npeff pefs": their display if any, else the examples, which must be images.
+        model: model for the names of its classes, as for "npeff pefs".
         part: as for "npeff pefs".
         text_column: as for "npeff pefs".
         pair_column: as for "npeff pefs".
-        others: decompositions of the same PEFs from other seeds, to say how stable each component is.
-        traces: show how a move along each component runs through the model, on its first top example. Wants --model,
-            --examples and a model that exposes its intermediate values.
-        title: of the page.
-        data: also write the report's data, as JSON for other tools, to this file.
-        overwrite: replace what is there.
+        others: decompositions of the same PEFs with other seeds, to report the stability of each component.
+        traces: show the effect of a move along each component on intermediate values, for its first top example. Needs
+            --model, --examples and a model that exposes its intermediate values.
+        title: title of the page.
+        data: also write the report's data to this file, as JSON for other tools.
+        overwrite: replace existing results.
     """
     import npeff_jax
     from npeff_jax.report import report_data, trace_components, write_html
 
     if traces and (model is None or examples is None):
-        raise ValueError("--traces wants --model and --examples, what it follows through what")
+        raise ValueError("--traces needs --model and --examples; pass both")
     output_file(out)  # before any work
     components = npeff_jax.load_decomposition(decomposition)
     fitted = None if fit is None else load_arrays(fit, npeff_jax.CoefficientFit)
@@ -106,8 +105,8 @@ def export(data: Path, out: Path, n_top: int = 16, overwrite: Flag = False) -> N
     Args:
         data: report data, from "npeff report --data".
         out: the file to write.
-        n_top: examples of each component at most; a report holds 16 unless it was told otherwise.
-        overwrite: replace what is there.
+        n_top: maximum number of examples per component; by default a report holds 16.
+        overwrite: replace existing results.
     """
     from npeff_jax.report import read_report_data, write_table
 
@@ -126,18 +125,18 @@ def bundle(
     public: Flag = False,
     overwrite: Flag = False,
 ) -> None:
-    """Put a decomposition, its report, settings and a model card into one folder, to send or to push to the hub.
+    """Write a decomposition, its report, settings and a model card to one folder, to send or to push to the hub.
 
     Args:
-        decomposition: what "npeff decompose" or "npeff expand" wrote.
+        decomposition: components, from "npeff decompose" or "npeff expand".
         data: report data, from "npeff report --data", or report.json of "npeff explain".
-        out: the folder to make.
-        model_name: what was explained, for the card.
-        examples_name: which examples, for the card.
-        license: of the result, as the hub names them.
+        out: the folder to create.
+        model_name: name of the explained model, for the card.
+        examples_name: name of the data set, for the card.
+        license: license of the result, as named on the hub.
         push: also upload it to the Hugging Face hub, under this name, user/name.
-        public: let everybody see a repository that is made by this.
-        overwrite: replace what is there.
+        public: make a newly created repository public.
+        overwrite: replace existing results.
     """
     import npeff_jax
     from npeff_jax.report import push_to_hub, read_report_data, save_pretrained

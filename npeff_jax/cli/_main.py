@@ -1,4 +1,4 @@
-"""``npeff``: reads the command, runs it, turns errors into sentences and exit codes."""
+"""``npeff``: parses a command, runs it, and reports errors as sentences and exit codes."""
 
 import contextlib
 import io
@@ -45,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: as after the program's name; those of this process by default.
+        arguments: arguments after the program's name; by default those of this process.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 a wrong command or wrong input.
+        The exit code: 0 for success, 1 for failure, 2 for a wrong command or input.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_version())
             return 0
         _run(words)
-    except SystemExit as done:  # tyro's, after --help or a wrong command
+    except SystemExit as done:  # from tyro, after --help or a wrong command
         return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError:  # the reader of the output exited, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Options that commands share, and what they stand for in the library."""
+"""Options shared by commands, and their conversion to arguments of the library."""
 
 import dataclasses
 import enum
@@ -18,7 +18,7 @@ from npeff_jax.models import Model, huggingface_processor, is_language_model
 from npeff_jax.pefs import Diagonal, LowRank, RowBasis, Sampled
 from npeff_jax.tasks import Dataset
 
-# Options that may be left out, as the help shows them: by what they hold, without Python's word for nothing.
+# Optional options, shown in the help by their type, without "None".
 MaybeInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 MaybeFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 MaybeText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
@@ -64,7 +64,7 @@ def progress_of(show: Show) -> Progress:
     """Return the ``progress`` argument of the library for a choice of ``--progress``."""
     if show is not Show.JSON:
         return show is Show.BAR
-    return False if sys.stderr is None else cast(io.TextIOBase, sys.stderr)  # a program without a console has none
+    return False if sys.stderr is None else cast(io.TextIOBase, sys.stderr)  # programs without a console have no stderr
 
 
 def mesh_of(all_devices: bool) -> Any:
@@ -74,29 +74,29 @@ def mesh_of(all_devices: bool) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Explained:
-    """What is explained.
+    """The model and its examples.
 
     Attributes:
         model: a Hugging Face directory, or package.module:factory or file.py:factory (a function that returns a Model).
-        examples: a table (.csv, .tsv, .jsonl, .parquet), a folder of image folders, a folder that Hugging Face's
-            datasets saved, an .npz of the model's inputs, or package.module:factory (returns a Dataset, examples, or
+        examples: a table (.csv, .tsv, .jsonl, .parquet), a folder of image folders, a folder saved by Hugging Face's
+            datasets, an .npz of the model's inputs, or package.module:factory (returns a Dataset, examples, or
             examples, labels and what to display).
         part: start:stop, the part of the examples to use.
-        mask: globs over parameter paths to explain, such as "encoder/*"; all parameters by default.
-        text_column: of a table, the text; guessed from the usual names.
-        pair_column: of a table, the second text.
-        label_column: of a table, the label; guessed from the usual names.
-        encoding: of a text file, such as cp1252; UTF-8 if not given.
-        label_names: names of the labels as the data has them, in the order of the model's classes, where they differ
-            from the model's own names.
-        answers: of a causal language model, texts that it chooses among.
-        predicted: which tokens a causal language model predicts, without answers: the one after each text, each token
-            of the answers (the second column, the assistant's last message), or all.
-        generate: explain so many answers that a causal language model writes to each prompt.
-        max_tokens: of such an answer.
-        temperature: at which they are drawn.
-        draw_seed: of these draws.
-        max_length: tokens kept of a text for a causal language model, from its end.
+        mask: globs over parameter paths to explain, such as "encoder/*"; by default all parameters.
+        text_column: column of texts in a table; by default one with a usual name.
+        pair_column: column of second texts in a table.
+        label_column: column of labels in a table; by default one with a usual name.
+        encoding: encoding of a text file, such as cp1252; by default UTF-8.
+        label_names: names of the labels in the data, in the order of the model's classes, if they differ from the
+            model's names.
+        answers: for a causal language model, texts to choose among.
+        predicted: for a causal language model without answers, predicted tokens: the one after each text, each token of
+            the answers (the second column, the assistant's last message), or all.
+        generate: for a causal language model, number of answers to sample per prompt, which are then explained.
+        max_tokens: maximum number of tokens per sampled answer.
+        temperature: temperature of sampling.
+        draw_seed: seed of sampling.
+        max_length: for a causal language model, maximum number of tokens per text, counted from its end.
     """
 
     model: Name
@@ -128,7 +128,9 @@ class Explained:
             return self._load_language(progress)
         asked = [name for name in _QUESTIONS if getattr(self, name) != getattr(Explained, name)]
         if asked:
-            raise ValueError(f"--{asked[0].replace('_', '-')} is for causal language models, and {self.model} is none")
+            raise ValueError(
+                f"--{asked[0].replace('_', '-')} is for causal language models, but {self.model} is not one"
+            )
         model = load_model(self.model, self.mask)
         reading = Reading(self.text_column, self.pair_column, self.label_column, self.label_names, self.encoding)
         found = load_examples(self.examples, self.part, model=self.model, reading=reading, progress=progress)
@@ -149,23 +151,23 @@ class Explained:
 
 
 _QUESTIONS = ("answers", "predicted", "generate", "max_tokens", "temperature", "draw_seed", "max_length")
-"""Options of causal language models alone."""
+"""Options for causal language models only."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fishers:
-    """How a Fisher is represented.
+    """Representation of Fishers.
 
     Attributes:
-        flavour: low-rank keeps how parameters react together, diagonal is smaller and simpler, sampled is for outputs
-            too many to enumerate.
-        rows: which rows stand for a low-rank Fisher.
-        min_probability: classes predicted with less are dropped.
-        max_rows: at most so many rows per example.
-        min_trace: as few rows as hold this fraction of the trace.
-        n_samples: labels drawn for each example, of the sampled flavour.
-        sample_seed: of these draws.
-        sketch: for many classes, find the principal rows in a random span of so many dimensions.
+        flavour: low-rank keeps interactions of parameters, diagonal is smaller and simpler, sampled is for too many
+            outputs to enumerate.
+        rows: rows that represent a low-rank Fisher.
+        min_probability: classes with a smaller probability are dropped.
+        max_rows: maximum number of rows per example.
+        min_trace: keep as many rows as are needed for this fraction of the trace.
+        n_samples: labels sampled per example, for the sampled flavour.
+        sample_seed: seed of these samples.
+        sketch: for many classes, compute principal rows in a random subspace of this dimension.
     """
 
     flavour: Flavour = Flavour.LOW_RANK
@@ -192,7 +194,7 @@ class Fishers:
         }
         for option, value in given.items():
             if value is not None and option not in _OPTIONS[self.flavour]:
-                raise ValueError(f"{option} does nothing with --flavour {self.flavour.value}; leave it out")
+                raise ValueError(f"{option} has no effect with --flavour {self.flavour.value}; leave it out")
         if self.flavour is Flavour.DIAGONAL:
             return Diagonal(min_probability=self.min_probability)
         if self.flavour is Flavour.SAMPLED:
@@ -207,4 +209,4 @@ _OPTIONS = {
     Flavour.DIAGONAL: ("--min-probability",),
     Flavour.SAMPLED: ("--n-samples",),
 }
-"""What each flavour has."""
+"""Options that apply to each flavour."""

@@ -1,4 +1,4 @@
-"""A record beside every result: the command that made it, so that it can be skipped, checked, and run again."""
+"""Records of the command that made each result, by which a result is skipped, checked, or made again."""
 
 import dataclasses
 import datetime
@@ -21,14 +21,14 @@ from npeff_jax.cli._options import Flag, MaybePath
 
 VERSION = 1
 STAGES: dict[str, Callable[..., None]] = {}
-"""Every command that writes a result, by name: what ``npeff rerun`` can run."""
+"""Commands that write a result, by name; ``npeff rerun`` can run them."""
 
 
 def stage(command: Callable[..., None]) -> Callable[..., None]:
     """Wrap a command so that its result at ``out`` is written once, with a record of how it was made.
 
-    Run again with the same arguments and inputs it does nothing; with others it refuses to touch what is there, unless
-    it is told to ``overwrite``. A record of what was run is written beside the result once that is whole.
+    Run again with the same arguments and inputs, it does nothing; with others it raises, unless ``overwrite`` is set.
+    The record is written beside the result once that is complete.
     """
 
     @functools.wraps(command)
@@ -63,8 +63,8 @@ def local_place(out: Path) -> Path:
     Raises:
         ValueError: If ``out`` is a URL.
     """
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(out)):  # a Path has made one slash of the two
-        raise ValueError(f"--out {out} is an address; expected a place on this machine")
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(out)):  # Path collapses "//" to "/"
+        raise ValueError(f"--out {out} is a URL; expected a path on this machine")
     return Path(out).expanduser()
 
 
@@ -78,14 +78,14 @@ def rerun(record: Path, out: MaybePath = None, overwrite: Flag = False) -> None:
 
     Args:
         record: a file RESULT.record.json that a command wrote beside its result.
-        out: write to another place than then; relative to the directory the command was run in.
-        overwrite: replace what is there.
+        out: another path to write to, relative to the directory in which the command was run.
+        overwrite: replace existing results.
     """
     try:
         entry = json.loads(record.read_text())
         command, arguments = STAGES[entry["command"]], entry["arguments"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f"{record} is no record of a command; expected RESULT.record.json") from None
+        raise ValueError(f"{record} is not the record of a command; expected RESULT.record.json") from None
     decoded = _arguments(command, arguments) | {"overwrite": overwrite} | ({"out": out} if out is not None else {})
     os.chdir(entry["directory"])
     command(**decoded)
@@ -151,7 +151,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return the options and inputs in which two records differ, as text; progress and devices are not compared."""
     silent = {"progress", "all_devices"}
     names = [name for name in now["arguments"] if name not in silent]
-    # an option that a record of an earlier version does not have was at its default
+    # options missing in records of earlier versions had their defaults
     defaults = default_arguments(STAGES[now["command"]])
     then = {name: _encode(default) for name, default in defaults.items()} | before["arguments"]
     differ = [name for name in names if then.get(name) != now["arguments"][name]]
@@ -161,7 +161,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _digest(path: Path) -> str:
-    """Return a digest that stands for an input's content: of its record, else of its manifest or modification time."""
+    """Return a digest that identifies an input's content: of its record, else of its manifest or modification time."""
     stands = record_path(path)
     if stands.exists():
         return hashlib.blake2b(stands.read_bytes(), digest_size=12).hexdigest()
@@ -169,7 +169,7 @@ def _digest(path: Path) -> str:
 
 
 def _remove(out: Path) -> None:
-    """Remove a result and its record; raises if there is no record, so that other files are never removed."""
+    """Remove a result and its record, or raise if there is no record, so that other files are never removed."""
     record_path(out).unlink()
     if out.is_dir():
         shutil.rmtree(out)

@@ -32,14 +32,14 @@ _LABELS = ("label", "labels", "gold_label", "target", "class", "category", "is_d
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How a data set in a file is read.
+    """Options for reading a data set from a file.
 
     Attributes:
-        text: the column of the text of a table; guessed by its usual names.
-        pair: the column of the second text.
-        label: the column of the label; guessed by its usual names.
-        label_names: of the labels, as the data has them, in the order of the model's classes.
-        encoding: of a text file; UTF-8 if not given.
+        text: column of texts in a table; by default one with a usual name.
+        pair: column of second texts.
+        label: column of labels; by default one with a usual name.
+        label_names: names of the labels in the data, in the order of the model's classes.
+        encoding: encoding of a text file; by default UTF-8.
     """
 
     text: str | None = None
@@ -50,7 +50,7 @@ class Reading:
 
 
 def load_model(name: str, mask: tuple[str, ...] = ()) -> Model:
-    """Load the model that ``name`` stands for.
+    """Load the model specified by ``name``.
 
     Args:
         name: ``package.module:factory`` or ``path/file.py:factory``, a function without arguments that returns a
@@ -87,16 +87,16 @@ def load_examples(
     reading: Reading | None = None,
     progress: Progress = False,
 ) -> Dataset:
-    """Load the examples that ``name`` stands for.
+    """Load the examples specified by ``name``.
 
     Args:
         name: ``package.module:factory`` or ``path/file.py:factory``, a function without arguments that returns a
             `Dataset`, examples, (examples, labels) or (examples, labels, display); an .npz file whose arrays are the
-            examples, ``labels`` and ``display`` apart; a table; or a folder of image folders.
-        part: ``start:stop``, the part of them to use.
-        model: what ``--model`` names: for tables and images a Hugging Face directory, whose processor encodes them.
+            examples, except ``labels`` and ``display``; a table; or a folder of image folders.
+        part: ``start:stop``, the part of the examples to use.
+        model: argument of ``--model``; for tables and images a Hugging Face directory, whose processor encodes them.
         reading: columns and names of labels.
-        progress: of decoding images.
+        progress: progress of decoding images.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -142,7 +142,7 @@ def check_labels(name: str, found: Dataset, model: Model) -> Dataset:
     """Return the data set with labels as class indices of the model, matched by name where both have names.
 
     Raises:
-        ValueError: If a label is no class of the model, or names cannot be matched.
+        ValueError: If a label is not a class of the model, or names cannot be matched.
     """
     try:
         return match_labels(found, model)
@@ -176,7 +176,7 @@ def _from_npz(name: str, names: tuple[str, ...] | None) -> Dataset:
 def _processor(examples: str, model: str | None) -> Any:
     if model is None or not is_checkpoint(model):
         raise ValueError(
-            f"--examples {examples} is raw data: it wants --model with a Hugging Face directory, to encode it as that "
+            f"--examples {examples} is raw data: it needs --model with a Hugging Face directory, to encode it as that "
             "model does; for another model pass package.module:factory, a function that returns the examples"
         )
     return huggingface_processor(model)
@@ -203,7 +203,7 @@ def load_factory(option: str, name: str) -> Callable[[], Any]:
     """Import the function that ``package.module:factory`` or ``path/file.py:factory`` names."""
     module_name, _, attribute = name.rpartition(":")
     if "" not in sys.path and "." not in sys.path:
-        sys.path.insert(0, "")  # a module in the directory the command is run in, as `python -m` finds it
+        sys.path.insert(0, "")  # import from the current directory, like `python -m`
     try:
         module = _from_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
     except (ModuleNotFoundError, FileNotFoundError) as error:

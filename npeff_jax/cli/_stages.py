@@ -1,4 +1,4 @@
-"""The stages from a model to components: ``npeff plan | pefs | decompose | fit | expand | perturb``."""
+"""The stages from a model to tested components: ``npeff plan | pefs | decompose | fit | expand | perturb``."""
 
 import shutil
 from pathlib import Path
@@ -37,21 +37,21 @@ def plan(
     figure: MaybePath = None,
     by_parameters: Flag = False,
 ) -> None:
-    """Measure on a few examples how long PEFs will take, how large they get, and what each choice of --keep loses.
+    """Estimate from a few examples the time and size of PEFs, and the loss for each choice of --keep.
 
-    Writes nothing but the figure. Next: npeff pefs, with the suggested --keep.
+    Writes nothing except the figure. Next: npeff pefs, with the suggested --keep.
 
     Args:
-        explained: what is explained.
-        fishers: how a Fisher is represented.
-        keep: choices to compare; a series by default.
-        n_sampled: examples to measure.
-        max_error: the median error of a sparsified Fisher that the suggested --keep may have.
-        seed: of their choice.
-        all_devices: use every device rather than the first.
-        figure: also draw what is kept and lost against --keep, into this file.
-        by_parameters: compare explaining all parameters, attention alone, the last layer, a LoRA, … as far as they are
-            named so: m, memory and time of each.
+        explained: the model and its examples.
+        fishers: representation of Fishers.
+        keep: values of --keep to compare; by default a geometric series.
+        n_sampled: number of examples to measure.
+        max_error: largest median error of a sparsified Fisher allowed for the suggested --keep.
+        seed: seed of the choice of examples.
+        all_devices: use all devices instead of the first.
+        figure: also plot kept energy and error against --keep, to this file.
+        by_parameters: compare m, memory and time of explaining all parameters, attention only, the last layer, a LoRA,
+            …, according to the names of parameters.
     """
     import npeff_jax
 
@@ -60,7 +60,7 @@ def plan(
     settings["mesh"] = mesh_of(all_devices)
     if by_parameters:
         if figure is not None:
-            raise ValueError("--figure draws one plan, --by-parameters makes several; leave one of them out")
+            raise ValueError("--figure draws one plan and --by-parameters makes several; pass only one of the two")
         print(npeff_jax.plan_parameters(model, data.examples, fishers.representation(), n_sampled=2, **settings))
         print("choose with --mask and globs over the names, such as '*attn*'")
         return
@@ -74,16 +74,16 @@ def plan(
 
 @stage
 def encode(explained: Explained, out: Path, progress: Show = Show.BAR, overwrite: Flag = False) -> None:
-    """Write examples as arrays, once, for every command after it: --examples OUT. Next: npeff plan, npeff pefs.
+    """Encode examples as arrays once, for all later commands: --examples OUT. Next: npeff plan, npeff pefs.
 
-    Texts are tokenized, the positions that a causal language model predicts become examples of their own, and answers
-    are drawn (--generate), which takes longest. What is shown of each example goes with it.
+    Texts are tokenized, predicted positions of a causal language model become separate examples, and answers are
+    sampled (--generate), which takes longest. The display of each example is included.
 
     Args:
-        explained: what is explained.
+        explained: the model and its examples.
         out: .npz file to write.
         progress: a bar, JSON lines, or none.
-        overwrite: replace what is there.
+        overwrite: replace existing results.
     """
     if out.suffix != ".npz":
         raise ValueError(f"--out {out} must end in .npz")
@@ -112,22 +112,22 @@ def pefs(
     progress: Show = Show.BAR,
     overwrite: Flag = False,
 ) -> None:
-    """Compute per-example Fishers (PEFs): how each prediction reacts to the model's parameters.
+    """Compute per-example Fishers (PEFs): the sensitivity of each prediction to the model's parameters.
 
-    Stopped half-way it goes on where it was when run again. Next: npeff decompose.
+    If interrupted, run the same command again to continue. Next: npeff decompose.
 
     Args:
-        explained: what is explained.
-        fishers: how a Fisher is represented.
+        explained: the model and its examples.
+        fishers: representation of Fishers.
         out: directory to write the PEFs to.
-        keep: non-zeros kept for each example; "npeff plan" says what a choice costs and loses. All by default.
-        normalization: when each Fisher is scaled to size 1; before entries are dropped is the paper's way.
-        dtype: of the values on disk; half precision takes half the space for them.
-        batch_size: examples at a time; chosen by memory if not given.
-        on_failure: stop at an example whose gradients are not finite, or skip it and go on.
-        all_devices: use every device rather than the first.
+        keep: non-zeros kept per example; "npeff plan" shows the cost and loss of each choice. By default all.
+        normalization: when each Fisher is scaled to norm 1; the paper does it before entries are dropped.
+        dtype: dtype of the values on disk; half precision halves their size.
+        batch_size: examples per batch; by default chosen from the free memory.
+        on_failure: stop at an example with non-finite gradients, or skip it.
+        all_devices: use all devices instead of the first.
         progress: a bar, JSON lines, or none.
-        overwrite: replace what is there.
+        overwrite: replace existing results.
     """
     import npeff_jax
 
@@ -168,27 +168,28 @@ def decompose(
     progress: Show = Show.BAR,
     overwrite: Flag = False,
 ) -> None:
-    """Decompose PEFs into components that many examples share. Next: npeff fit, npeff report.
+    """Decompose PEFs into components shared by many examples. Next: npeff fit, npeff report.
 
-    Stopped half-way it goes on from its last checkpoint when run again.
+    If interrupted, run the same command again to continue from the last checkpoint.
 
     Args:
-        pefs: what "npeff pefs" wrote.
+        pefs: PEFs, from "npeff pefs".
         out: directory to write the decomposition to.
-        n_components: how many; the paper has 512 for 50,000 examples. Too many split, too few mix what they stand for.
-        tunings: .csv file of marks on the examples of these PEFs: a column for each component that is asked for,
-            under its name, a row for each example; 1 or yes, 0 or no, a weight, nothing where it is unknown.
-        follow: how tightly marked examples are tied to their marks, from 0 to 1.
-        avoid: how tightly examples marked zero are tied to zero, from 0 to 1.
-        seed: of the start. Decompose with several and compare before trusting single components.
-        restarts: starts to try on a part of the examples; the one with the lowest loss goes on with all of them.
-        max_steps: iterations at most.
-        tolerance: relative decrease of the loss a step below which it stops.
-        min_count: parameters that fewer rows than this touch are left out.
-        rows: form of the computation; chosen by size and memory if auto. All give the same result.
-        all_devices: use every device rather than the first.
+        n_components: number of components; the paper uses 512 for 50,000 examples. With too many, concepts are split;
+            with too few, they are mixed.
+        tunings: .csv file of marks on the examples of these PEFs, with a column per named component and a row per
+            example; 1 or yes, 0 or no, a weight, or empty if unknown.
+        follow: how tightly coefficients of marked examples follow their marks, from 0 to 1.
+        avoid: how tightly coefficients of examples marked zero are tied to zero, from 0 to 1.
+        seed: seed of the start. Compare several seeds before trusting single components.
+        restarts: number of random starts to try on a part of the examples; the best continues with all examples.
+        max_steps: maximum number of iterations.
+        tolerance: relative decrease of the loss per step below which iterations stop.
+        min_count: parameters that are non-zero in fewer rows are left out.
+        rows: form of the computation; auto chooses by size and memory. All give the same result.
+        all_devices: use all devices instead of the first.
         progress: a bar, JSON lines, or none.
-        overwrite: replace what is there.
+        overwrite: replace existing results.
     """
     import npeff_jax
 
@@ -217,14 +218,14 @@ def decompose(
 
 @stage
 def fit(decomposition: Path, pefs: Path, out: Path, tolerance: float = 1e-5, overwrite: Flag = False) -> None:
-    """Fit coefficients of other examples to the components, to a stated optimality. Next: npeff perturb, npeff report.
+    """Fit coefficients of other examples to the components. Next: npeff perturb, npeff report.
 
     Args:
-        decomposition: what "npeff decompose" wrote.
+        decomposition: components, from "npeff decompose".
         pefs: PEFs of held-out examples, from "npeff pefs" with the same model and options.
         out: .npz file to write.
-        tolerance: of optimality, relative.
-        overwrite: replace what is there.
+        tolerance: relative tolerance of optimality.
+        overwrite: replace existing results.
     """
     import npeff_jax
 
@@ -246,17 +247,17 @@ def expand(
     progress: Show = Show.BAR,
     overwrite: Flag = False,
 ) -> None:
-    """Learn new components for other examples, the old ones frozen: what does the model do there that is new?
+    """Learn new components for other examples beside frozen ones, to find what is new in these examples.
 
     Args:
-        decomposition: what "npeff decompose" wrote.
+        decomposition: components, from "npeff decompose".
         pefs: PEFs of the examples to learn from.
         out: directory to write the larger decomposition to.
-        n_new: components to add.
-        only_wrong: use only examples that the model predicts otherwise than labelled.
-        seed: of the new components' start.
+        n_new: number of components to add.
+        only_wrong: use only examples whose prediction differs from the label.
+        seed: seed of the new components.
         progress: a bar, JSON lines, or none.
-        overwrite: replace what is there.
+        overwrite: replace existing results.
     """
     import npeff_jax
 
@@ -287,23 +288,23 @@ def perturb(
     progress: Show = Show.BAR,
     overwrite: Flag = False,
 ) -> None:
-    """Move the model along each component and see whose predictions change: the test of what a component claims.
+    """Test components: move the model along each of them and measure whose predictions change.
 
     Args:
-        explained: what is explained: the model, and the examples of these PEFs.
-        decomposition: what "npeff decompose" wrote.
+        explained: the model, and the examples of these PEFs.
+        decomposition: components, from "npeff decompose".
         pefs: PEFs of the examples to test on.
-        fit: their coefficients, from "npeff fit".
+        fit: coefficients of these examples, from "npeff fit".
         out: .npz file to write.
-        n_top: a component's examples with the largest coefficients.
-        n_random: other examples to compare with.
-        n_others: other components whose moves are tried on a component's top examples; all by default.
-        norm: L2 norm of the change of the parameters; 0.1 for low-rank components by default, and for diagonal ones
+        n_top: number of top examples per component.
+        n_random: number of random other examples to compare with.
+        n_others: number of other components whose moves are measured on a component's top examples; by default all.
+        norm: L2 norm of the change of the parameters; by default 0.1 for low-rank components, and for diagonal ones
             the norm that reaches a mean KL of 0.05 to 0.2.
-        seed: of the random examples and directions.
-        all_devices: use every device rather than the first.
+        seed: seed of the random examples and directions.
+        all_devices: use all devices instead of the first.
         progress: a bar, JSON lines, or none.
-        overwrite: replace what is there.
+        overwrite: replace existing results.
     """
     import npeff_jax
 

@@ -1,4 +1,4 @@
-"""``npeff verify``: is it the same model? Against PyTorch, before anything is explained."""
+"""``npeff verify``: compare a model with PyTorch before explaining it."""
 
 import copy
 from pathlib import Path
@@ -18,21 +18,21 @@ def verify(
     tolerance: float = 1e-5,
     exact: bool = False,
 ) -> None:
-    """Compare a model's logits and gradient rows with PyTorch's own on a few examples. Exit code 1 if they differ.
+    """Compare a model's logits and gradient rows with PyTorch's on a few examples. Exit code 1 if they differ.
 
     Writes nothing. Next: npeff plan.
 
     Args:
         model: a Hugging Face directory (a checkpoint or a PEFT adapter), or package.module:factory, as for "npeff
             pefs".
-        examples: as for "npeff pefs"; random ones for a directory by default.
+        examples: as for "npeff pefs"; for a directory, by default random ones.
         part: start:stop, the part of the examples to use.
-        reference: package.module:factory or file.py:factory, a function that returns the torch.nn.Module that a
-            model given as a factory is compared with.
-        n_examples: how many random ones, for a directory.
-        seed: of these.
-        tolerance: of relative errors.
-        exact: measure from PyTorch in float64, and PyTorch's own rounding beside; takes memory for two more copies.
+        reference: package.module:factory or file.py:factory, a function that returns the torch.nn.Module to compare a
+            model given as a factory with.
+        n_examples: number of random examples, for a directory.
+        seed: seed of random examples.
+        tolerance: tolerance of relative errors.
+        exact: measure errors from PyTorch in float64, and report PyTorch's own; needs memory for two more copies.
     """
     from npeff_jax.models import verify as verify_model
     from npeff_jax.models import verify_checkpoint
@@ -46,7 +46,7 @@ def verify(
         )
     else:
         if reference is None or found is None:
-            raise ValueError(f"{model} is no Hugging Face directory; give --reference and --examples to compare it on")
+            raise ValueError(f"{model} is not a Hugging Face directory; pass --reference and --examples to compare on")
         module = load_factory("--reference", reference)()
         truth = copy.deepcopy(module).double() if exact else None
         result = verify_model(load_model(model), module, found, exact=truth, tolerance=tolerance)

@@ -1,4 +1,4 @@
-"""How far a decomposition can be trusted: selectivity, matching of runs, concept search, baselines."""
+"""Evaluation of a decomposition: selectivity, audits, matching of runs, concept search, repairs, baselines."""
 
 from npeff_jax.evaluation._audit import Audit as Audit
 from npeff_jax.evaluation._audit import audit as audit

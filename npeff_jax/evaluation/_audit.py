@@ -24,16 +24,16 @@ from npeff_jax.pefs import FisherKind, Pefs
 from npeff_jax.perturbation import KLBudget, choose_components
 
 NATS = 0.01
-"""The mean KL on a component's top examples up to which its move goes: small enough for equation 2 on trained networks,
+"""Mean KL of a component's move on its top examples, in nats: small enough for equation 2 to hold on trained networks,
 large enough for float32."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Audit:
-    """Five checks of c components. A component passes if it passes all that apply.
+    """Results of five checks of c components. A component passes if it passes every check that applies.
 
     Attributes:
-        components: (c,), which.
+        components: (c,), indices of the components.
         checks: "selective", "found again", "held out", "readable" and "predicted", in this order.
     """
 
@@ -41,7 +41,7 @@ class Audit:
     checks: tuple[Check, ...]
 
     def __getitem__(self, name: str) -> Check:
-        """One check, by name."""
+        """Return a check by name."""
         for check in self.checks:
             if check.name == name:
                 return check
@@ -54,16 +54,16 @@ class Audit:
 
     @property
     def passed(self) -> Bool[np.ndarray, "c"]:
-        """Which components pass every check that applies; none if no check does."""
+        """(c,), whether each component passes every check that applies; all False if no check applies."""
         if not self.applicable:
             return np.zeros(len(self.components), bool)
         return np.logical_and.reduce([check.passed for check in self.applicable])
 
     def verdict(self, component: int) -> str:
-        """Say in a few words whether a component passes, or which checks it fails.
+        """Return in a few words whether a component passes, or which checks it fails.
 
         Raises:
-            ValueError: it was not audited.
+            ValueError: the component was not audited.
         """
         place = self.place(component)
         if place is None:
@@ -79,7 +79,7 @@ class Audit:
         )
 
     def place(self, component: int) -> int | None:
-        """Where a component is in the arrays of the checks; None if it was not audited."""
+        """Return the position of a component in the arrays of the checks; None if it was not audited."""
         found = np.flatnonzero(self.components == component)
         return int(found[0]) if found.size else None
 
@@ -133,40 +133,40 @@ def audit(
     progress: Progress = True,
     **options: Any,
 ) -> Audit:
-    """Check every component in five ways, each with a null and a threshold fixed beforehand.
+    """Check every component in five ways, each with a null distribution and a threshold fixed beforehand.
 
-    1. *selective*: its move changes its own top examples more than other components' moves do. The moves are those of
-       `selectivity`, both signs, up to a mean KL of 0.01 nats on the top examples.
-    2. *found again*: by other seeds, and from the held-out examples alone.
+    1. *selective*: the component's move changes its top examples more than other components' moves do. The moves are
+       those of `selectivity`, with both signs and a mean KL of 0.01 nats on the top examples.
+    2. *found again*: runs with other seeds, and a run on the held-out examples only, find the component.
     3. *held out*: its coefficients are as concentrated on held-out examples as on decomposed ones.
-    4. *readable*: one short rule over what the examples look like tells its top examples from the others.
-    5. *predicted*: the measured KL of its move is the one that eq. 5 predicts.
+    4. *readable*: a short rule over readable properties distinguishes its top examples from the others.
+    5. *predicted*: the measured KL of its move agrees with equation 5.
 
-    The guide "Auditing components" has statistic, null, threshold and correction of each.
+    The guide "Auditing components" defines the statistic, null, threshold and correction of each check.
 
     Args:
         model: the model that was decomposed.
         decomposition: its components.
-        pefs: of the examples below.
-        examples: n examples that the decomposition was not found in.
-        fit: their coefficients.
-        decomposed: the PEFs that were decomposed: ``n_seeds`` further runs of them are compared, and one of ``pefs``,
-            as many components each.
-        runs: other runs by name, in place of these: decompositions or fits over the same n examples, or coefficients.
-        readable: what can be read off the examples: a text per example or several (a report's display), images, or
-            {name: values}. Labels and predictions are read in any case.
-        table: selectivity that was measured before, of the components to audit.
-        components: which components; all, or those of ``table``.
-        n_top: top examples of a component, for what is measured here.
-        n_seeds: further runs.
-        thresholds: of all checks.
-        class_names: of the classes, in rules; the model's own by default.
-        seed: of the decomposition that is audited; further runs count up from it.
-        progress: a bar, nothing, or JSON lines into a stream.
-        **options: passed to `decompose` for the further runs: what the decomposition was made with.
+        pefs: PEFs of ``examples``.
+        examples: n held-out examples, which were not decomposed.
+        fit: coefficients of ``examples``.
+        decomposed: the PEFs that were decomposed. With them, check 2 compares ``n_seeds`` further runs on them and one
+            on ``pefs``, with the same number of components.
+        runs: other runs to compare instead, by name: decompositions or fits over the same n examples, or coefficients.
+        readable: readable properties of the examples: one or several texts per example (a report's display), images,
+            or {name: values}. Labels and predictions are always included.
+        table: existing result of `selectivity` for the components to audit.
+        components: components to audit; by default all, or those of ``table``.
+        n_top: number of top examples per component.
+        n_seeds: number of further runs.
+        thresholds: thresholds of all checks.
+        class_names: class names for rules; by default those of the model.
+        seed: seed of the audited decomposition; further runs use the next seeds.
+        progress: True for a bar, False for none, a text stream for JSON lines.
+        **options: arguments of `decompose` for the further runs; pass those of the audited decomposition.
 
     Raises:
-        TypeError: an argument of another kind.
+        TypeError: an argument of the wrong type.
         ValueError: the arguments do not belong together, or the examples are those that were decomposed.
     """
     check_belong_together(model, decomposition, pefs, examples, fit)
@@ -183,9 +183,9 @@ def audit(
         raise TypeError(f"table is of type {type(table).__name__}; expected what selectivity returns")
     chosen = table.components
     if components is not None and not np.array_equal(choose_components(components, decomposition.n_components), chosen):
-        raise ValueError(f"table is of components {chosen.tolist()}; pass it alone, or the same components")
+        raise ValueError(f"table has components {chosen.tolist()}; pass it without components, or with the same ones")
     if chosen.max() >= decomposition.n_components or table.evaluated.max() >= pefs.n_examples:
-        raise ValueError("table is of more components or examples than there are; measure it on this decomposition")
+        raise ValueError("table has more components or examples than there are; measure it on this decomposition")
     usable = np.setdiff1d(np.arange(pefs.n_examples), table.left_out)
     W = np.asarray(fit.coefficients)
     coefficients = {name: _coefficients(run, name, len(W)) for name, run in (runs or {}).items()}
@@ -223,7 +223,7 @@ def _further_runs(
     progress: Progress,
     options: dict[str, Any],
 ) -> dict[str, Float[np.ndarray, "n r"]]:
-    """Coefficients of the held-out examples in runs of other seeds, and in a run of the held-out examples alone."""
+    """Compute coefficients of the held-out examples from runs with other seeds and from a run on these examples."""
     r, n_seeds = decomposition.n_components, check_integer("n_seeds", n_seeds, 1)
     found = {}
     with progress_bar(progress, "audit: further runs", n_seeds + 1, "runs") as advance:

@@ -1,8 +1,8 @@
-"""The five checks of an audit, each as a function of arrays: rivals of a decomposition go through the same ones.
+"""The five checks of an audit as functions of arrays, so that they also apply to alternatives to a decomposition.
 
-Every check gives a statistic per component, what chance gives, and a threshold that was fixed beforehand. Where chance
-has a distribution there is a p-value too, adjusted for the number of components by Benjamini and Hochberg's procedure:
-of the components that pass such a check at most a stated share is expected to do so by luck.
+Each check gives a statistic per component, its value under a null hypothesis, and a threshold fixed beforehand. Checks
+with a null distribution also give a p-value, adjusted for the number of components by the Benjamini-Hochberg procedure,
+which bounds the expected fraction of false discoveries among the components that pass.
 """
 
 import dataclasses
@@ -18,21 +18,20 @@ from npeff_jax.evaluation._matching import coefficient_similarities
 from npeff_jax.evaluation._readable import Rules
 
 FEWEST_OTHERS = 19
-"""Other components whose moves can show a p-value of 5%: with one more than 19 equal ones, a place is 1 in 20."""
+"""Smallest number of other components for which a p-value of 5% is possible: the best rank among 20 is 1 in 20."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """What a component must reach. Fixed before the examples are looked at.
+    """Thresholds of the checks, to be fixed before looking at the examples.
 
     Attributes:
-        level: of significance per component: 0.05 for the 95th percentile of the null.
-        discoveries: share of the components that pass a check which may be expected to pass it by luck: what p-values
-            adjusted for the number of components must not exceed.
-        cosine: of a component's coefficients with those of its partner in another run.
-        concentration: factor within which the concentration of held-out coefficients is that of the decomposed ones.
-        prediction: factor within which the measured KL is the predicted one.
-        n_permutations: draws of each permuted null.
+        level: significance level per component; 0.05 for the 95th percentile of the null.
+        discoveries: false discovery rate: the largest adjusted p-value of a component that passes.
+        cosine: smallest cosine of a component's coefficients with those of its match in another run.
+        concentration: largest factor between the concentrations of held-out and decomposed coefficients.
+        prediction: largest factor between measured and predicted KL.
+        n_permutations: number of permutations of each null distribution.
     """
 
     level: float = 0.05
@@ -56,18 +55,18 @@ class Thresholds:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Check:
-    """One check of c components.
+    """Result of one check for c components.
 
     Attributes:
         name: "selective", "found again", "held out", "readable" or "predicted".
-        statistic: (c,).
-        null: (c,), what chance gives: see the guide for which quantile of what.
-        at_least: (c,), the threshold.
-        at_most: (c,), an upper threshold, infinite for most checks.
-        p_value: (c,), adjusted for the number of components; NaN where the check is one of size alone.
-        most: what the p-value must not exceed.
-        not_applicable: why the check does not apply; empty where it does.
-        notes: for each component some words, such as the rule that was read; may be empty.
+        statistic: (c,), the measured values.
+        null: (c,), a quantile of the statistic under the null hypothesis, as defined by each check.
+        at_least: (c,), lower thresholds.
+        at_most: (c,), upper thresholds; infinite for most checks.
+        p_value: (c,), adjusted for the number of components; NaN for checks of effect size only.
+        most: largest p-value of a component that passes.
+        not_applicable: why the check does not apply; empty if it does.
+        notes: per component a remark, such as the rule that describes its top examples; may be empty.
     """
 
     name: str
@@ -82,20 +81,20 @@ class Check:
 
     @classmethod
     def without(cls, name: str, c: int, why: str) -> "Check":
-        """A check that does not apply to any of c components."""
+        """Return a check that does not apply to any of c components."""
         nothing = np.full(c, np.nan)
         return cls(name, nothing, nothing, nothing, nothing, nothing, not_applicable=why)
 
     @property
     def passed(self) -> Bool[np.ndarray, "c"]:
-        """Which components pass; a statistic that is not a number does not."""
+        """(c,), whether each component passes; a component with a NaN statistic does not."""
         if self.not_applicable:
             return np.zeros(len(self.statistic), bool)
         inside = (self.statistic >= self.at_least) & (self.statistic <= self.at_most)
         return inside & (np.isnan(self.p_value) | (self.p_value <= self.most))
 
     def result(self, place: int) -> str:
-        """Return "passed", "failed" or "not applicable"."""
+        """Return "passed", "failed" or "not applicable" for the component at a position."""
         if self.not_applicable:
             return "not applicable"
         return "passed" if self.passed[place] else "failed"
@@ -104,15 +103,16 @@ class Check:
 def selective(
     own: Float[np.ndarray, "c"], others: Float[np.ndarray, "c k"], thresholds: Thresholds = Thresholds()
 ) -> Check:
-    """Check that a component's own move favours its top examples more than other components' moves do.
+    """Check that a component's move changes its top examples more than other components' moves do.
 
-    The statistic is the KL ratio, the larger one of two signs; the null are the ratios of k other moves on the same top
-    examples, each the larger one of its two signs. The rank among them must be in the first 5%.
+    The statistic is the KL ratio of the component's move, maximised over both signs. The null distribution consists of
+    the ratios of k other moves on the same top examples, each maximised over both signs; the statistic must rank within
+    the first 5%.
 
     Args:
-        own: of each component.
-        others: of other moves, NaN where there is none.
-        thresholds: the level.
+        own: KL ratio of each component's own move.
+        others: KL ratios of other components' moves on the same top examples; NaN where not measured.
+        thresholds: the significance level.
     """
     c = len(own)
     known = np.isfinite(others) & (others > 0)
@@ -127,7 +127,7 @@ def selective(
         at_least[j] = drawn[int(np.ceil((1 - thresholds.level) * (len(drawn) + 1))) - 1]
         null[j] = np.median(drawn)
         p[j] = (1 + (drawn >= own[j]).sum()) / (1 + len(drawn))
-    above = np.nextafter(at_least, np.inf)  # it must exceed the quantile, not tie with it
+    above = np.nextafter(at_least, np.inf)  # a tie with the quantile does not pass
     return Check("selective", own, null, above, np.full(c, np.inf), adjusted(p), thresholds.discoveries)
 
 
@@ -138,17 +138,18 @@ def found_again(
     thresholds: Thresholds = Thresholds(),
     seed: int = 0,
 ) -> Check:
-    """Check that other runs have the component: cosine of coefficients over the same examples, matched one to one.
+    """Check that other runs find the component: cosine with the coefficients of its one-to-one match.
 
-    The statistic is the smallest cosine over the runs. The null permutes the component's coefficients over the examples
-    and takes the largest cosine with any component of a run, which a one-to-one partner cannot exceed.
+    The statistic is the smallest cosine over the runs. For the null distribution, the component's coefficients are
+    permuted over the examples and the largest cosine with any component of a run is taken, an upper bound on the cosine
+    with a one-to-one match.
 
     Args:
-        coefficients: of all components of the run that is audited.
+        coefficients: coefficients of all components of the audited run.
         runs: coefficients of other runs over the same examples, by name.
-        components: which are audited.
-        thresholds: cosine and level.
-        seed: of the permutations.
+        components: indices of the audited components.
+        thresholds: cosine and significance level.
+        seed: seed of the permutations.
     """
     c = len(components)
     if not runs:
@@ -182,18 +183,18 @@ def held_out(
     thresholds: Thresholds = Thresholds(),
     seed: int = 0,
 ) -> Check:
-    """Check that coefficients are as concentrated on held-out examples as on those that were decomposed.
+    """Check that coefficients are as concentrated on held-out examples as on decomposed ones.
 
-    The statistic is the ratio of two concentrations n Σw² / (Σw)²: 1 for even coefficients, n for a single one. A
-    component that was fitted to a few examples has even coefficients, or none, on others. The null is what a random
-    split of all these examples into two sets of these sizes gives: the 95th percentile of how far from 1 the ratio is,
-    as a factor.
+    The concentration is n Σw² / (Σw)²: 1 for equal coefficients, n for a single non-zero one. An overfitted component
+    has nearly equal or zero coefficients on other examples. The statistic is the ratio of the two concentrations. Under
+    the null, all examples are split at random into two sets of the same sizes; its 95th percentile is that of
+    max(ratio, 1 / ratio).
 
     Args:
         decomposed: coefficients of the decomposed examples.
-        coefficients: of the held-out examples.
-        thresholds: the factor.
-        seed: of the random splits.
+        coefficients: coefficients of the held-out examples.
+        thresholds: the largest factor.
+        seed: seed of the random splits.
     """
     n1, c = decomposed.shape
     statistic = _concentration(coefficients) / _concentration(decomposed)
@@ -211,16 +212,16 @@ def held_out(
 
 
 def readable(rules: Rules, top: Bool[np.ndarray, "c n"], thresholds: Thresholds = Thresholds(), seed: int = 0) -> Check:
-    """Check that one short readable rule tells the top examples from the others.
+    """Check that a short readable rule distinguishes the top examples from the others.
 
-    The statistic is the rule's AUC on the half of the examples that did not choose it (`Rules.read`). The null does the
-    same, over all the rules, for random sets of as many examples: what permuted coefficients give.
+    The statistic is the AUC of the best rule, on the half of the examples that it was not chosen on (`Rules.read`). The
+    null distribution repeats this choice for random sets of the same size, as permuted coefficients would give.
 
     Args:
-        rules: what can be read off the examples.
-        top: for each component its top examples, all components equally many.
-        thresholds: the level.
-        seed: of the halves and the random sets.
+        rules: readable properties of the examples.
+        top: (c, n), the top examples of each component, equally many for all.
+        thresholds: the significance level.
+        seed: seed of the halves and the random sets.
     """
     c, n = top.shape
     if not rules.names:
@@ -245,17 +246,17 @@ def predicted(
     thresholds: Thresholds = Thresholds(),
     seed: int = 0,
 ) -> Check:
-    """Check that the KL of a component's move on its top examples is what the decomposition predicts (eq. 5).
+    """Check that the KL of a component's move on its top examples agrees with its prediction (eq. 5).
 
-    The statistic is the mean measured over the mean predicted KL, both over the two signs, so that odd orders cancel.
-    The null permutes predictions over the examples: the median of the same factor.
+    The statistic is the mean measured KL divided by the mean predicted KL, over both signs so that odd orders cancel.
+    The null is the median of this ratio when predictions are permuted over the examples.
 
     Args:
         measured: KL of each move and sign on e examples.
-        prediction: the predicted one.
-        top: which of the examples are each component's top ones.
-        thresholds: the factor.
-        seed: of the permutations.
+        prediction: predicted KL of each move and sign.
+        top: (c, e), whether each example is among the component's top examples.
+        thresholds: the largest factor.
+        seed: seed of the permutations.
     """
     c = len(measured)
     random = np.random.default_rng(seed)
@@ -271,7 +272,7 @@ def predicted(
 
 
 def adjusted(p: Float[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
-    """Adjust p-values of c components by Benjamini and Hochberg's procedure."""
+    """Adjust the p-values of c components by the Benjamini-Hochberg procedure."""
     return scipy.stats.false_discovery_control(np.clip(p, 0, 1)) if len(p) else p
 
 
@@ -283,7 +284,7 @@ def _concentration(coefficients: Float[np.ndarray, "n c"]) -> Float[np.ndarray, 
 
 
 def _halves(sets: Bool[np.ndarray, "s n"], random: np.random.Generator) -> Bool[np.ndarray, "s n"]:
-    """For each set a random half of its examples and of the others."""
+    """Draw per set a random half of its examples and of the other examples."""
     halves = np.zeros_like(sets)
     for half, own in zip(halves, sets, strict=True):
         for part in (np.flatnonzero(own), np.flatnonzero(~own)):

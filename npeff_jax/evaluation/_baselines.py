@@ -1,4 +1,4 @@
-"""Baselines in place of Fishers: activations of one layer or loss gradients, and clusters of them (section 3.4)."""
+"""Baselines that replace Fishers by activations or loss gradients, and cluster them (section 3.4)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,24 +17,24 @@ from npeff_jax.models import IntermediatesFn, Model
 from npeff_jax.perturbation import batches
 
 HeadFn = Callable[[PyTree, jax.Array], jax.Array]
-"""``(params, activation) -> (C,)``: the rest of the model, from one example's activation to its logits."""
+"""``(params, activation) -> (C,)``: the remaining layers, from one example's activation to its logits."""
 
 
 def activations(model: Model, examples: Examples, name: str, *, batch_size: int = 256) -> Float[np.ndarray, "n d"]:
-    """One named intermediate of every example, flattened.
+    """Compute one named intermediate of every example, flattened.
 
     Args:
-        model: with an ``intermediates_fn``.
-        examples: n of them.
-        name: which intermediate.
-        batch_size: examples of one forward pass.
+        model: a model with ``intermediates_fn``.
+        examples: n examples.
+        name: name of the intermediate.
+        batch_size: examples per forward pass.
 
     Raises:
         ValueError: the model has no ``intermediates_fn``, or no intermediate of that name.
     """
     if model.intermediates_fn is None:
         raise ValueError(
-            "this model exposes no intermediates; give Model(..., intermediates_fn=f) a function (params, example) -> "
+            "this model exposes no intermediates; pass Model(..., intermediates_fn=f), a function (params, example) -> "
             "{name: array}"
         )
     examples = take_examples(examples)
@@ -52,13 +52,13 @@ def activations(model: Model, examples: Examples, name: str, *, batch_size: int 
 def logit_gradients(
     model: Model, values: Float[np.ndarray, "n d"], head: HeadFn, *, batch_size: int = 256
 ) -> Float[np.ndarray, "n C d"]:
-    """∂ logits / ∂ activation of every example: what TCAV asks whether a concept moves.
+    """Compute ∂ logits / ∂ activation of every example, as needed by `tcav`.
 
     Args:
-        model: whose parameters ``head`` gets.
+        model: the model whose parameters are passed to ``head``.
         values: activations.
-        head: the rest of the model.
-        batch_size: examples at once.
+        head: the remaining layers of the model.
+        batch_size: examples per batch.
     """
     run = model.program(_jacobians, head)
     found = [np.asarray(run(model.params, batch)) for batch in batches(values, min(batch_size, len(values)))]
@@ -68,15 +68,16 @@ def logit_gradients(
 def gradient_features(
     model: Model, examples: Examples, *, n_features: int = 512, seed: int = 0, batch_size: int = 32
 ) -> Float[np.ndarray, "n f"]:
-    """The unit gradient of log p of each example's prediction, projected at random: what gradient clustering clusters.
+    """Compute the normalised gradient of log p of each example's prediction, randomly projected, for clustering.
 
-    A count sketch keeps inner products in expectation, with an error of about 1/sqrt(n_features), and needs no matrix.
+    The projection is a count sketch, which preserves inner products in expectation with an error of about
+    1/sqrt(n_features) and needs no projection matrix.
 
     Args:
-        model: with more than one logit.
-        examples: n of them.
-        n_features: length of the projected gradients.
-        seed: of the projection.
+        model: a model with more than one logit.
+        examples: n examples.
+        n_features: f, dimension of the projected gradients.
+        seed: seed of the projection.
         batch_size: examples whose gradients are held at once.
     """
     examples = take_examples(examples)
@@ -95,8 +96,8 @@ class Clusters:
 
     Attributes:
         assignment: (n,), the cluster of each example.
-        distances: (n,), to its centroid.
-        centroids: (k, d).
+        distances: (n,), distance of each example to its centroid.
+        centroids: (k, d), the centroids.
     """
 
     assignment: Int[np.ndarray, "n"]
@@ -105,14 +106,12 @@ class Clusters:
 
     @property
     def membership(self) -> Float[np.ndarray, "n k"]:
-        """Zeros and ones: what the paper compares with components' coefficients (`compare_runs`)."""
+        """One-hot assignments, which the paper compares with the coefficients of components (`compare_runs`)."""
         return np.eye(len(self.centroids))[self.assignment]
 
     @property
     def coefficients(self) -> Float[np.ndarray, "n k"]:
-        """1 / (1 + distance) inside the cluster and 0 outside: ranks members by distance to the centroid
-        (`top_examples`).
-        """
+        """1 / (1 + distance) inside the cluster and 0 outside, which ranks members for `top_examples`."""
         return self.membership / (1 + self.distances[:, None])
 
     def _repr_html_(self) -> str:
@@ -128,12 +127,12 @@ class Clusters:
 
 
 def cluster(features: Float[np.ndarray, "n d"], n_clusters: int = 128, *, seed: int = 0) -> Clusters:
-    """k-means, by scikit-learn.
+    """Cluster features by k-means (scikit-learn).
 
     Args:
         features: activations, or gradient features.
-        n_clusters: k, 128 in the paper.
-        seed: of the starting centroids.
+        n_clusters: k; 128 in the paper.
+        seed: seed of the initial centroids.
 
     Raises:
         ValueError: more clusters than examples.

@@ -1,4 +1,4 @@
-"""Whether model, decomposition, PEFs, examples and coefficients are of one another."""
+"""Check that model, decomposition, PEFs, examples and coefficients belong together."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ from npeff_jax.perturbation import check_decomposition_of
 def check_belong_together(
     model: Model, decomposition: Decomposition, pefs: Pefs, examples: Examples, fit: Any = None
 ) -> None:
-    """Raise unless all of them are of one model, and PEFs, examples and coefficients of the same examples in one order.
+    """Raise unless all arguments are of the same model, and PEFs and coefficients are those of the examples.
 
     Raises:
-        TypeError: an argument of another kind.
-        ValueError: they do not belong together; says which.
+        TypeError: an argument of the wrong type.
+        ValueError: the arguments do not belong together; the message names which.
     """
     check_decomposition_of(model, decomposition)
     if not isinstance(pefs, Pefs):
@@ -45,7 +45,7 @@ def check_belong_together(
         )
     if fit.coefficients.shape[1] != decomposition.n_components:
         raise ValueError(
-            f"the coefficients have {fit.coefficients.shape[1]} components, the decomposition "
+            f"the coefficients have {fit.coefficients.shape[1]} components, but the decomposition has "
             f"{decomposition.n_components}; fit them to this decomposition"
         )
     check_examples("the PEFs", pefs.schema.identity, np.asarray(pefs.logits), model, examples)

@@ -1,4 +1,4 @@
-"""Components and known variables matched one to one, and the rankings that a decomposition has to beat there."""
+"""One-to-one matching of components with known variables, and control rankings for comparison."""
 
 import dataclasses
 
@@ -16,16 +16,18 @@ from npeff_jax.pefs import Pefs
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConceptMatches:
-    """Components matched with variables one to one, cut on one half of the examples and scored on the other, both ways.
+    """One-to-one matches of components with variables, by two-fold cross-validation.
+
+    Coefficients are thresholded: the threshold is chosen on one half of the examples and scored on the other.
 
     Attributes:
-        names: of the v variables.
-        component: (2, v), fold by fold, the component that is matched with each variable; −1 where components ran out.
-        score: (2, v), the Matthews correlation of the cut component with the variable on the half that did not choose
-            the cut: 1 for a component that is the variable or its negation. 0 where there is no component.
-        permuted: (permutations, 2, v), the same when every component's coefficients are permuted over the examples.
-        distinct: (v,), whether no variable before it has the same examples or exactly the others. Those that have
-            cannot be told apart from it by any ranking.
+        names: names of the v variables.
+        component: (2, v), per fold, the component matched with each variable; −1 if there are too few components.
+        score: (2, v), per fold, the Matthews correlation of the thresholded component with the variable on the other
+            half: 1 if they agree, or if the component is the variable's negation; 0 without a component.
+        permuted: (permutations, 2, v), scores with every component's coefficients permuted over the examples.
+        distinct: (v,), False if an earlier variable holds for the same examples, or for exactly the other ones, so that
+            no ranking can distinguish the two.
     """
 
     names: tuple[str, ...]
@@ -35,11 +37,11 @@ class ConceptMatches:
     distinct: Bool[np.ndarray, "v"]
 
     def n_matched(self, at_least: float = 0.9) -> float:
-        """Return how many variables have a component with such a score, averaged over the two folds."""
+        """Return the number of variables with a score of at least ``at_least``, averaged over the two folds."""
         return float((self.score >= at_least).sum(axis=1).mean())
 
     def n_matched_permuted(self, at_least: float = 0.9) -> Float[np.ndarray, "p"]:
-        """Return the same count per permutation."""
+        """Return `n_matched` per permutation."""
         return (self.permuted >= at_least).sum(axis=2).mean(axis=1)
 
     def __repr__(self) -> str:
@@ -63,21 +65,21 @@ class ConceptMatches:
 def match_concepts(
     coefficients: Float[np.ndarray, "n r"], variables: Variables, *, n_permutations: int = 20, seed: int = 0
 ) -> ConceptMatches:
-    """Match components with known Boolean variables one to one, by how well one cut of each tells the variable.
+    """Match components one to one with known Boolean variables, by thresholding their coefficients.
 
-    The examples are halved at random. On one half every component is cut where its Matthews correlation with the
-    variable, or with its negation, is largest, and components are assigned to variables with the largest sum of these
-    correlations. On the other half the same cuts are scored. Unlike a count of concepts that top examples share, no
-    component stands for several variables, and no variable is found because many examples have it.
+    The examples are divided into random halves. On one half, each component's threshold is chosen to maximise the
+    Matthews correlation with the variable or its negation, and components are assigned to variables by the largest sum
+    of these correlations. The thresholds are scored on the other half. Unlike in a count of concepts that top examples
+    share, a component matches one variable only, and frequent variables have no advantage.
 
     Args:
-        coefficients: W, or any other ranking of n examples by r columns: controls go through the same matching.
-        variables: for each whether each of the n examples has it. A variable that all or no examples have scores 0.
-        n_permutations: of the coefficients, for comparison.
-        seed: of the halves and the permutations.
+        coefficients: W, or another ranking of n examples by r columns, such as `control_rankings`.
+        variables: per variable, whether it holds for each of the n examples. A constant variable scores 0.
+        n_permutations: number of permutations of the coefficients, for comparison.
+        seed: seed of the halves and the permutations.
 
     Raises:
-        ValueError: fewer than four examples, coefficients that are not finite, or a variable of another length.
+        ValueError: fewer than four examples, non-finite coefficients, or a variable of the wrong length.
 
     Examples:
         >>> has = np.arange(40) % 4 == 0
@@ -97,11 +99,11 @@ def match_concepts(
     random = np.random.default_rng(check_integer("seed", seed, 0))
     first = np.zeros(n, bool)
     first[random.permutation(n)[: n // 2]] = True
-    halves = (~first, first)  # what chooses; the other one scores
+    halves = (~first, first)  # the half that chooses; the other one scores
     component, score = _matched(W, has, halves)
     n_permutations = check_integer("n_permutations", n_permutations, 0)
     permuted = [_matched(random.permuted(W, axis=0), has, halves)[1] for _ in range(n_permutations)]
-    signed = np.where(has[0], ~has, has)  # a variable and its negation become equal
+    signed = np.where(has[0], ~has, has)  # equal for a variable and its negation
     _, earliest = np.unique(signed, axis=1, return_index=True)
     distinct = np.isin(np.arange(has.shape[1]), earliest)
     return ConceptMatches(tuple(table), component, score, np.reshape(permuted, (-1, *score.shape)), distinct)
@@ -110,7 +112,7 @@ def match_concepts(
 def _matched(
     W: Float[np.ndarray, "n r"], has: Bool[np.ndarray, "n v"], halves: tuple[np.ndarray, np.ndarray]
 ) -> tuple[Int[np.ndarray, "2 v"], Float[np.ndarray, "2 v"]]:
-    """Component and score of every variable, fold by fold."""
+    """Return the matched component and the score of every variable, per fold."""
     component = np.full((2, has.shape[1]), -1)
     score = np.zeros((2, has.shape[1]))
     for fold, choosing in enumerate(halves):
@@ -128,26 +130,26 @@ def _matched(
 def _best_cuts(
     W: Float[np.ndarray, "n r"], has: Bool[np.ndarray, "n v"]
 ) -> tuple[Float[np.ndarray, "r v"], Float[np.ndarray, "r v"]]:
-    """For every component and variable the least coefficient above the best cut, and the correlation there."""
+    """Return the best threshold of each component for each variable, and its Matthews correlation."""
     cuts, chosen = np.zeros((W.shape[1], has.shape[1])), np.zeros((W.shape[1], has.shape[1]))
     for j, column in enumerate(W.T):
         order = np.argsort(-column, kind="stable")
         ranked = column[order]
-        ends = np.flatnonzero(ranked[:-1] > ranked[1:])  # equal coefficients stay on one side of a cut
+        ends = np.flatnonzero(ranked[:-1] > ranked[1:])  # equal coefficients are never separated
         if not ends.size:
             cuts[j] = np.inf
             continue
         inside = has[order].cumsum(axis=0)[ends]
         correlations = _matthews(inside, (ends + 1)[:, None], has.sum(axis=0), len(has))
         best = np.abs(correlations).argmax(axis=0)
-        # Halfway to the next coefficient: the other half's fall on either side of it.
+        # halfway to the next coefficient, because those of the other half lie between
         cuts[j] = (ranked[ends[best]].astype(np.float64) + ranked[ends[best] + 1]) / 2
         chosen[j] = correlations[best, np.arange(has.shape[1])]
     return cuts, chosen
 
 
 def _matthews(both: np.ndarray, above: np.ndarray, held: np.ndarray, n: int) -> np.ndarray:
-    """The Matthews correlation of two Boolean variables from their counts; 0 where one of them is constant."""
+    """Compute the Matthews correlation of two Boolean variables from their counts; 0 if one of them is constant."""
     both, above, held = (np.asarray(count, np.float64) for count in (both, above, held))
     scale = np.sqrt(above * (n - above) * held * (n - held))
     return np.divide(n * both - above * held, scale, out=np.zeros(np.broadcast(both, scale).shape), where=scale > 0)
@@ -160,19 +162,19 @@ def control_rankings(
     *,
     seed: int = 0,
 ) -> dict[str, Float[np.ndarray, "n r"]]:
-    """Rank the examples by controls, as many of each kind as there are components, for `search_concepts`.
+    """Compute control rankings of the examples, r of each kind, to compare in `search_concepts` or `match_concepts`.
 
-    ``permuted``: the coefficients, each component's permuted over the examples. ``random directions``: dᵀ F_i d for d
-    a normally distributed combination of all rows of all examples, so in their span, where any pseudo-Fisher lies too:
-    what the Fishers group without being decomposed. ``random examples``: ⟨F_i, F_e⟩ with an example e drawn for each:
-    its neighbours. ``predicted class``: whether it is the example's, classes by turns. ``k-means``: closeness to the
-    centroids of as many clusters of activations.
+    The kinds are ``permuted``: the coefficients, permuted over the examples per component. ``random directions``:
+    dᵀ F_i d with d a normal random combination of all rows, which is how the Fishers rank examples without a
+    decomposition. ``random examples``: ⟨F_i, F_e⟩ with a random example e, which ranks the neighbours of e.
+    ``predicted class``: whether a class is predicted, with the classes repeated in turn. ``k-means``: closeness to the
+    r centroids of clusters of activations.
 
     Args:
-        pefs: what was decomposed.
+        pefs: the PEFs that were decomposed.
         coefficients: W.
-        activations: of the examples; k-means is left out without them.
-        seed: of permutations, directions, examples and clusters.
+        activations: activations of the examples; without them k-means is left out.
+        seed: seed of permutations, directions, examples and clusters.
 
     Raises:
         ValueError: coefficients or activations of another number of examples than the PEFs.
@@ -189,8 +191,8 @@ def control_rankings(
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
     drawn = random.choice(len(starts), r, replace=r > len(starts))
     own = np.isin(owner, drawn)
-    near = (A @ A[own].T).power(2) @ (owner[own][:, None] == drawn)  # rows with rows, then each example's summed
-    predicted = np.eye(pefs.logits.shape[1])[np.asarray(pefs.logits).argmax(1)]  # not logits: their rounding would rank
+    near = (A @ A[own].T).power(2) @ (owner[own][:, None] == drawn)  # products of rows, summed over the rows of e
+    predicted = np.eye(pefs.logits.shape[1])[np.asarray(pefs.logits).argmax(1)]  # one-hot, because logits would rank
     rankings = {
         "permuted": random.permuted(coefficients, axis=0),
         "random directions": np.add.reduceat(np.asarray(A @ directions) ** 2, starts, axis=0),

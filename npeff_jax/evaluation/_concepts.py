@@ -1,4 +1,4 @@
-"""Which known concepts the top examples of each component share: single variables, and ANDs of two or three."""
+"""Search for known concepts that the top examples of each component share: variables, and ANDs of two or three."""
 
 import collections
 import dataclasses
@@ -13,26 +13,25 @@ from npeff_jax._html import facts_html, table_html
 from npeff_jax.evaluation._ranking import coefficient_array, top_examples
 
 Variables = Mapping[str, Sequence[bool] | np.ndarray]
-"""For each Boolean variable whether it holds for each of n examples."""
+"""Per Boolean variable, whether it holds for each of n examples."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConceptSearch:
-    """Concepts, and how far each component's ranking of the examples agrees with them.
+    """Concepts, and how well each component's ranking of the examples agrees with them.
 
     Attributes:
-        names: of the concepts; the variables of an AND are joined by " & ".
-        base: (concepts,), fraction of all examples that have each.
-        share: (r, concepts), fraction of each component's top examples that have it.
-        eligible: (r, concepts), whether it counts for the component: not where the predicted labels of its top examples
-            imply it.
-        average_precision: (r, concepts), of finding the concept's examples in the order of the coefficients: the mean,
-            over these examples, of the fraction that has the concept from the first example to it.
-        n_positive: (r,), examples with a coefficient above zero. Where they are fewer than ``n_top``, the rest of the
-            top examples are ties at zero, in the order in which the examples were given.
-        permuted_n_shared: (permutations, r), `n_shared` when coefficients are permuted over the examples, component by
-            component: what chance does.
-        n_top: top examples looked at.
+        names: names of the concepts; the variables of an AND are joined by " & ".
+        base: (concepts,), fraction of all examples with the concept.
+        share: (r, concepts), fraction of each component's top examples with the concept.
+        eligible: (r, concepts), whether the concept counts for the component. It does not if the predicted labels of
+            the top examples imply it.
+        average_precision: (r, concepts), average precision of ranking the examples by the component's coefficients,
+            with the concept as the positive class.
+        n_positive: (r,), number of examples with a positive coefficient. If they are fewer than ``n_top``, the top
+            examples include ties at zero, in the order of the examples.
+        permuted_n_shared: (permutations, r), `n_shared` with each component's coefficients permuted over the examples.
+        n_top: number of top examples per component.
     """
 
     names: tuple[str, ...]
@@ -46,41 +45,41 @@ class ConceptSearch:
 
     @property
     def best(self) -> Int[np.ndarray, "r"]:
-        """The concept that a component's top examples have most beyond its base rate, among those that count."""
+        """(r,), the eligible concept with the largest excess of the share among top examples over its base rate."""
         return np.where(self.eligible, self.share - self.base, -np.inf).argmax(1)
 
     @property
     def best_average_precision(self) -> Float[np.ndarray, "r"]:
-        """The highest average precision of a component, over the concepts that count."""
+        """(r,), the highest average precision of each component over the eligible concepts."""
         return np.where(self.eligible, self.average_precision, 0).max(1)
 
     @property
     def n_shared(self) -> Int[np.ndarray, "r"]:
-        """How many concepts all top examples of a component have."""
+        """(r,), number of eligible concepts that all top examples of the component have."""
         return ((self.share == 1) & self.eligible).sum(1)
 
     @property
     def shared(self) -> Bool[np.ndarray, "r"]:
-        """Whether all top examples of a component share some concept."""
+        """(r,), whether all top examples of the component share an eligible concept."""
         return self.n_shared > 0
 
     @property
     def permuted_shared(self) -> Bool[np.ndarray, "permutations r"]:
-        """Whether they share some concept when coefficients are permuted."""
+        """Whether all top examples share a concept after permuting coefficients over the examples."""
         return self.permuted_n_shared > 0
 
     @property
     def found(self) -> collections.Counter[str]:
-        """Of how many components each concept is the rarest that their top examples share: the distinct concepts."""
+        """Number of components per concept, where a component counts for the rarest concept its top examples share."""
         return collections.Counter(self.shared_names(j)[0] for j in np.flatnonzero(self.shared).tolist())
 
     def shared_names(self, component: int) -> tuple[str, ...]:
-        """The concepts that all of a component's top examples have, rarest first."""
+        """Return the names of the eligible concepts that all top examples of a component have, rarest first."""
         found = np.flatnonzero((self.share[component] == 1) & self.eligible[component])
         return tuple(self.names[i] for i in found[np.argsort(self.base[found], kind="stable")])
 
     def note(self, component: int) -> str:
-        """What the component's top examples share, in a line."""
+        """Return a line of text about the concept that a component's top examples share."""
         best = self.best[component]
         own, base = self.share[component, best], self.base[best]
         return f"{self.names[best]}: {own:.0%} of its top {self.n_top} examples, {base:.0%} of all"
@@ -123,23 +122,25 @@ def search_concepts(
     n_permutations: int = 20,
     seed: int = 0,
 ) -> ConceptSearch:
-    """Look for the concepts that each component's top examples all have (section 3.2).
+    """Search for the concepts that all top examples of a component have (section 3.2).
 
-    A concept is a variable, or an AND of up to ``max_terms`` of them, that at most half of the examples have: that top
-    examples share more says little. Of concepts with the same examples the first with the fewest terms stands for all.
+    A concept is a variable, or an AND of up to ``max_terms`` variables, that at most half of the examples have; more
+    frequent ones say little. Of several concepts that hold for the same examples, the first with the fewest terms is
+    kept.
 
     Args:
-        coefficients: W, or any other ranking of n examples by r columns: controls go through the same search.
-        variables: for each whether each of the n examples has it. Add `negations` of them to look for these too.
-        predictions: the label the model gives to each example. With them a concept does not count for a component if
-            every example with one of its top examples' predicted labels has it.
-        max_terms: most variables of an AND.
-        n_top: top examples of each component.
-        n_permutations: of the coefficients, for comparison.
-        seed: of the permutations.
+        coefficients: W, or another ranking of n examples by r columns, such as `control_rankings`.
+        variables: per variable, whether it holds for each of the n examples. Add their `negations` to search for these
+            too.
+        predictions: (n,), predicted class per example. If given, a concept does not count for a component if it holds
+            for every example with one of the classes predicted for its top examples.
+        max_terms: maximum number of variables in an AND.
+        n_top: number of top examples per component.
+        n_permutations: number of permutations of the coefficients, for comparison.
+        seed: seed of the permutations.
 
     Raises:
-        ValueError: a variable is given for another number of examples, or no concept is rare enough to be looked for.
+        ValueError: a variable of the wrong length, or no concept that at most half of the examples have.
 
     Examples:
         >>> found = search_concepts(fit.coefficients, {"wrong": labels == 0}, n_top=3)
@@ -180,7 +181,7 @@ def search_concepts(
 
 
 def negations(variables: Variables) -> dict[str, Bool[np.ndarray, "n"]]:
-    """Return each variable's negation, under the name "not …".
+    """Return the negation of each variable, named "not …".
 
     Examples:
         >>> negations({"long": [True, False]})["not long"].tolist()
@@ -193,8 +194,8 @@ def truth_table(variables: Variables, n: int) -> dict[str, Bool[np.ndarray, "n"]
     """Return variables as Boolean arrays.
 
     Raises:
-        TypeError: no mapping of names to truth values.
-        ValueError: a variable is given for another number of examples, or has other values than true and false.
+        TypeError: ``variables`` is not a mapping from names to truth values.
+        ValueError: a variable of the wrong length, or with values other than true and false.
     """
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables is a {type(variables).__name__}; expected {{name: truth values}}")
@@ -210,7 +211,7 @@ def truth_table(variables: Variables, n: int) -> dict[str, Bool[np.ndarray, "n"]
 
 
 def _concepts(variables: Variables, n: int, max_terms: int) -> tuple[tuple[str, ...], Bool[np.ndarray, "n concepts"]]:
-    """Variables and their ANDs, with every set of examples once."""
+    """Return names and truth values of variables and their ANDs, one per distinct set of examples."""
     table = truth_table(variables, n)
     known: dict[bytes, tuple[str, np.ndarray]] = {}
     for terms in itertools.chain.from_iterable(itertools.combinations(table, k + 1) for k in range(max_terms)):
@@ -224,6 +225,6 @@ def _concepts(variables: Variables, n: int, max_terms: int) -> tuple[tuple[str, 
 
 
 def _average_precision(ranked: Bool[np.ndarray, "n concepts"]) -> Float[np.ndarray, "concepts"]:
-    """Compute the average precision of every concept, from the examples that have it in the order of a ranking."""
+    """Compute the average precision of every concept, from whether each example has it, in ranked order."""
     hits = ranked.cumsum(0)
     return (ranked * hits / np.arange(1, len(ranked) + 1)[:, None]).sum(0) / hits[-1]

@@ -1,4 +1,4 @@
-"""Comparing runs by their coefficients: components that score the same examples highly are the same (section 3.3)."""
+"""Comparison of runs by the cosine similarity of their coefficients over the same examples (section 3.3)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,16 +12,17 @@ from npeff_jax.evaluation._ranking import coefficient_array
 from npeff_jax.evaluation._selectivity import Fitted
 
 Run = Fitted | np.ndarray
-"""A decomposition, a fit, or coefficients (n, r) themselves, over the same n examples as what it is compared with."""
+"""A decomposition, a fit, or coefficients (n, r). Compared runs are over the same n examples."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunComparison:
-    """Two runs over the same examples.
+    """Similarity of the components of two runs over the same examples.
 
     Attributes:
-        similarities: (r₁, r₂), cosine similarities of their coefficient vectors; 0 where one is zero throughout.
-        pairs: (min(r₁, r₂), 2), the one-to-one assignment with the largest total similarity, by component of the first.
+        similarities: (r₁, r₂), cosine similarities of the coefficient vectors; 0 if a vector is zero.
+        pairs: (min(r₁, r₂), 2), the one-to-one assignment with the largest total similarity, sorted by the component of
+            the first run.
     """
 
     similarities: Float[np.ndarray, "r1 r2"]
@@ -29,17 +30,17 @@ class RunComparison:
 
     @property
     def forward(self) -> Float[np.ndarray, "r1"]:
-        """Each component of the first run: its greatest similarity to any of the second (the paper's measure)."""
+        """Largest similarity of each component of the first run to any of the second (the paper's measure)."""
         return self.similarities.max(axis=1)
 
     @property
     def backward(self) -> Float[np.ndarray, "r2"]:
-        """Each component of the second run: its greatest similarity to any of the first."""
+        """Largest similarity of each component of the second run to any of the first."""
         return self.similarities.max(axis=0)
 
     @property
     def matched(self) -> Float[np.ndarray, "p"]:
-        """The similarity of each pair. Unlike the maximum, no component can stand for several."""
+        """Similarity of each pair of ``pairs``. Unlike `forward`, it uses each component at most once."""
         return self.similarities[self.pairs[:, 0], self.pairs[:, 1]]
 
     def __repr__(self) -> str:
@@ -60,10 +61,10 @@ class RunComparison:
 
 
 def compare_runs(first: Run, second: Run) -> RunComparison:
-    """Match the components of two runs.
+    """Match the components of two runs by the cosine similarity of their coefficients.
 
     Raises:
-        ValueError: they are of different numbers of examples.
+        ValueError: the runs have different numbers of examples.
 
     Examples:
         >>> compare_runs(np.eye(3), np.eye(3)[:, [2, 0]]).pairs.tolist()
@@ -77,7 +78,7 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
 def coefficient_similarities(
     first: Float[np.ndarray, "n1 r1"], second: Float[np.ndarray, "n2 r2"]
 ) -> Float[np.ndarray, "r1 r2"]:
-    """Cosine similarity of every pair of columns, 0 for a column of zeros: a dead component is like nothing."""
+    """Compute the cosine similarity of every pair of columns; 0 for zero columns (dead components)."""
     if len(first) != len(second):
         raise ValueError(
             f"coefficients of {len(first)} and of {len(second)} examples cannot be compared; fit both runs to the same "
@@ -88,24 +89,24 @@ def coefficient_similarities(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Splits:
-    """Which components of a larger run each component of a smaller one became.
+    """Assignment of the components of a larger run to those of a smaller run.
 
     Attributes:
-        parents: (r₂,), the component of the smaller run that each of the larger is most similar to; −1 if like none.
-        similarities: (r₁, r₂).
+        parents: (r₂,), the most similar component of the smaller run; −1 for a component with no similarity to any.
+        similarities: (r₁, r₂), cosine similarities of the coefficients.
     """
 
     parents: Int[np.ndarray, "r2"]
     similarities: Float[np.ndarray, "r1 r2"]
 
     def of(self, component: int) -> Int[np.ndarray, "s"]:
-        """The splits of a component of the smaller run, the most similar first."""
+        """Return the components of the larger run assigned to a component of the smaller run, most similar first."""
         found = np.flatnonzero(self.parents == component)
         return found[np.argsort(-self.similarities[component, found], kind="stable")]
 
     @property
     def counts(self) -> Int[np.ndarray, "r1"]:
-        """How many splits each component of the smaller run has."""
+        """Number of components of the larger run assigned to each component of the smaller run."""
         return np.bincount(self.parents[self.parents >= 0], minlength=len(self.similarities))
 
     def __repr__(self) -> str:
@@ -121,22 +122,22 @@ class Splits:
 
 
 def find_splits(smaller: Run, larger: Run) -> Splits:
-    """Assign every component of the larger run to the one of the smaller run that it is most similar to (section 3.3).
+    """Assign every component of a larger run to the most similar component of a smaller run (section 3.3).
 
     Raises:
-        ValueError: they are of different numbers of examples, or the larger run is the smaller one.
+        ValueError: the runs have different numbers of examples, or ``smaller`` has more components.
     """
     similarities = coefficient_similarities(_coefficients(smaller), _coefficients(larger))
     if similarities.shape[0] > similarities.shape[1]:
         raise ValueError(
-            f"the smaller run has {similarities.shape[0]} components, the larger {similarities.shape[1]}; swap them"
+            f"smaller has {similarities.shape[0]} components, but larger has {similarities.shape[1]}; swap them"
         )
     alike = similarities.max(axis=0) > 0
     return Splits(np.where(alike, similarities.argmax(axis=0), -1), similarities)
 
 
 def similarity_to_final(steps: Sequence[Float[np.ndarray, "n r"]]) -> Float[np.ndarray, "steps r"]:
-    """Compute the cosine similarity of each component's coefficients with its last ones, step by step (figure 5).
+    """Compute the cosine similarity of each component's coefficients at each step to those at the last (figure 5).
 
     Raises:
         ValueError: no steps, or steps of different shapes.
@@ -150,11 +151,11 @@ def similarity_to_final(steps: Sequence[Float[np.ndarray, "n r"]]) -> Float[np.n
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stability:
-    """Runs that differ in their seed alone.
+    """Similarity of s runs that differ only in their seed.
 
     Attributes:
-        mean_max: (s, s), mean maximum cosine of run i's components against run j's.
-        matched: (s, r), for each run and component, the mean similarity to its one-to-one partners in the other runs.
+        mean_max: (s, s), at [i, j] the largest cosine with any component of run j, averaged over the components of i.
+        matched: (s, r), mean similarity of each component to its one-to-one matches in the other runs.
     """
 
     mean_max: Float[np.ndarray, "s s"]
@@ -179,10 +180,10 @@ class Stability:
 
 
 def stability(runs: Sequence[Run]) -> Stability:
-    """Compare every two of several runs with the same number of components.
+    """Compare all pairs of several runs with the same number of components.
 
     Raises:
-        TypeError: no list of runs.
+        TypeError: ``runs`` is not a list of runs.
         ValueError: fewer than two runs, or different numbers of components or examples.
 
     Examples:
@@ -201,7 +202,7 @@ def stability(runs: Sequence[Run]) -> Stability:
             if i != j:
                 comparison = compare_runs(first, second)
                 mean_max[i, j] = comparison.forward.mean()
-                matched[i] += comparison.matched / (len(runs) - 1)  # pairs are sorted by the first run's component
+                matched[i] += comparison.matched / (len(runs) - 1)  # pairs are sorted by component of the first run
     return Stability(mean_max, matched)
 
 

@@ -1,8 +1,7 @@
-"""Moves of the parameters held against each other: accuracy by group of examples, and who else moves.
+"""Side effects of moves of the parameters, such as repairs: accuracy per group of examples, and KL per component.
 
-A move that repairs or forgets something has side effects. `compare_moves` counts what becomes of accuracy in groups of
-examples, with paired intervals; `collateral` says for each component how far the predictions of its top examples go,
-as equation 5 predicts it and as it is.
+`compare_moves` computes changes of accuracy in groups of examples, with paired confidence intervals. `collateral`
+computes how far the predictions of each component's top examples change, as predicted by equation 5 and as measured.
 """
 
 import dataclasses
@@ -24,20 +23,20 @@ from npeff_jax.pefs import Pefs
 from npeff_jax.perturbation import Passes, check_direction, class_labels, no_move, perturbed_kl, perturbed_predictions
 
 PASSES = Passes()
-"""What functions take where nothing is said."""
+"""Default settings of forward passes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MoveComparison:
-    """What moves do to predictions, by groups of examples.
+    """Effect of d moves on the predictions of g groups of examples.
 
     Attributes:
-        names: of the d moves.
-        groups: of examples.
-        sizes: examples of each group.
+        names: names of the moves.
+        groups: names of the groups.
+        sizes: number of examples per group.
         before: accuracy of each group without a move.
         change: (d, g), change of accuracy.
-        interval: (d, g, 2), 95% intervals of it: of paired differences, by the normal approximation.
+        interval: (d, g, 2), 95% confidence intervals of ``change``, from paired differences (normal approximation).
         kl: (d, g), mean KL(p_θ ‖ p_{θ+δ}) in nats.
         norms: (d,), L2 norms of the moves.
     """
@@ -83,25 +82,25 @@ def compare_moves(
     groups: Mapping[str, Bool[np.ndarray, "n"]] | None = None,
     passes: Passes = PASSES,
 ) -> MoveComparison:
-    """Compute changes of accuracy and KL under moves of the parameters, by groups of examples.
+    """Compute changes of accuracy and KL under moves of the parameters, per group of examples.
 
     Args:
         model: the model. It is not changed.
-        moves: by name, pytrees shaped like the parameters.
-        examples: n, none of which any move was chosen by.
-        labels: theirs.
-        groups: masks by name; a group of all examples comes first.
-        passes: how forward passes are run.
+        moves: pytrees shaped like the parameters, by name.
+        examples: n examples that were not used to choose any of the moves.
+        labels: labels of the examples.
+        groups: masks of examples by name; a group of all examples is added as the first.
+        passes: settings of forward passes.
 
     Raises:
-        TypeError: the model's outputs have no classes, or a group is no mask.
-        ValueError: no move, no labels, or a group that is empty or of another length.
+        TypeError: the model's outputs have no classes, or a group is not a Boolean mask.
+        ValueError: no move, no labels, or a group that is empty or of the wrong length.
     """
     check_model(model)
     examples = take_examples(examples)
     n, truth = count_examples(examples), class_labels(model, examples, labels)
     if truth is None:
-        raise ValueError("labels is None; accuracy is counted against the class of each example")
+        raise ValueError("labels is None; pass the class of each example, which accuracy is measured against")
     if not isinstance(moves, Mapping) or not moves:
         raise ValueError("moves is empty or has no names; pass a dict of name to pytree shaped like the parameters")
     for name, move in moves.items():
@@ -137,14 +136,14 @@ def compare_moves(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Collateral:
-    """Who moves under a move, component by component.
+    """Effect of a move of the parameters on the top examples of each component.
 
     Attributes:
-        names: of named components, by index.
-        predicted: (r,), mean KL of each component's top examples as equation 5 predicts it, in nats.
-        measured: (r,), as it is; NaN for a component without examples.
-        others: mean KL of all examples, measured.
-        n_top: top examples per component.
+        names: names of named components, by index.
+        predicted: (r,), mean KL of each component's top examples predicted by equation 5, in nats.
+        measured: (r,), the measured mean KL; NaN for a component without positive coefficients.
+        others: measured mean KL of all examples.
+        n_top: number of top examples per component.
     """
 
     names: dict[int, str]
@@ -160,7 +159,7 @@ class Collateral:
 
     @property
     def agreement(self) -> float:
-        """Spearman's correlation of predicted and measured KL over components."""
+        """Spearman correlation of predicted and measured KL over components."""
         known = ~np.isnan(self.measured)
         return rank_correlation(self.predicted[known], self.measured[known])
 
@@ -196,17 +195,17 @@ def collateral(
     n_top: int = 32,
     passes: Passes = PASSES,
 ) -> Collateral:
-    """Compute how far a move takes the predictions of each component's top examples, predicted and measured.
+    """Compute the mean KL of each component's top examples under a move of the parameters, predicted and measured.
 
     Args:
         model: the model that was decomposed.
         decomposition: its components.
-        pefs: of the examples: their norms enter equation 5.
-        examples: the same n examples.
+        pefs: PEFs of ``examples``, whose norms enter equation 5.
+        examples: n examples.
         move: a pytree shaped like the parameters.
-        fit: coefficients of these examples: what `fit_coefficients` gave, or the decomposition itself.
-        n_top: top examples per component.
-        passes: how forward passes are run.
+        fit: coefficients of ``examples``: the result of `fit_coefficients`, or the decomposition itself.
+        n_top: number of top examples per component.
+        passes: settings of forward passes.
 
     Raises:
         ValueError: shapes disagree, or a divergence is not finite.
@@ -232,11 +231,11 @@ def collateral(
 
 
 def check_group(name: str, mask: object, n: int) -> Bool[np.ndarray, "n"]:
-    """Return a mask of examples.
+    """Return a mask of examples as an array, after checking it.
 
     Raises:
-        TypeError: it is not Boolean.
-        ValueError: it is of another length, or empty.
+        TypeError: the mask is not Boolean.
+        ValueError: the mask has the wrong length, or no example.
     """
     found = np.asarray(mask)
     if found.dtype != bool:

@@ -1,4 +1,4 @@
-"""What components are held against: other components' moves, random directions, random examples."""
+"""Null distributions of selectivity: other components' moves, random directions, random examples."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,14 +17,15 @@ SIGNS = (1, -1)
 
 @dataclasses.dataclass(frozen=True)
 class Nulls:
-    """What components are held against.
+    """Sizes of the null distributions that components are compared with.
 
     Attributes:
-        n_random_examples: random examples to compare a component's top ones with, or all there are if fewer.
-        n_random_directions: random directions of equal norm (the median one where norms differ), the second null.
-        n_other_components: how many other components' moves are tried on a component's top examples, drawn at random;
-            all if None. With a number, a move is measured on its own top examples, those of so many others and the
-            random examples alone: the cost then grows with the number of components instead of its square.
+        n_random_examples: number of random examples to compare top examples with, or all examples if there are fewer.
+        n_random_directions: number of random directions of equal norm (the median norm if norms differ).
+        n_other_components: number of other components, drawn at random, whose moves are measured on a component's top
+            examples; None for all. With a number, each move is measured only on its own top examples, those of as many
+            other components, and the random examples, so the cost is linear instead of quadratic in the number of
+            components.
     """
 
     n_random_examples: int = 10_000
@@ -41,10 +42,10 @@ class Nulls:
             normalise(self, n_other_components=check_integer("n_other_components", self.n_other_components))
 
     def others(self, c: int, rng: np.random.Generator) -> Bool[np.ndarray, "c c"]:
-        """Whether the move of component k is tried on the top examples of component j, at [j, k].
+        """Choose the pairs [j, k] for which the move of component k is measured on the top examples of component j.
 
-        Each is held against equally many others and tried by equally many, so that no pass is fuller than the rest:
-        those that follow it in a random circular order.
+        Each component is paired with those that follow it in a random circular order, so that every move is measured on
+        equally many components, which balances the forward passes.
         """
         n_others = self.n_other_components
         if n_others is None or n_others >= c - 1:
@@ -57,9 +58,9 @@ class Nulls:
 
 
 def random_moves(model: Model, count: int, norm: float, seed: int) -> Iterator[PyTree]:
-    """±norm times unit vectors that are uniform on the sphere of the explained parameters."""
+    """Yield ±norm times random unit vectors, uniform on the sphere of the explained parameters."""
     for i in range(count):
-        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)  # the same under any default
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i)  # independent of JAX's default
         vector = jax.random.normal(key, (model.space.size,), jnp.float32)
         for sign in SIGNS:
             yield model.space.unravel(sign * norm * vector / jnp.linalg.norm(vector))

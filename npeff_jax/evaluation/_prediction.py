@@ -1,4 +1,4 @@
-"""What a decomposition predicts of a move's effect (eq. 5), and how well the measured effect agrees."""
+"""Prediction of the effect of a move from the decomposition (eq. 5), and agreement with the measured effect."""
 
 import numpy as np
 import scipy.stats
@@ -11,7 +11,7 @@ from npeff_jax.pefs import FisherKind, Normalization
 from npeff_jax.perturbation import Subject, check_decomposition_of, check_direction
 
 _BLOCK_BYTES = 2**28
-"""Size of a block of pseudo-Fisher vectors in memory."""
+"""Size of a block of pseudo-Fisher vectors in memory, in bytes."""
 
 
 def predicted_kl(
@@ -26,14 +26,14 @@ def predicted_kl(
 
     Args:
         model: the model that was decomposed.
-        decomposition: either kind.
+        decomposition: a decomposition of either kind.
         coefficients: W of the examples.
-        norms: α, the Frobenius norms of their PEFs (`Pefs.norms`).
+        norms: α, the Frobenius norms of the examples' PEFs (`Pefs.norms`).
         direction: a pytree shaped like the parameters.
-        scale: δ = scale · direction.
+        scale: step size, δ = scale · direction.
 
     Raises:
-        TypeError: model or decomposition is something else.
+        TypeError: ``model`` or ``decomposition`` has the wrong type.
         ValueError: the decomposition is of another model, or shapes disagree.
     """
     check_decomposition_of(model, decomposition)
@@ -54,48 +54,47 @@ def predict(
     norms: Float[np.ndarray, "n"],
     deltas: Float[np.ndarray, "d m_kept"],
 ) -> Float[np.ndarray, "d n"]:
-    """Compute `predicted_kl` of d moves of a subject that was checked, given at the decomposition's parameters."""
+    """Compute `predicted_kl` of d moves (d, m'), without checking the arguments."""
     curvatures = _curvatures(subject.decomposition, deltas)
-    # Raw PEFs were never divided by their norm, so their coefficients carry it.
+    # Raw PEFs are not divided by their norm, so their coefficients contain it.
     raw = subject.decomposition.schema.normalization == Normalization.NONE.value
     return (1.0 if raw else norms) / 2 * (curvatures @ coefficients.T)
 
 
 def component_curvatures(decomposition: Decomposition, direction: Float[np.ndarray, "m"]) -> Float[np.ndarray, "r"]:
-    """Compute δᵀ H_j δ for every component: (g_j·δ)², or h_j·δ² for diagonal ones."""
+    """Compute δᵀ H_j δ for every component: (g_j·δ)², or h_j·δ² for diagonal components."""
     return _curvatures(decomposition, np.asarray(direction)[None, decomposition.parameter_indices])[0]
 
 
 def _curvatures(decomposition: Decomposition, deltas: Float[np.ndarray, "d m_kept"]) -> Float[np.ndarray, "d r"]:
-    """`component_curvatures` of d moves, in one pass over the pseudo-Fisher vectors."""
+    """Compute `component_curvatures` of d moves, in one pass over the pseudo-Fisher vectors."""
     size = np.abs(deltas).max(axis=1, initial=0.0, keepdims=True)
-    size = np.where(size > 0, size, 1.0)  # squares of a small δ would underflow in float32
+    size = np.where(size > 0, size, 1.0)  # squares of a small δ underflow in float32
     unit = (deltas / size).astype(np.float32)
     low_rank = decomposition.kind is FisherKind.LOW_RANK
     unit = unit if low_rank else unit**2
     vectors = decomposition.pseudo_fishers
-    block = max(1, _BLOCK_BYTES // (4 * max(unit.size, 1)))  # rows at a time: G may be larger than memory
+    block = max(1, _BLOCK_BYTES // (4 * max(unit.size, 1)))  # G may be larger than memory
     parts = [np.asarray(vectors[j : j + block]) @ unit.T for j in range(0, len(vectors), block)]
     products = np.concatenate(parts).T.astype(np.float64)
     return (products**2 if low_rank else products) * np.square(size, dtype=np.float64)
 
 
 def rank_correlation(first: Float[np.ndarray, "n"], second: Float[np.ndarray, "n"]) -> float:
-    """Compute Spearman's rank correlation, ties ranked by their mean; NaN where one of the two is constant."""
+    """Compute the Spearman rank correlation, with mean ranks for ties; NaN if an argument is constant."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
     return float(scipy.stats.spearmanr(first, second).statistic)
 
 
 def rank_agreement(predicted: Float[np.ndarray, "n"], measured: Float[np.ndarray, "n"]) -> float:
-    """Compute how well a prediction ranks the examples: Spearman's correlation, averaged over all orders of ties.
+    """Compute the Spearman correlation of a prediction with ties, averaged over all orders of the tied examples.
 
-    A coefficient of exactly zero predicts no effect and puts the examples that have it in no order. `rank_correlation`
-    divides by the smaller spread of tied ranks, which counts what is not predicted as if it were predicted rightly;
-    here what is tied earns nothing.
+    Examples with a coefficient of exactly zero are tied in the prediction. `rank_correlation` divides by the smaller
+    spread of tied ranks, which counts ties as if they were predicted correctly; here they contribute nothing.
 
     Returns:
-        The correlation; NaN where one of the two is constant.
+        The correlation; NaN if an argument is constant.
     """
     ties = [scipy.stats.tiecorrect(scipy.stats.rankdata(values)) for values in (predicted, measured)]
     return rank_correlation(predicted, measured) * float(np.sqrt(np.prod(ties)))

@@ -1,4 +1,4 @@
-"""Which examples a component stands for."""
+"""Top examples of components."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from npeff_jax._checks import check_integer
 
 
 def top_examples(coefficients: Float[np.ndarray, "n r"], component: int, k: int) -> Int[np.ndarray, "k"]:
-    """Return the indices of the k examples with a component's highest coefficients, the highest first (section 2.2).
+    """Return the indices of the k examples with the highest coefficients of a component, highest first (section 2.2).
 
     Equal coefficients keep the order of the examples.
 
     Args:
-        coefficients: W, of the examples the decomposition was found in or of others (`fit_coefficients`).
-        component: which.
-        k: how many.
+        coefficients: W, of the decomposed examples or of others (`fit_coefficients`).
+        component: index of the component.
+        k: number of examples.
 
     Raises:
-        TypeError: ``coefficients`` is not an array, but for example the fit that holds it.
-        ValueError: k or the component is out of range, or a coefficient is not a number.
+        TypeError: ``coefficients`` is not an array (pass `.coefficients` of a fit).
+        ValueError: k or the component is out of range, or a coefficient is NaN.
 
     Examples:
         >>> top_examples(np.array([[0.1, 2.0], [0.7, 0.0], [0.4, 1.0]]), component=0, k=2).tolist()
@@ -41,15 +41,15 @@ def top_examples(coefficients: Float[np.ndarray, "n r"], component: int, k: int)
 def top_share(
     coefficients: Float[np.ndarray, "n r"], has: Bool[np.ndarray, "n"], *, n_top: int = 16
 ) -> Float[np.ndarray, "r"]:
-    """Compute the fraction of each component's top examples that has something, such as being predicted wrongly.
+    """Compute the fraction of each component's top examples with a property, such as a wrong prediction.
 
     Args:
         coefficients: W.
-        has: whether each example has it.
-        n_top: top examples of each component, 16 in section 3.5.
+        has: whether each example has the property.
+        n_top: number of top examples per component; 16 in section 3.5.
 
     Raises:
-        ValueError: ``has`` is given for another number of examples.
+        ValueError: ``has`` has the wrong length.
 
     Examples:
         >>> wrong = pefs.logits.argmax(-1) != labels
@@ -62,11 +62,11 @@ def top_share(
 
 
 def coefficient_array(coefficients: Any) -> Float[np.ndarray, "n r"]:
-    """Return coefficients as an array (n, r).
+    """Return coefficients as an array (n, r), after checking them.
 
     Raises:
-        TypeError: they are not an array.
-        ValueError: they do not have two axes.
+        TypeError: the coefficients are not an array.
+        ValueError: the array does not have two axes.
     """
     if hasattr(coefficients, "coefficients"):
         raise TypeError(f"coefficients is a {type(coefficients).__name__}; pass its array, .coefficients")

@@ -1,4 +1,4 @@
-"""Simple readable rules over examples, and how well one of them tells a component's top examples from the others."""
+"""Short readable rules over examples, and how well they distinguish a component's top examples from the others."""
 
 import collections
 import dataclasses
@@ -12,22 +12,22 @@ from jaxtyping import Bool, Float, Int
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 _MOST_WORDS = 2000
-"""Words of texts that rules are about: the most frequent ones of those that at most half of the texts have."""
+"""Maximum number of words with rules: the most frequent ones among those that at most half of the texts contain."""
 
 _CUTS = np.linspace(0.1, 0.9, 9)
-"""Quantiles at which a number is cut into "at least" rules."""
+"""Quantiles of a numeric property used as thresholds of "at least" rules."""
 
 _GRID = 4
-"""Images are read as the brightness of so many times so many parts."""
+"""Images are described by the brightness of `_GRID` × `_GRID` cells."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rules:
-    """Boolean properties of n examples that a person can read off them.
+    """Boolean properties of n examples that a person can verify by looking at them.
 
     Attributes:
-        names: of the f rules.
-        has: (n, f), whether each example has the property.
+        names: names of the f properties.
+        has: (n, f), whether each example has each property.
     """
 
     names: tuple[str, ...]
@@ -42,18 +42,18 @@ class Rules:
         labels: Int[np.ndarray, "n"] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> "Rules":
-        """Make rules of what examples look like, of their labels, and of what the model predicts.
+        """Make properties from the contents, labels and predictions of examples.
 
         Args:
-            n: examples.
-            readable: for each example a text, or several (its segments); or images (n, height, width[, channels]); or
-                properties by name, each n truth values, numbers or names.
-            logits: the predicted class and the two likeliest ones become rules.
-            labels: each label becomes a rule.
-            class_names: of the classes.
+            n: number of examples.
+            readable: per example a text, or several (segments); or images (n, height, width[, channels]); or {name: n
+                truth values, numbers or names}.
+            logits: logits, whose predicted class and two likeliest classes become properties.
+            labels: labels, each of which becomes a property.
+            class_names: names of the classes.
 
         Raises:
-            ValueError: ``readable`` is none of these, or of another number of examples.
+            ValueError: ``readable`` has the wrong type or length.
         """
         found: dict[str, np.ndarray] = {}
         classes = _Classes(class_names)
@@ -69,7 +69,7 @@ class Rules:
 
     @classmethod
     def _distinct(cls, found: Mapping[str, np.ndarray], n: int) -> "Rules":
-        """Each set of examples once, under its first name; a rule and its negation count as one."""
+        """Keep one property per distinct set of examples, under its first name; a property and its negation are one."""
         first: dict[bytes, str] = {}
         for name, has in found.items():
             first.setdefault((has ^ has[0]).tobytes(), name)
@@ -79,17 +79,20 @@ class Rules:
     def read(
         self, top: Bool[np.ndarray, "s n"], halves: Bool[np.ndarray, "s n"]
     ) -> tuple[Float[np.ndarray, "s"], list[str]]:
-        """Tell s sets of examples from the others, each by one short rule: a property, its absence, or two of them.
+        """Find per set the rule that best separates it from the other examples.
 
-        The rule is chosen on one half of the examples and scored on the other, both ways. Its score is its AUC: the
-        mean of the share of the set that has it and the share of the others that lacks it.
+        A rule is a property, its absence, or a combination of two of these.
+
+
+        A rule is chosen on one half of the examples and scored on the other, both ways. The score is the rule's AUC:
+        the mean of the fraction of the set that satisfies it and the fraction of the others that does not.
 
         Args:
-            top: the sets.
-            halves: for each set the half of the examples that chooses first.
+            top: (s, n), the sets.
+            halves: (s, n), one half of the examples per set.
 
         Returns:
-            The mean AUC on the halves that did not choose, and for each set the rule that all examples choose.
+            Per set, the mean AUC over the halves that did not choose, and the rule chosen on all examples.
         """
         scores, texts = np.full(len(top), 0.5), [""] * len(top)
         if not self.names:
@@ -113,7 +116,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-    """Both, or either, of two properties; the same one twice for one."""
+    """The AND or the OR of two properties, which are equal for a rule with a single property."""
 
     first: int
     second: int
@@ -121,7 +124,7 @@ class _Rule:
 
 
 def _best_rule(literal: Float[np.ndarray, "n f"], own: Bool[np.ndarray, "n"], among: Bool[np.ndarray, "n"]) -> _Rule:
-    """The best single property, and the second one that improves it most, if one does."""
+    """Return the rule with the best single property, and the second one that improves it most, if any does."""
     inside, outside = own & among, ~own & among
     if not inside.any() or not outside.any():
         return _Rule(0, 0, True)
@@ -152,7 +155,7 @@ def _auc(has: Bool[np.ndarray, "n"], own: Bool[np.ndarray, "n"]) -> float:
 
 
 class _Classes:
-    """Rules about classes, by their names."""
+    """Properties about classes, named by class."""
 
     def __init__(self, names: Sequence[str] | None) -> None:
         self.names = names
@@ -179,14 +182,14 @@ def _rules_of(readable: Any, n: int) -> dict[str, np.ndarray]:
             found |= _property(str(name), np.asarray(values), n)
         return found
     if len(readable) != n:
-        raise ValueError(f"readable is of {len(readable)} examples, expected {n}: one entry per example of the fit")
+        raise ValueError(f"readable has {len(readable)} entries; expected {n}, one per example of the fit")
     if hasattr(readable, "shape") and np.ndim(readable) in (3, 4):
         return _image_rules(np.asarray(readable, np.float64), n)
     items = [(item,) if isinstance(item, str) else tuple(item) for item in readable]
     if all(isinstance(part, str) for item in items for part in item):
         return _text_rules(items, n)
     raise ValueError(
-        "readable is no texts, images or properties; expected a text per example, images (n, height, width), or "
+        "readable is not texts, images or properties; expected a text per example, images (n, height, width), or "
         "{name: values}"
     )
 
@@ -212,7 +215,7 @@ def _image_rules(images: np.ndarray, n: int) -> dict[str, np.ndarray]:
 
 
 def _text_rules(items: list[tuple[str, ...]], n: int) -> dict[str, np.ndarray]:
-    """Words by segment, and the length of each segment."""
+    """Return properties of texts: words by segment, and the length of each segment."""
     owners: dict[tuple[int, str], list[int]] = collections.defaultdict(list)
     for i, segments in enumerate(items):
         for segment, text in enumerate(segments):

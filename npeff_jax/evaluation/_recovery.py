@@ -1,4 +1,4 @@
-"""How much of a planted world a decomposition recovers, by the measures that benchmarks of sparse autoencoders use."""
+"""Recovery of planted components, by the measures of sparse-autoencoder benchmarks."""
 
 import dataclasses
 from typing import Any
@@ -13,20 +13,21 @@ from npeff_jax.evaluation._selectivity import Fitted
 from npeff_jax.factorization import Decomposition
 
 ENOUGH = 20
-"""Active examples from which a planted component's F1 counts: with fewer, one error moves it by several hundredths."""
+"""Number of active examples from which a planted component's F1 counts; with fewer, one error changes it by a few
+hundredths."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recovery:
-    """Planted components against found ones.
+    """Comparison of planted with found components.
 
     Attributes:
         cosines: (planted, found), |cosine| of every pair of vectors.
         pairs: (p, 2), planted and found component of the one-to-one assignment with the largest total cosine.
-        f1: (planted,), F1 of "this component is active in this example" by the coefficients of the matched component;
-            0 where none was matched.
-        n_active: (planted,), examples in which each planted component is active.
-        dead: (found,), components without a non-zero coefficient.
+        f1: (planted,), F1 of predicting whether the component is active in an example from the coefficients of its
+            match; 0 without a match.
+        n_active: (planted,), number of examples in which each planted component is active.
+        dead: (found,), whether all coefficients of the component are zero.
     """
 
     cosines: Float[np.ndarray, "p f"]
@@ -37,7 +38,7 @@ class Recovery:
 
     @property
     def frequent(self) -> Bool[np.ndarray, "p"]:
-        """Planted components with at least `ENOUGH` active examples."""
+        """Whether each planted component has at least `ENOUGH` active examples."""
         return self.n_active >= ENOUGH
 
     @property
@@ -47,24 +48,24 @@ class Recovery:
 
     @property
     def mean_max_cosine(self) -> float:
-        """Mean over planted components of the largest |cosine| with any found one."""
+        """Largest |cosine| with any found component, averaged over planted components."""
         return float(self.cosines.max(axis=1).mean())
 
     @property
     def matched(self) -> Float[np.ndarray, "p"]:
-        """|cosine| of each planted component with its one-to-one partner; 0 where it has none."""
+        """|Cosine| of each planted component with its one-to-one match; 0 without a match."""
         found = np.zeros(len(self.cosines))
         found[self.pairs[:, 0]] = self.cosines[self.pairs[:, 0], self.pairs[:, 1]]
         return found
 
     @property
     def uniqueness(self) -> float:
-        """Share of live found components that are the best match of a planted component of their own."""
+        """Number of distinct planted components that best match a live found component, per live found component."""
         best = self.cosines[:, ~self.dead].argmax(axis=0)
         return float(np.unique(best).size / best.size) if best.size else float("nan")
 
     def interval(self, n_draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """95% bootstrap interval of `mean_f1` over components."""
+        """Return the 95% bootstrap interval of `mean_f1`, resampling components."""
         f1 = self.f1[self.frequent]
         if not f1.size:
             return float("nan"), float("nan")
@@ -102,19 +103,19 @@ def recovery(
     coefficients: Float[np.ndarray, "n p"],
     fit: Fitted | None = None,
 ) -> Recovery:
-    """Compare a decomposition with the planted vectors and coefficients that its PEFs were made of.
+    """Compare a decomposition with the planted vectors and coefficients that its PEFs were constructed from.
 
-    A found component is taken to be active where its coefficient reaches a threshold. The threshold is chosen per
-    component for the best F1 on every other example and scored on the rest, both ways; F1 is the mean of the two.
+    A found component counts as active where its coefficient reaches a threshold. The threshold is chosen per component
+    for the best F1 on every other example and scored on the rest, both ways; F1 is the mean of the two.
 
     Args:
-        decomposition: of the planted PEFs.
-        vectors: planted G (or H) over all m parameters, any scale.
-        coefficients: planted W over the examples that are scored.
-        fit: coefficients of these examples, the decomposition's own by default.
+        decomposition: decomposition of the planted PEFs.
+        vectors: planted G (or H) over all m parameters, of any scale.
+        coefficients: planted W of the examples to score.
+        fit: found coefficients of these examples; by default those of the decomposition.
 
     Raises:
-        ValueError: vectors of another length, or coefficients of other numbers of examples or components.
+        ValueError: arguments of inconsistent shapes.
     """
     found = np.asarray((decomposition if fit is None else fit).coefficients)
     m = decomposition.schema.layout.size
@@ -127,7 +128,7 @@ def recovery(
     norms = np.sqrt(np.asarray(planted.multiply(planted).sum(axis=1)).reshape(-1))
     kept = planted[:, decomposition.parameter_indices].tocsr()
     cosines = np.zeros((planted.shape[0], decomposition.n_components))
-    for j in range(decomposition.n_components):  # one vector at a time: they may be larger than memory
+    for j in range(decomposition.n_components):  # one at a time: all vectors may exceed memory
         cosines[:, j] = np.abs(kept @ np.asarray(decomposition.pseudo_fishers[j], np.float64))
     cosines /= np.where(norms > 0, norms, 1.0)[:, None]
     rows, columns = scipy.optimize.linear_sum_assignment(cosines, maximize=True)
@@ -139,18 +140,18 @@ def recovery(
 
 
 def _f1(scores: Float[np.ndarray, "n"], active: Bool[np.ndarray, "n"]) -> float:
-    """F1 of "score at least t", t chosen on one half and scored on the other, averaged over both ways."""
+    """Compute the F1 of "score ≥ t", with t chosen on one half of the examples and scored on the other, both ways."""
     halves = np.arange(len(scores)) % 2 == 0
     values = []
     for chosen in (halves, ~halves):
         order = np.argsort(-scores[chosen], kind="stable")
         s, hits = scores[chosen][order], np.cumsum(active[chosen][order])
         curve = 2 * hits / (np.arange(1, len(s) + 1) + max(hits[-1], 1))
-        curve[np.append(s[1:] == s[:-1], False)] = -1.0  # a threshold cannot part equal scores
+        curve[np.append(s[1:] == s[:-1], False)] = -1.0  # a threshold cannot separate equal scores
         curve[s <= 0] = -1.0
         best = int(np.argmax(curve))
         below = s[best + 1] if best + 1 < len(s) else 0.0
-        threshold = (s[best] + below) / 2 if curve[best] > 0 else np.inf  # between examples, as a split of a stump
+        threshold = (s[best] + below) / 2 if curve[best] > 0 else np.inf  # halfway between two scores
         claimed = scores[~chosen] >= threshold
         total = claimed.sum() + active[~chosen].sum()
         values.append(2 * np.sum(claimed & active[~chosen]) / total if total else 0.0)

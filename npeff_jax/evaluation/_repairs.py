@@ -1,7 +1,7 @@
-"""Which components stand for a model's errors, and whether moving the parameters along them repairs any (section 3.5).
+"""Repair of wrong predictions by moving the parameters along components that represent errors (section 3.5).
 
-A component and a sign that are chosen among many look better than they are on the examples that chose them. So some
-examples choose the sign and the components, and others report what became of the accuracy.
+A component and sign chosen among many have an optimistically biased accuracy on the examples used for the choice. So
+some examples choose the sign and the component, and others measure the accuracy.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from npeff_jax.perturbation import check_positive, class_labels, no_move, pertur
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Repairs:
-    """Accuracies under d perturbations, each with both signs.
+    """Correct predictions under d perturbations, each with both signs.
 
     Attributes:
-        before: (n,), which examples the model predicts right.
-        after: (d, 2, n), which it predicts right once perturbed; sign + first.
-        choosing: (n,), which examples choose the sign; the others report.
-        norm: of the perturbations.
+        before: (n,), whether each example is predicted correctly by the model.
+        after: (d, 2, n), whether it is predicted correctly by the perturbed model; sign + first.
+        choosing: (n,), whether each example is used to choose the sign; the others measure the change.
+        norm: L2 norm of the perturbations.
     """
 
     before: Bool[np.ndarray, "n"]
@@ -36,32 +36,32 @@ class Repairs:
 
     @property
     def choice(self) -> Float[np.ndarray, "d 2"]:
-        """The change of accuracy on the examples that choose."""
+        """Change of accuracy on the examples that choose, per sign."""
         return self.after[:, :, self.choosing].mean(axis=-1) - self.before[self.choosing].mean()
 
     @property
     def sign(self) -> Int[np.ndarray, "d"]:
-        """The better sign there, +1 or −1."""
+        """Sign with the larger `choice`, +1 or −1."""
         return np.where(self.choice[:, 0] >= self.choice[:, 1], 1, -1)
 
     @property
     def chosen_change(self) -> Float[np.ndarray, "d"]:
-        """The change of accuracy that chose the sign: too good an estimate of what it does elsewhere."""
+        """Change of accuracy with the chosen sign on the examples that choose, which is biased upwards."""
         return self.choice.max(axis=1)
 
     @property
     def change(self) -> Float[np.ndarray, "d"]:
-        """The change of accuracy on the examples that report, with the chosen sign."""
+        """Change of accuracy with the chosen sign, on the examples that did not choose it."""
         return self._steps(self.sign).mean(axis=1)
 
     def change_with(self, sign: Int[np.ndarray, "d"]) -> Float[np.ndarray, "d"]:
-        """The same with signs that are chosen in another way, such as `loss_sign`."""
+        """Return `change` with given signs, such as from `loss_sign`, instead of the chosen ones."""
         return self._steps(sign).mean(axis=1)
 
     def interval(self, level: float = 0.95) -> Float[np.ndarray, "d 2"]:
-        """A confidence interval of `change`, from the same examples before and after (normal approximation).
+        """Return a confidence interval of `change` from paired differences (normal approximation).
 
-        The variance is that of the differences −1, 0 and 1: examples that stay right or wrong add nothing to it.
+        The differences are −1, 0 or 1 per example.
         """
         steps = self._steps(self.sign)
         half = scipy.stats.norm.ppf((1 + level) / 2) * steps.std(axis=1, ddof=1) / np.sqrt(steps.shape[1])
@@ -112,21 +112,21 @@ def find_repairs(
     norm: float = 0.3,
     batch_size: int = 256,
 ) -> Repairs:
-    """Move the parameters along each direction, both ways, and count what is predicted right before and after.
+    """Measure accuracy before and after moving the parameters along each direction, with both signs.
 
     Args:
         model: the model. It is not changed.
-        directions: of unit norm, such as `perturbation.component_directions` of components that stand for errors.
-        examples: n, best ones that no component was found in.
-        labels: theirs.
-        choosing: which of them choose the signs; the others report.
-        norm: L2 norm of the perturbations, 0.3 in section 3.5.
-        batch_size: examples of one forward pass.
+        directions: unit-norm directions, such as `perturbation.component_directions` of components that represent
+            errors.
+        examples: n examples, preferably not among the decomposed ones.
+        labels: labels of the examples.
+        choosing: (n,), mask of the examples that choose the signs; the others measure the change.
+        norm: L2 norm of the perturbations; 0.3 in section 3.5.
+        batch_size: examples per forward pass.
 
     Raises:
-        TypeError: the model's outputs have no classes, or ``choosing`` is no Boolean mask.
-        ValueError: labels of another number of examples or outside the classes, all or no examples choose, or there is
-            no direction.
+        TypeError: the model's outputs have no classes, or ``choosing`` is not a Boolean mask.
+        ValueError: wrong number of labels, labels outside the classes, a mask of all or no examples, or no direction.
 
     Examples:
         >>> directions = component_directions(model, decomposition, [0, 2], reject_below=0.35)
@@ -140,7 +140,7 @@ def find_repairs(
     truth, choosing = class_labels(model, examples, labels), np.asarray(choosing)
     norm = check_positive("norm", norm)
     if truth is None:
-        raise ValueError("labels is None; a repair is counted against the class of each example")
+        raise ValueError("labels is None; pass the class of each example, which accuracy is measured against")
     if choosing.dtype != bool:
         raise TypeError(f"choosing has dtype {choosing.dtype}; expected a Boolean mask of the examples that choose")
     if choosing.shape != (n,) or choosing.all() or not choosing.any():

@@ -1,4 +1,4 @@
-"""Choosing the number of components: decompositions over a range of r, judged held out and by other seeds."""
+"""Choice of the number of components: decompositions over a range of r, by held-out loss and agreement of seeds."""
 
 import dataclasses
 import time
@@ -16,28 +16,28 @@ from npeff_jax.factorization import decompose, fit_coefficients
 from npeff_jax.pefs import Pefs
 
 FOUND_AGAIN = 0.7
-"""Cosine of the coefficients of two matched components of different seeds from which they count as the same."""
+"""Smallest cosine of the coefficients at which matched components of different seeds count as the same."""
 
 RELIABLE = 0.8
-"""Share of the components that must be found again for a number of components to be recommended."""
+"""Fraction of components that other seeds must find for a number of components to be recommended."""
 
 GAIN = 0.02
-"""Relative decrease of the held-out loss that a larger number of components must bring to be worth it."""
+"""Relative decrease of the held-out loss required to recommend a larger number of components."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scan:
-    """Quality of decompositions against their number of components.
+    """Quality of decompositions as a function of the number of components.
 
     Attributes:
         n_components: (p,), r of each point, ascending.
         loss: (p,), fraction of ‖F‖² not explained, median over seeds.
         heldout_loss: (p,), the same on held-out examples.
-        found_again: (p,), share of components whose coefficients have a cosine of at least `FOUND_AGAIN` with those of
-            their one-to-one partners in the runs of the other seeds.
-        seconds: (p,), wall-clock time of one run, median over seeds.
-        n_heldout: held-out examples.
-        n_seeds: runs per point.
+        found_again: (p,), fraction of components whose coefficients have a cosine of at least `FOUND_AGAIN` with those
+            of their one-to-one matches in runs with other seeds.
+        seconds: (p,), wall-clock time of a run, median over seeds.
+        n_heldout: number of held-out examples.
+        n_seeds: number of runs per point.
     """
 
     n_components: Int[np.ndarray, "p"]
@@ -50,8 +50,10 @@ class Scan:
 
     @property
     def suggested(self) -> int:
-        """The recommended r: the largest for which at least `RELIABLE` of the components are found by other seeds and
-        for which the held-out loss fell by at least `GAIN` from the recommendation before it; the smallest r otherwise.
+        """Recommended number of components.
+
+        Starting from the smallest r, the recommendation moves to a larger one if other seeds find at least `RELIABLE`
+        of its components and its held-out loss is lower than that of the current recommendation by at least `GAIN`.
         """
         best = 0
         for point in range(1, len(self.n_components)):
@@ -62,7 +64,7 @@ class Scan:
 
     @property
     def advice(self) -> str:
-        """The recommendation and its reason, in a sentence."""
+        """Sentence with the recommendation and its reason."""
         best = int(np.flatnonzero(self.n_components == self.suggested)[0])
         found = (
             f"{self.suggested} components: {self.found_again[best]:.0%} of them are found again by another seed, and "
@@ -91,7 +93,7 @@ class Scan:
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
     def figure(self) -> Any:
-        """Losses and the share of components found again against r, as a Matplotlib figure."""
+        """Plot the losses and the fraction of components found again against r, with Matplotlib."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3), layout="constrained")
@@ -121,22 +123,23 @@ def scan(
     progress: Progress = True,
     **options: Any,
 ) -> Scan:
-    """Decompose PEFs into several numbers of components and judge each on held-out examples and by other seeds.
+    """Decompose PEFs with several numbers of components, and compare held-out loss and agreement between seeds.
 
     Args:
-        pefs: what is decomposed.
-        n_components: the numbers r to try.
-        heldout: PEFs of other examples. Without them a fifth of ``pefs``, drawn by ``seed``, is held out.
-        n_seeds: runs per r, two at least: a component that another seed does not find is not determined by the data.
-        seed: of the first run, and of the split; further runs count up from it.
+        pefs: PEFs to decompose.
+        n_components: values of r to try.
+        heldout: PEFs of other examples; by default a random fifth of ``pefs`` is held out.
+        n_seeds: number of runs per r, at least two: the data do not determine a component that another seed does not
+            find.
+        seed: seed of the first run and of the split; further runs use the next seeds.
         progress: True for a bar, False for none, a text stream for JSON lines.
         **options: passed to `decompose`.
 
     Returns:
-        Losses, the share of components found again, and time per r, with a recommendation.
+        Per r, the losses, the fraction of components found again, and the time; with a recommendation.
 
     Raises:
-        ValueError: no numbers of components, fewer than two seeds, or too few examples to hold some out.
+        ValueError: no values of r, fewer than two seeds, or too few examples to hold some out.
 
     Examples:
         >>> pefs = npeff_jax.tasks.planted(r=4, n=80).pefs

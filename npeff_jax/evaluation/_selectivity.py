@@ -1,4 +1,4 @@
-"""Do components' moves change the predictions of their own examples, and only these? (section 3.1.2)"""
+"""Selectivity: whether moves along components change the predictions of their own examples only (section 3.1.2)."""
 
 import dataclasses
 import logging
@@ -39,23 +39,23 @@ from npeff_jax.perturbation import (
 _LOG = logging.getLogger(__name__)
 
 N_TOP = 128
-"""Top examples of a component in the paper."""
+"""Number of top examples per component in the paper."""
 
 _DELTA_BYTES = 2**27
-"""Moves that wait for their prediction: a block of them takes one pass over the pseudo-Fisher vectors."""
+"""Size in bytes of a block of moves, whose predictions share one pass over the pseudo-Fisher vectors."""
 
 FAR_ABOVE = 10.0
-"""A measured KL of so many times the predicted one is no second-order effect. On digits at norm 0.1 the median of the
-components lies between 0.5 and 2; coefficients that explain little of an example leave a factor of a few."""
+"""Ratio of measured to predicted KL above which a move is not a second-order effect. On digits at norm 0.1 the median
+over components is between 0.5 and 2; for examples that the components explain poorly it is up to a few times larger."""
 
 
 class NotLocalWarning(UserWarning):
-    """Moves are so long that equations 2 and 5 do not describe them."""
+    """Moves are too long for equations 2 and 5 to hold."""
 
 
 @runtime_checkable
 class Fitted(Protocol):
-    """Coefficients of some examples: a `CoefficientFit`, or the `Decomposition` for the examples it was found in."""
+    """Coefficients of examples: a `CoefficientFit`, or the `Decomposition` for the decomposed examples."""
 
     @property
     def coefficients(self) -> np.ndarray: ...
@@ -77,39 +77,39 @@ def selectivity(
     progress: Progress = True,
     **edit: Any,
 ) -> Selectivity:
-    """Move the model along every component with both signs and compare its top examples with random other ones.
+    """Perturb the model along every component with both signs, and compare KL on its top examples with random others.
 
-    Everything comes from one array of divergences (components, signs, evaluated examples). Its cost is
-    ``2 (c + n_random_directions)`` passes over at most ``n_random_examples + c · n_top`` examples; ``components`` makes
-    it smaller, and so does ``Nulls(n_other_components=q)``: ``2 c`` passes over ``n_random_examples + (q + 1) n_top``
-    examples. Examples that failed (skipped PEFs, logits that are not finite) are left out; `Selectivity.left_out`
-    lists them.
+    The result holds the divergences of all components and signs on the evaluated examples. It takes
+    ``2 (c + n_random_directions)`` passes over at most ``n_random_examples + c · n_top`` examples. To reduce the cost,
+    choose ``components``, or ``Nulls(n_other_components=q)``, which takes ``2 c`` passes over
+    ``n_random_examples + (q + 1) n_top`` examples. Failed examples (skipped PEFs, non-finite logits) are left out, and
+    listed in `Selectivity.left_out`.
 
     Args:
         model: the model that was decomposed. It is not changed.
         decomposition: its components.
-        pefs: of the examples below; their norms are the confounder that is printed beside the ratios.
-        examples: n examples, best ones that the decomposition was not found in.
-        fit: their coefficients.
-        edits: how a component moves the parameters; by default `DirectionEdit` for low-rank components, a step of norm
-            0.1 along the direction after rejection, and `DiagonalEdit` for diagonal ones, a search for a mean KL.
-        n_top: examples that stand for a component; 128 as in the paper, or a quarter of the examples if there are not
-            that many.
-        components: which components, by number or as a Boolean mask; all by default. The null is taken among them.
-        nulls: how many random examples, random directions and other components.
-        seed: of the random examples and directions.
+        pefs: PEFs of ``examples``; their norms are a confounder, reported beside the KL ratios.
+        examples: n examples, preferably not among the decomposed ones.
+        fit: coefficients of ``examples``.
+        edits: how a component moves the parameters. By default `DirectionEdit` for low-rank components (a step of norm
+            0.1 along the direction after rejection) and `DiagonalEdit` for diagonal ones (a search for a given KL).
+        n_top: number of top examples per component; by default 128 as in the paper, or a quarter of the examples if
+            there are too few.
+        components: components to perturb, indices or a Boolean mask; by default all. The null uses only these.
+        nulls: numbers of random examples, random directions and other components.
+        seed: seed of the random examples and directions.
         passes: batch size, devices and precision of the forward passes.
-        progress: a bar, nothing, or JSON lines into a stream.
-        **edit: settings of the default edit, in place of ``edits``: ``norm=0.3``, ``norm=KLBudget(0.05)``,
+        progress: True for a bar, False for none, a text stream for JSON lines.
+        **edit: settings of the default edit, instead of ``edits``, such as ``norm=0.3``, ``norm=KLBudget(0.05)`` or
             ``reject_below=None``.
 
     Raises:
-        TypeError: an argument of another kind, or a setting that the edit does not have.
-        ValueError: model, decomposition, PEFs, examples and fit do not belong together; no random example is left
-            beside the top ones; no component can be moved.
+        TypeError: an argument of the wrong type, or an unknown setting of the edit.
+        ValueError: the arguments do not belong together, every random example is a top example, or no component can be
+            moved.
 
     Warns:
-        NotLocalWarning: the measured KL is far above what eq. 5 predicts for more than half of the components.
+        NotLocalWarning: for more than half of the components, the measured KL is far above the prediction of eq. 5.
 
     Examples:
         >>> table = selectivity(model, decomposition, pefs, examples, fit=fit, n_top=3, progress=False)
@@ -132,7 +132,7 @@ def selectivity(
     is_top = np.stack([np.isin(evaluated, row) for row in top])
     is_random = np.isin(evaluated, drawn)
     if not (is_random & ~is_top).any(axis=1).all():
-        raise ValueError(f"all {len(drawn)} random examples are top ones of some component; raise n_random_examples")
+        raise ValueError(f"all {len(drawn)} random examples are top examples of a component; raise n_random_examples")
 
     tops = dict(zip(chosen.tolist(), top, strict=True))
     subject = Subject(model, decomposition, examples, pefs.labels, tops, drawn, passes)
@@ -140,7 +140,7 @@ def selectivity(
     moves = _Moves(subject, edits, chosen, np.asarray(fit.coefficients)[evaluated], np.asarray(pefs.norms)[evaluated])
     subset = choose_examples(examples, evaluated)
     tried = nulls.others(len(chosen), rng)
-    measured = (tried.T.astype(np.float32) @ is_top > 0) | is_random  # (c, e): where each move is tried
+    measured = (tried.T.astype(np.float32) @ is_top > 0) | is_random  # (c, e), where each move is measured
     with progress_bar(progress, "perturb", 2 * (len(chosen) + nulls.n_random_directions), "moves") as advance:
 
         def divergences(moved: Iterator[PyTree]) -> Float[np.ndarray, "d 2 e both"]:
@@ -189,13 +189,13 @@ def selectivity(
         failures=np.array(moves.failures).reshape(-1, 2),
         tried=tried,
     )
-    if decomposition.kind is FisherKind.LOW_RANK:  # a diagonal PEF lacks what parameters do together: it predicts less
+    if decomposition.kind is FisherKind.LOW_RANK:  # diagonal PEFs lack cross terms, so they predict less
         _warn_unless_local(table)
     return table
 
 
 class _Moves:
-    """The moves of c components, both signs of each, with what is noted about every one as it is made."""
+    """Iterator over the moves of c components with both signs, which records norms, failures and predictions."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class _Moves:
         self.subject, self.edits, self.chosen = subject, edits, chosen
         self.coefficients, self.alpha = coefficients, alpha
         self._predicted: list[np.ndarray] = []
-        self._deltas: list[np.ndarray] = []  # whose prediction is still to be made
+        self._deltas: list[np.ndarray] = []  # moves whose prediction is not computed yet
         self.norms: list[float] = []
         self.loss_signs: list[int] = []
         self.failures: list[str] = []
@@ -234,7 +234,7 @@ class _Moves:
 
     @property
     def predicted(self) -> Float[np.ndarray, "d e"]:
-        """What eq. 5 predicts for the moves made so far."""
+        """Predicted KL (eq. 5) of the moves made so far."""
         self._predict()
         return np.concatenate(self._predicted)
 
@@ -246,7 +246,7 @@ class _Moves:
     def without_failures(
         self, kl: Float[np.ndarray, "c 2 e"], measured: Bool[np.ndarray, "c e"]
     ) -> Float[np.ndarray, "c 2 e"]:
-        """Divergences, zero for moves after which some prediction is not finite: these count as failed."""
+        """Return ``kl`` with zeros for moves that give a non-finite prediction, which are recorded as failures."""
         for i, row in enumerate(kl.reshape(-1, kl.shape[-1])):
             if not np.isfinite(row[measured[i // 2]]).all():
                 row[measured[i // 2]] = 0.0
@@ -275,16 +275,16 @@ class _Moves:
 
 
 def _edit_of(decomposition: Decomposition, edits: Edit | None, settings: dict[str, Any]) -> Edit:
-    """The edit to use: the given one, or the default of the decomposition's kind with some settings."""
+    """Return the given edit, or the default one for the kind of decomposition, with settings."""
     if edits is not None:
         edits = as_instance("edits", edits, Edit)
         if settings:
             raise TypeError(
-                f"{', '.join(settings)} given beside edits; put it into the edit: {type(edits).__name__}(…)"
+                f"got {', '.join(settings)} together with edits; set it in the edit: {type(edits).__name__}(…)"
             )
         return edits
     default = DirectionEdit if decomposition.kind is FisherKind.LOW_RANK else DiagonalEdit
-    if default is DiagonalEdit and settings.get("reject_below", 0) is None:  # no rejection: as diagonal edits are
+    if default is DiagonalEdit and settings.get("reject_below", 0) is None:  # diagonal edits have no rejection
         settings = {name: value for name, value in settings.items() if name != "reject_below"}
     fields = [field.name for field in dataclasses.fields(default)]
     unknown = [name for name in settings if name not in fields]
@@ -297,7 +297,7 @@ def _edit_of(decomposition: Decomposition, edits: Edit | None, settings: dict[st
 
 
 def _usable(pefs: Pefs, fit: Fitted) -> Int[np.ndarray, "k"]:
-    """Examples whose PEF, logits and coefficients are all finite."""
+    """Return the positions of examples whose PEF norms, logits and coefficients are finite."""
     finite = np.isfinite(pefs.norms)
     for array in (pefs.logits, fit.coefficients):
         finite = finite & np.isfinite(np.asarray(array, np.float32)).all(axis=1)
@@ -323,7 +323,7 @@ def _number_of_top_examples(n_top: int | None, n: int) -> int:
 def _ratios(
     kl: Float[np.ndarray, "d s e"], is_top: Bool[np.ndarray, "c e"], is_random: Bool[np.ndarray, "e"]
 ) -> Float[np.ndarray, "d s c"]:
-    """Mean over each component's top examples, over the mean of the random others; NaN for 0/0."""
+    """Return the mean KL over each component's top examples divided by that over random others; NaN for 0/0."""
     others = is_random & ~is_top
     values = np.asarray(kl, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):

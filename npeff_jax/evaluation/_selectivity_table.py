@@ -1,4 +1,4 @@
-"""`Selectivity`: what perturbing every component did, and the ratios that are read from it."""
+"""`Selectivity`: divergences under perturbations of every component, and the ratios computed from them."""
 
 import dataclasses
 
@@ -10,40 +10,39 @@ from npeff_jax._html import facts_html, table_html
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Selectivity:
-    """Perturbations of c components, each tried with both signs, on e evaluated examples.
+    """Effects of perturbing c components with both signs on e evaluated examples.
 
-    A KL ratio is a mean KL over top examples divided by the mean over random other ones. Where a component's ratio is
-    reported, it is the larger one of its two signs, as in the paper (section 3.1.2), and every null takes the same
-    maximum. A dead component, whose pseudo-Fisher vector is zero, has NaN for a ratio.
+    A KL ratio is a mean KL over top examples divided by the mean over random other examples. The ratio reported for a
+    component is the larger one of its two signs, as in the paper (section 3.1.2); nulls take the same maximum. A dead
+    component (with a zero pseudo-Fisher vector) has a ratio of NaN.
 
     Attributes:
-        components: (c,), which components.
-        top: (c, n_top), each component's examples, the highest coefficient first.
-        evaluated: (e,), ascending: the top examples of all components and the random ones.
-        is_random: (e,), whether each evaluated example is a random one. A component's baseline is these without its own
-            top examples.
-        kl: (c, 2, e), KL(p_θ ‖ p_{θ±δ}) in nats; sign + first (for diagonal components the one that lowers their
-            examples' loss). NaN where it was not measured, which happens with ``Nulls(n_other_components=…)`` alone.
-        predicted_kl: (c, 2, e), what eq. 5 predicts of it.
+        components: (c,), indices of the components.
+        top: (c, n_top), top examples of each component, highest coefficient first.
+        evaluated: (e,), ascending, the top examples of all components and the random examples.
+        is_random: (e,), whether each evaluated example is a random one. The baseline of a component is the mean over
+            these without its own top examples.
+        kl: (c, 2, e), KL(p_θ ‖ p_{θ±δ}) in nats; sign + first (for diagonal components, the one that lowers the loss of
+            their examples). NaN where not measured, which only happens with ``Nulls(n_other_components=…)``.
+        predicted_kl: (c, 2, e), prediction of ``kl`` by eq. 5.
         norms: (c, 2), ‖δ‖.
-        kl_ratios: (c, 2), of a component's perturbation on its own top examples, sign by sign.
-        loss_sign: (c,), the sign that lowers the loss of the top examples, by its gradient there: +1 or −1, 0 where the
-            model's outputs have no loss or the component was not moved. Unlike `sign` it is chosen without looking at
-            divergences.
-        pef_norm_ratio: (c,), the same ratio of the PEFs' norms: what sensitivity to any perturbation would give.
-        null_kl_ratios: (c, c), entry [j, k] the ratio on the top examples of j under the perturbation of k; NaN where
-            it was not tried.
-        random_kl_ratios: (c, d), the ratio under random directions of equal norm.
-        prediction_correlation: (c,), rank correlation of predicted with measured KL over the evaluated examples, where
-            ties of the prediction earn nothing (`rank_agreement`).
-        coefficient_correlation: (c,), the same of the component's coefficients with measured KL.
-        ceiling: n / n_top, the most that a ratio could be if the top examples were left among all n, as in the paper.
-            Here they are left out, so larger ratios are possible.
-        left_out: examples that failed: their PEFs, logits or coefficients are not finite. n does not count them.
-        kl_error: (c, 2, e), standard errors of ``kl``: zero where divergences are exact, which they are not between
-            distributions of generated answers. Empty where they were not computed.
-        failures: (c, 2), why a component could not be moved with a sign; empty where it could. Its ratio is then NaN.
-        tried: (c, c), whether the perturbation of k was tried on the top examples of j, at [j, k]; empty if all were.
+        kl_ratios: (c, 2), KL ratio of each component's perturbation on its own top examples, per sign.
+        loss_sign: (c,), the sign that lowers the loss of the top examples according to its gradient, +1 or −1; 0 if the
+            model's outputs have no loss or the component was not moved. Unlike `sign`, it does not depend on ``kl``.
+        pef_norm_ratio: (c,), the same ratio of PEF norms, which measure sensitivity to any perturbation.
+        null_kl_ratios: (c, c), at [j, k] the ratio on the top examples of j under the perturbation of k; NaN where not
+            measured.
+        random_kl_ratios: (c, d), ratios under random directions of equal norm.
+        prediction_correlation: (c,), rank correlation of predicted with measured KL over the evaluated examples
+            (`rank_agreement`).
+        coefficient_correlation: (c,), the same for the component's coefficients instead of predicted KL.
+        ceiling: n / n_top, the largest possible ratio if the top examples also count among the others, as in the paper.
+            Here they do not, so larger ratios are possible.
+        left_out: examples whose PEFs, logits or coefficients are not finite; n does not count them.
+        kl_error: (c, 2, e), standard errors of ``kl``: zero unless divergences are estimated from samples, as for
+            generated answers. Empty if not computed.
+        failures: (c, 2), why a component could not be moved with a sign, and so has a NaN ratio; empty otherwise.
+        tried: (c, c), at [j, k] whether the perturbation of k was measured on the top examples of j; empty if all were.
     """
 
     components: Int[np.ndarray, "c"]
@@ -68,14 +67,14 @@ class Selectivity:
 
     @property
     def kl_ratio(self) -> Float[np.ndarray, "c"]:
-        """The larger one of the two signs' ratios."""
+        """Larger ratio of the two signs."""
         return np.fmax(self.kl_ratios[:, 0], self.kl_ratios[:, 1])
 
     @property
     def kl_ratio_error(self) -> Float[np.ndarray, "c"]:
-        """The standard error of `kl_ratio` that comes from drawing answers, to first order: zero for exact divergences.
+        """Standard error of `kl_ratio` due to sampled answers, to first order; zero for exact divergences.
 
-        How examples were chosen is not part of it.
+        It does not include the choice of examples.
         """
         if not np.nan_to_num(self.kl_error, nan=1.0).any():
             return np.zeros(len(self.components))
@@ -93,31 +92,32 @@ class Selectivity:
 
     @property
     def sign(self) -> Int[np.ndarray, "c"]:
-        """The sign that gave it, +1 or −1."""
+        """Sign with the larger ratio, +1 or −1."""
         return np.where(np.nan_to_num(self.kl_ratios[:, 0]) >= np.nan_to_num(self.kl_ratios[:, 1]), 1, -1)
 
     @property
     def null_kl_ratio(self) -> Float[np.ndarray, "c"]:
-        """The median, over the other components, of their perturbations' ratio on the same top examples.
+        """Median ratio on the same top examples over the perturbations of other components.
 
-        NaN where there is no other component.
+        NaN if there is no other component.
         """
         return _median(np.where(np.eye(len(self.components), dtype=bool), np.nan, self.null_kl_ratios))
 
     @property
     def null_exceeds(self) -> Float[np.ndarray, "c"]:
-        """The fraction of the other components tried whose move favours the same top examples at least as much."""
+        """Fraction of other components whose perturbation has at least the same ratio on the same top examples."""
         other = ~np.eye(len(self.components), dtype=bool)
         tried = other & self.tried if self.tried.size else other
         exceeds = (self.null_kl_ratios >= self.kl_ratio[:, None]) & tried
         with np.errstate(invalid="ignore"):
-            return exceeds.sum(axis=1) / tried.sum(axis=1)  # NaN if there is none
+            return exceeds.sum(axis=1) / tried.sum(axis=1)  # NaN without other components
 
     @property
     def kl_excess(self) -> Float[np.ndarray, "c"]:
-        """The mean measured KL over the top examples as a multiple of what eq. 5 predicts, with the sign of the ratio.
+        """Mean measured KL over the top examples divided by the prediction of eq. 5, for `sign`.
 
-        Far above 1, the move is too long for a second-order effect, or the coefficients explain little.
+        A value far above 1 means that the move is too long for a second-order effect, or that the coefficients explain
+        little.
         """
         where = (np.arange(len(self.components)), np.where(self.sign > 0, 0, 1))
         tops = [np.isin(self.evaluated, row) for row in self.top]
@@ -130,11 +130,11 @@ class Selectivity:
 
     @property
     def random_kl_ratio(self) -> Float[np.ndarray, "c"]:
-        """The median over random directions. It mostly repeats `pef_norm_ratio`, and so proves little."""
+        """Median ratio over random directions. It is close to `pef_norm_ratio`, hence weak evidence."""
         return _median(self.random_kl_ratios)
 
     def log2_ratios(self) -> dict[str, Float[np.ndarray, "c"]]:
-        """log₂ of each ratio, what the histograms of figure 3 are drawn from."""
+        """Return log₂ of each ratio, as in the histograms of figure 3."""
         ratios = {
             "KL": self.kl_ratio,
             "PEF norm": self.pef_norm_ratio,
@@ -145,9 +145,9 @@ class Selectivity:
             return {name: np.log2(ratio) for name, ratio in ratios.items()}
 
     def example_kl(self, component: int) -> Float[np.ndarray, "e"]:
-        """The KL of each evaluated example under a component's perturbation, with the sign of its ratio.
+        """Return the KL of each evaluated example under a component's perturbation, with the sign of its ratio.
 
-        NaN where it was not measured.
+        NaN where not measured.
 
         Raises:
             ValueError: the component was not perturbed.
@@ -206,7 +206,7 @@ class Selectivity:
 
 
 def _median(ratios: Float[np.ndarray, "c d"]) -> Float[np.ndarray, "c"]:
-    """The median along the last axis of what is not NaN; NaN where nothing is left."""
+    """Return the median along the last axis, ignoring NaN; NaN if all are NaN."""
     return np.array([_overall(row) for row in ratios])
 
 

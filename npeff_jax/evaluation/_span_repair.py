@@ -75,10 +75,10 @@ def repair(
     seed: int = 0,
     passes: Passes = PASSES,
 ) -> Repair:
-    """Find a move in the span of components by the loss gradient of wrong predictions, and report it on a split.
+    """Find a move in the span of components by the loss gradient, and report it on a split.
 
-    Of the examples that choose, the wrongly predicted ones give the loss gradient and the rightly predicted ones the
-    KL that is held to a budget (`span_move`).
+    All examples that choose give the loss gradient, to which wrongly predicted ones add most, and the rightly predicted
+    ones the KL that is held to a budget (`span_move`). The loss of the wrong ones alone was found to mend fewer.
 
     Args:
         model: the model that was decomposed. It is not changed.
@@ -115,12 +115,12 @@ def repair(
                 f"of the {mask.sum()} examples that {name}, {int(right[mask].sum())} are right; a repair needs "
                 "both right and wrong ones: pass more examples, or another fraction"
             )
-    wrong_ones, right_ones = np.flatnonzero(chooses & ~right), np.flatnonzero(chooses & right)
+    all_ones, right_ones = np.flatnonzero(chooses), np.flatnonzero(chooses & right)
     found = span_move(
         model,
         directions,
-        choose_examples(examples, wrong_ones),
-        truth[wrong_ones],
+        choose_examples(examples, all_ones),
+        truth[all_ones],
         choose_examples(examples, right_ones),
         within=within,
         passes=passes,

@@ -1,4 +1,4 @@
-"""Steering: what a step of growing size along a direction does to a behaviour, and how far that is linear."""
+"""Steering: response of a behaviour to steps of increasing size along a direction, and its linear range."""
 
 import dataclasses
 import html
@@ -18,21 +18,21 @@ from npeff_jax.models import Model, check_model
 from npeff_jax.perturbation import Passes, batches, check_direction, check_positive, perturb, perturbed_kl, scale_to_kl
 
 PASSES = Passes()
-"""What functions take where nothing is said."""
+"""Default settings of forward passes."""
 
 LINEAR = 0.1
-"""Part of the linear prediction by which the response may miss it within the linear range."""
+"""Largest relative deviation from the linear prediction within the linear range."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Response:
-    """A behaviour along one direction.
+    """Response of a behaviour along one direction.
 
     Attributes:
-        scales: step sizes, ascending, zero among them.
-        behaviour: mean over the examples at each.
-        error: standard error of the change since zero, paired.
-        kl: mean KL at each, in nats.
+        scales: step sizes, ascending, including zero.
+        behaviour: mean behaviour over the examples at each step size.
+        error: standard error of the change from step size zero (paired).
+        kl: mean KL at each step size, in nats.
     """
 
     scales: Float[np.ndarray, "s"]
@@ -42,7 +42,7 @@ class Response:
 
     @property
     def slope(self) -> float:
-        """Change of the behaviour per unit step at zero, from the two sizes next to it."""
+        """Derivative of the behaviour at zero, from the two neighbouring step sizes."""
         zero = int(np.argmin(np.abs(self.scales)))
         return float(
             (self.behaviour[zero + 1] - self.behaviour[zero - 1]) / (self.scales[zero + 1] - self.scales[zero - 1])
@@ -50,7 +50,7 @@ class Response:
 
     @property
     def linear_range(self) -> tuple[float, float]:
-        """The step sizes between which the response stays within `LINEAR` of slope · size."""
+        """Range of step sizes in which the response deviates from slope · size by at most a fraction `LINEAR`."""
         zero = int(np.argmin(np.abs(self.scales)))
         expected = self.slope * self.scales
         missed = np.abs(self.behaviour - self.behaviour[zero] - expected) > LINEAR * np.abs(expected)
@@ -67,9 +67,9 @@ class Steering:
     """Responses of a behaviour along directions, at sizes of the same KL.
 
     Attributes:
-        responses: by name; the first is what is asked about, others are there to compare.
-        behaviour: what was measured, in words.
-        nats: the largest mean KL.
+        responses: responses by name of the direction; the first is of interest, the others are for comparison.
+        behaviour: description of the behaviour.
+        nats: largest mean KL, in nats.
     """
 
     responses: dict[str, Response]
@@ -78,7 +78,7 @@ class Steering:
 
     @property
     def reach(self) -> dict[str, float]:
-        """For each direction how far the behaviour goes between its two ends."""
+        """Difference of the behaviour between the two ends, per direction."""
         return {name: float(abs(r.behaviour[-1] - r.behaviour[0])) for name, r in self.responses.items()}
 
     def __repr__(self) -> str:
@@ -101,7 +101,7 @@ class Steering:
         return facts_html("Steering", facts, self.svg(), table_html(heads, rows))
 
     def svg(self, width: int = 360, height: int = 180) -> str:
-        """Draw the responses over the signed root of their KL: sizes that change predictions equally stand together."""
+        """Plot the responses against the signed square root of the KL, which makes directions comparable."""
         x_of = {name: np.sign(r.scales) * np.sqrt(r.kl) for name, r in self.responses.items()}
         most = max(float(np.abs(x).max()) for x in x_of.values()) or 1.0
         every = np.concatenate([r.behaviour for r in self.responses.values()])
@@ -139,20 +139,20 @@ def steer(
     n_sizes: int = 6,
     passes: Passes = PASSES,
 ) -> Steering:
-    """Sweep the step size along directions, both ways, and measure a behaviour of the predictions.
+    """Measure a behaviour of the predictions at several step sizes along directions, with both signs.
 
-    Sizes are chosen by what they do: the largest has a mean KL of ``nats`` on the examples, in each direction, so that
-    components and random directions are compared at moves of the same KL.
+    The largest step along each direction has a mean KL of ``nats`` on the examples, so that components and random
+    directions are compared at equal KL.
 
     Args:
         model: the model. It is not changed.
-        directions: by name; the first is asked about, the others are there to compare, such as other components and
-            random directions.
-        examples: n.
-        behaviour: a class, for its probability; or a function of one example's logits (C,) to a number.
-        nats: mean KL at the largest sizes.
-        n_sizes: sizes on each side, evenly spaced.
-        passes: how forward passes are run.
+        directions: directions by name; the first is of interest, the others are for comparison, such as other
+            components and random directions.
+        examples: n examples.
+        behaviour: a class, for its probability; or a function from the logits (C,) of an example to a number.
+        nats: mean KL at the largest step sizes, in nats.
+        n_sizes: number of evenly spaced step sizes per sign.
+        passes: settings of forward passes.
 
     Raises:
         ValueError: no direction, a class that the model does not have, or a direction that changes no prediction.
@@ -204,7 +204,7 @@ def _times(scale: float, direction: PyTree) -> PyTree:
 def _behaviour(
     model: Model, examples: Examples, behaviour: int | Callable[[jax.Array], jax.Array]
 ) -> tuple[str, Callable[[jax.Array], jax.Array]]:
-    """What is measured, in words, and as a function of logits."""
+    """Return a description of the behaviour, and the behaviour as a function of logits."""
     if callable(behaviour):
         return getattr(behaviour, "__name__", "a behaviour").replace("<lambda>", "a behaviour"), behaviour
     n_classes = model.n_classes(first_example(examples))

@@ -1,13 +1,13 @@
-"""TCAV (Kim et al., 2018): do logits react to the direction in activation space that a set of examples stands for?
+"""TCAV (Kim et al., 2018): sensitivity of logits to the direction in activation space of a set of examples.
 
-A concept activation vector is the normal of a linear classifier between a concept's examples and as many random others,
-the counterparts. A class's score is the fraction of its examples whose logit rises along that vector.
+A concept activation vector is the normal of a linear classifier between the concept's examples and as many random other
+examples, the counterparts. The score of a class is the fraction of its examples whose logit increases along the vector.
 
-Its significance is judged against random *concepts*, because a classifier finds some direction for any set of examples.
-Kim et al. test a concept's scores over several counterparts against random concepts' scores. Those of one concept are
-no independent draws, since its own examples are in all of them: that test calls most random sets significant. Here a
-concept is one draw. And because under a linear head a score is 0 or 1 for any vector, the fraction is not what is
-tested, but the effect of the step along the normal that leads from the counterparts' mean to the concept's.
+Significance is measured against random *concepts*, because a classifier finds a direction for any set of examples.
+Kim et al. compare a concept's scores over several counterparts with those of random concepts. The scores of one concept
+are not independent, since they share the concept's examples, and that test calls most random sets significant; here
+each concept counts as one sample. Under a linear head a score is 0 or 1 for any vector, so the test does not use the
+score but the effect of the step along the normal from the counterparts' mean to the concept's.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ class Tcav:
     """Scores of q concepts.
 
     Attributes:
-        scores: (q, C), the fraction of a class's examples whose logit rises along the concept's vector, averaged over
+        scores: (q, C), fraction of the class's examples whose logit increases along the concept's vector, averaged over
             counterparts.
-        effects: (q, C), what the step along that vector, from the counterparts' mean to the concept's, changes of the
-            class's logit to first order, averaged over the class's examples and over counterparts.
-        p_values: (q, C), the fraction of random concepts of the same size of which *some* class's effect, in units of
-            its standard deviation over random concepts, is as large. That accounts for the number of classes.
+        effects: (q, C), first-order change of the class's logit under the step along that vector from the counterparts'
+            mean to the concept's, averaged over the class's examples and over counterparts.
+        p_values: (q, C), fraction of random concepts of the same size for which the effect on *some* class is as large,
+            in units of its standard deviation over random concepts. This corrects for the number of classes.
     """
 
     scores: Float[np.ndarray, "q C"]
@@ -38,7 +38,7 @@ class Tcav:
     p_values: Float[np.ndarray, "q C"]
 
     def significant(self, level: float = 0.05) -> Bool[np.ndarray, "q"]:
-        """Whether a concept is related to the prediction of at least one class."""
+        """Return whether each concept has a significant effect on at least one class."""
         return self.p_values.min(axis=1) <= level
 
     def __repr__(self) -> str:
@@ -69,21 +69,21 @@ def tcav(
     """Test whether concepts, given by their examples, are related to the classes a model predicts.
 
     Args:
-        activations: of n examples.
-        logit_gradients: ∂ logits / ∂ activation of each (`logit_gradients`).
-        predictions: the class of each. A class without examples has a score of 0.5 and no effect.
-        concepts: for each, the indices of its examples, such as a component's top examples.
-        n_counterparts: sets of random examples that each concept is told from.
-        n_random_concepts: random concepts of every size among the concepts: the smallest p is
+        activations: activations of n examples.
+        logit_gradients: ∂ logits / ∂ activation of each example (`logit_gradients`).
+        predictions: predicted class of each example. A class without examples has a score of 0.5 and no effect.
+        concepts: per concept, the indices of its examples, such as a component's top examples.
+        n_counterparts: number of random counterparts per concept.
+        n_random_concepts: number of random concepts per concept size; the smallest p-value is
             1 / (n_random_concepts + 1).
-        seed: of what is drawn.
+        seed: seed of the random sets.
 
     Raises:
         ValueError: no concept, a concept with fewer than two examples, or with more than half of all.
     """
     n = len(activations)
     if not concepts:
-        raise ValueError("concepts is empty; pass a sequence of index arrays, one a concept")
+        raise ValueError("concepts is empty; pass a sequence of index arrays, one per concept")
     for concept in concepts:
         check_in_range("the number of examples of a concept", len(concept), 2, n // 2)
     check_in_range("n_counterparts", n_counterparts, 1, np.inf)
@@ -96,7 +96,7 @@ def tcav(
     mean_gradients = np.stack([_mean(gradients[predictions == c, c]) for c in range(gradients.shape[1])])
 
     def steps_of(sets: Sequence[np.ndarray]) -> Float[np.ndarray, "sets counterparts d"]:
-        """The steps to each set from its counterparts."""
+        """Return the steps from counterparts to each set."""
         others = [np.setdiff1d(np.arange(n), chosen) for chosen in sets]
         draws = [[rng.choice(rest, n - len(rest), replace=False) for _ in range(n_counterparts)] for rest in others]
         return np.stack(
@@ -121,21 +121,21 @@ def tcav(
 
 
 def concept_vector(concept: Float[np.ndarray, "k d"], counterpart: Float[np.ndarray, "k d"]) -> Float[np.ndarray, "d"]:
-    """The normal of the least-squares classifier, pointing to the concept; a ridge of 1 an example keeps it defined."""
+    """Return the normal of the ridge classifier (ridge 1 per example), pointing to the concept."""
     x = np.concatenate([concept, counterpart])
     y = np.concatenate([np.ones(len(concept)), -np.ones(len(counterpart))])
     centred = x - x.mean(axis=0)
-    # The dual form where there are fewer examples than dimensions: the same vector from the smaller system.
+    # With fewer examples than dimensions, the dual form gives the same vector from a smaller system.
     if len(x) < x.shape[1]:
         return centred.T @ np.linalg.solve(centred @ centred.T + np.eye(len(x)), y - y.mean())
     return np.linalg.solve(centred.T @ centred + np.eye(x.shape[1]), centred.T @ (y - y.mean()))
 
 
 def concept_step(concept: Float[np.ndarray, "k d"], counterpart: Float[np.ndarray, "k d"]) -> Float[np.ndarray, "d"]:
-    """The difference of their means, projected on the normal."""
+    """Return the difference of the two means, projected onto the normal of `concept_vector`."""
     normal = concept_vector(concept, counterpart)
     length = np.linalg.norm(normal)
-    unit = normal / length if length > 0 else normal  # the two sets are the same: no direction
+    unit = normal / length if length > 0 else normal  # zero if the sets are equal
     return unit * (unit @ (concept.mean(axis=0) - counterpart.mean(axis=0)))
 
 

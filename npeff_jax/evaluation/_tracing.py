@@ -1,8 +1,7 @@
-"""Where a perturbation along a component enters a model, and how it reaches the output: to first order, by `jax.jvp`.
+"""First-order effect of a perturbation along a component on the intermediate values and logits, by `jax.jvp`.
 
 Moving the parameters by t·δ changes every intermediate value h by t·∂h[δ] + O(t²). The derivative is linear in δ, so
-that what the layers' parameters contribute to a change of the logits adds up: δ restricted to one layer enters there
-alone.
+the change of the logits is the sum of the contributions of δ restricted to each layer's parameters.
 """
 
 import dataclasses
@@ -21,14 +20,15 @@ from npeff_jax.models import Model
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PerturbationTrace:
-    """The first-order course of a perturbation through one example's computation.
+    """First-order changes of the intermediate values and logits of one example.
 
     Attributes:
-        stages: names of the intermediate values, in the order of the computation.
-        change: for each stage and position of it, ‖∂h[δ]‖ / ‖h‖ over the features of that position. Features are the
-            last axis; positions are the others, flattened (one position for a vector).
+        stages: names of the intermediate values, in order of computation.
+        change: per stage and position, ‖∂h[δ]‖ / ‖h‖ over the features of that position. Features are the last axis;
+            positions are the other axes, flattened (one position for a vector).
         groups: names of the groups of parameters.
-        logits: (groups, C), what δ restricted to a group changes of each logit, per unit of t. Rows add up to ∂z[δ].
+        logits: (groups, C), change of each logit due to δ restricted to a group, per unit of t. The sum over groups is
+            ∂z[δ].
     """
 
     stages: tuple[str, ...]
@@ -47,7 +47,7 @@ class PerturbationTrace:
 
 
 class Tracer:
-    """Traces perturbations of one model; compiled once for all directions and for all examples of one shape.
+    """Compute traces of perturbations of a model; compiled once for all directions and examples of one shape.
 
     Examples:
         >>> trace = Tracer(model)(component_direction(model, decomposition, 0), example)
@@ -59,11 +59,11 @@ class Tracer:
         """Prepare tracing.
 
         Args:
-            model: one that exposes intermediates (``Model.intermediates_fn``).
-            groups: parameter names by group, such as one for each layer; every parameter array is its own by default.
+            model: a model with ``intermediates_fn``.
+            groups: parameter names by group, such as one group per layer; by default one group per parameter array.
 
         Raises:
-            ValueError: the model exposes no intermediates, or the groups are no partition of the explained parameters.
+            ValueError: the model exposes no intermediates, or the groups do not partition the explained parameters.
         """
         if model.intermediates_fn is None:
             raise ValueError(
@@ -85,7 +85,7 @@ class Tracer:
         self._run = jax.jit(self._trace)
 
     def __call__(self, direction: PyTree, example: Example) -> PerturbationTrace:
-        """The trace of a perturbation along ``direction``, shaped like the parameters, for one example."""
+        """Return the trace of a perturbation along ``direction``, shaped like the parameters, for one example."""
         values, changes, logits = self._run(self._model.params, direction, example)
         relative = []
         for value, change in zip(values.values(), changes.values(), strict=True):
@@ -104,7 +104,7 @@ class Tracer:
             own = tuple(jnp.where(g == k, leaf, 0) for k, leaf in zip(self._group_of, along, strict=True))
             return jax.jvp(lambda s: self._model.selected_logits(s, params, example), (here,), (own,))[1]
 
-        # One group after the other: the memory of one forward pass, however many layers there are.
+        # Loop over groups, which needs the memory of one forward pass whatever the number of layers.
         return values, changes, jax.lax.map(of_group, jnp.arange(len(self._groups)))
 
 

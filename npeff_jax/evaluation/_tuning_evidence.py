@@ -1,15 +1,15 @@
-"""Whether a component that was asked for is in the model: held-out evidence against permuted marks.
+"""Held-out evidence that a named component represents its concept, tested against permuted marks.
 
-A component always follows the marks it was tied to, on the examples that were marked, also where the marks are noise.
-What noise cannot do is to tell marked from other examples that were not decomposed:
+On the marked examples a named component always follows its marks, even if they are noise. Noise, however, does not
+predict which held-out examples are marked. The statistic is
 
-    lift_j = mean of W_ij² over marked held-out examples / mean over all of them,
+    lift_j = mean of W_ij² over marked held-out examples / mean of W_ij² over all held-out examples,
 
-W_ij² being the energy of example i that component j explains beside all others. A lift of 1 is no relation. Two nulls
-stand beside it. Held-out marks are permuted, many times: where marks have nothing to do with the Fishers these lifts
-are exchangeable with the one observed, which makes an exact test. And the marks that were asked with are permuted, a
-few times, and the decomposition made again in the same way from each: what asking for noise gives. Such a component is
-as a free one, and may be about anything, the concept too, so it is no test, but it says how large a lift is large.
+where W_ij² is the energy of example i that component j explains given all others; 1 means no relation. There are two
+nulls. First, held-out marks are permuted many times: if marks are unrelated to the Fishers, these and the observed lift
+are exchangeable, which gives an exact test. Second, the marks of the tuning are permuted a few times and the
+decomposition is repeated: this shows the lifts of components tuned to noise. It is not a test, because such a component
+may represent anything, including the concept.
 """
 
 import dataclasses
@@ -34,14 +34,15 @@ class TuningEvidence:
     """Held-out evidence for named components.
 
     Attributes:
-        names: of the t concepts.
-        lift: (t,), energy explained in marked held-out examples, relative to all; 1 for a component that explains none.
-        interval: (t, 2), 95% bootstrap interval, over held-out examples, of the lift minus the mean of ``null``.
-        null: (p, t), lifts of components that were asked for with permuted marks.
-        p_value: (t,), how often permuted held-out marks give as large a lift; at least 1 / 1000.
-        auc: (t,), of coefficients against held-out marks.
-        null_auc: (p, t), the same with permuted marks.
-        level: of the test.
+        names: names of the t concepts.
+        lift: (t,), mean energy explained in marked held-out examples relative to all; 1 for a component that explains
+            nothing.
+        interval: (t, 2), 95% bootstrap interval of the lift minus the mean of ``null``, over held-out examples.
+        null: (p, t), lifts of components tuned to permuted marks.
+        p_value: (t,), fraction of permutations of the held-out marks with at least the same lift; at least 1 / 1000.
+        auc: (t,), AUC of the coefficients for the held-out marks.
+        null_auc: (p, t), AUC of components tuned to permuted marks.
+        level: significance level of the test.
     """
 
     names: tuple[str, ...]
@@ -55,7 +56,7 @@ class TuningEvidence:
 
     @property
     def found(self) -> dict[str, bool]:
-        """Whether the model has each concept: a p-value up to the level, and an interval above zero."""
+        """Whether each concept is found: its p-value is at most the level, and its interval is above zero."""
         yes = (self.p_value <= self.level) & (self.interval[:, 0] > 0)
         return dict(zip(self.names, yes.tolist(), strict=True))
 
@@ -109,26 +110,26 @@ def tuning_evidence(
     seed: int = 0,
     progress: Progress = True,
 ) -> TuningEvidence:
-    """Test on held-out examples whether concepts that were asked for are in the model.
+    """Test on held-out examples whether named components represent their concepts.
 
-    Every permutation costs one decomposition.
+    Each permutation takes one decomposition.
 
     Args:
-        decomposition: what ``decompose(pefs, r, tunings=tunings)`` gave.
-        pefs: what it was made from.
-        tunings: what it was asked for.
+        decomposition: result of ``decompose(pefs, r, tunings=tunings)``.
+        pefs: the PEFs that were decomposed.
+        tunings: the tunings of the decomposition.
         heldout: PEFs of other examples, of the same model and kind.
-        heldout_marks: for each name marks of the held-out examples, as for `Tuning`.
-        n_permutations: of the marks that were asked with.
+        heldout_marks: per name, marks of the held-out examples, as for `Tuning`.
+        n_permutations: number of permutations of the tunings' marks.
         level: largest p-value at which a concept counts as found.
-        solver: as the decomposition was made with.
-        seed: of the permutations.
-        progress: a bar over the permutations, a stream for JSON lines, or False.
+        solver: solver of the decomposition.
+        seed: seed of the permutations.
+        progress: True for a bar over the permutations, False for none, a text stream for JSON lines.
 
     Raises:
-        TypeError: something else than a decomposition.
-        ValueError: it was made with other tunings or another solver, a concept without held-out marks, or held-out
-            marks that are all alike.
+        TypeError: ``decomposition`` has the wrong type.
+        ValueError: the decomposition has other tunings or another solver, a concept has no held-out marks, or all
+            held-out marks of a concept are equal.
     """
     check_decomposition(decomposition)
     n_permutations = check_integer("n_permutations", n_permutations)
@@ -185,7 +186,7 @@ def _heldout(name: str, given: Mapping[str, Any], n: int) -> Float[np.ndarray, "
 
 
 def _permuted(tuning: Tuning, rng: np.random.Generator) -> Tuning:
-    """The same marks on other examples, among those that have one."""
+    """Permute the marks of a tuning among the examples with a known mark."""
     marks = tuning.marks.copy()
     marks[tuning.known] = rng.permutation(marks[tuning.known])
     return dataclasses.replace(tuning, marks=marks)
@@ -199,13 +200,13 @@ def _lifts(energy: Float[np.ndarray, "n t"], truth: Float[np.ndarray, "n t"]) ->
 
 
 N_TEST = 999
-"""Permutations of held-out marks: p-values in steps of a thousandth."""
+"""Number of permutations of held-out marks; p-values are multiples of 1 / 1000."""
 
 
 def _p_values(
     energy: Float[np.ndarray, "n t"], truth: Float[np.ndarray, "n t"], rng: np.random.Generator
 ) -> Float[np.ndarray, "t"]:
-    """How often permuted held-out marks give as large a lift, the observed one counted."""
+    """Return the fraction of permuted held-out marks with at least the observed lift, counting the observed marks."""
     observed = _lifts(energy, truth)
     reached = np.ones(len(observed))
     for _ in range(N_TEST):
@@ -213,7 +214,7 @@ def _p_values(
         for k in range(truth.shape[1]):
             known = np.flatnonzero(~np.isnan(truth[:, k]))
             permuted[known, k] = rng.permutation(truth[known, k])
-        reached += _lifts(energy, permuted) >= observed - 1e-12  # equal but for the order of the sums
+        reached += _lifts(energy, permuted) >= observed - 1e-12  # up to rounding of the sums
     return reached / (N_TEST + 1)
 
 
@@ -222,7 +223,7 @@ def _aucs(W: Float[np.ndarray, "n t"], truth: Float[np.ndarray, "n t"]) -> Float
 
 
 def auc(scores: Float[np.ndarray, "n"], positive: Any) -> float:
-    """Compute the probability that a positive example scores above another one; ties count half."""
+    """Compute the probability that a positive example has a higher score than a negative one; ties count half."""
     positive = np.asarray(positive, bool)
     n_positive, n_other = positive.sum(), (~positive).sum()
     if not n_positive or not n_other:
@@ -232,7 +233,7 @@ def auc(scores: Float[np.ndarray, "n"], positive: Any) -> float:
 
 
 N_BOOTSTRAP = 1000
-"""Resamples of the held-out examples: 25 beyond each end of a 95% interval."""
+"""Number of bootstrap resamples: 25 lie beyond each end of a 95% interval."""
 
 
 def _bootstrap(
@@ -241,9 +242,9 @@ def _bootstrap(
     truth: Float[np.ndarray, "n t"],
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "t 2"]:
-    """95% intervals of the lift minus the mean lift of permuted marks, over resampled examples.
+    """Return 95% bootstrap intervals of the lift minus the mean lift under permuted marks.
 
-    Marked and other examples are resampled apart, so that no resample lacks one of the two.
+    Marked and other examples are resampled separately, so that every resample has both.
     """
     found = []
     for k in range(own.shape[1]):

@@ -1,4 +1,4 @@
-"""PEFs to decomposition: problems, row spaces, the solvers of LRM-NPEFF and D-NPEFF, fitting and expansion."""
+"""From PEFs to a decomposition: problems, row spaces, the solvers of LRM-NPEFF and D-NPEFF, fitting, expansion."""
 
 from npeff_jax.factorization._checkpoints import Checkpoints as Checkpoints
 from npeff_jax.factorization._decompose import decompose as decompose

@@ -1,7 +1,8 @@
-"""Solver checkpoints with Orbax: the one file that knows it.
+"""Solver checkpoints, written with Orbax (used in this file only).
 
-W, the vectors in a form that does not depend on the devices, and the history. Carried products are computed anew, so a
-resumed run repeats what an uninterrupted one does.
+A checkpoint holds W, the vectors in a form that does not depend on the devices, and the history. Products that a solver
+carries are computed again on resuming, as they are at the start of every window, so a resumed run gives the same result
+as an uninterrupted one.
 """
 
 import dataclasses
@@ -13,15 +14,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 KEPT = 2
-"""Checkpoints kept: the last one, and one before in case it cannot be read."""
+"""Number of checkpoints kept: the latest, and the previous one in case the latest cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """Where and how often a decomposition is saved on its way; a later run with the same settings resumes there.
+    """Where and how often a running decomposition is saved. A later run with the same settings resumes from there.
 
     Attributes:
-        directory: of this decomposition alone.
+        directory: directory used by this decomposition only.
         every: windows of ``Stopping.window`` steps between checkpoints.
     """
 
@@ -31,15 +32,15 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Saved:
-    """A point on the way.
+    """Contents of a checkpoint.
 
     Attributes:
         W: coefficients.
-        G: vectors as `RowSpace.to_host` gives them.
-        losses: one a step.
-        seconds: one a step.
-        counters: how many exchanges, the step of the last one, and what they try next.
-        state: arrays of the solver's state, where W and G do not determine it.
+        G: vectors as returned by `RowSpace.to_host`.
+        losses: loss after each step.
+        seconds: wall-clock time after each step.
+        counters: number of exchanges, step of the last one, and the state of `Search`.
+        state: arrays of the solver's state, if W and G do not determine it.
     """
 
     W: Float[np.ndarray, "n r"]
@@ -51,7 +52,7 @@ class Saved:
 
 
 class CheckpointStore:
-    """Checkpoints of one decomposition, with what must agree for a run to be resumed from them."""
+    """Checkpoints of one decomposition, with the settings that must agree for a run to resume from them."""
 
     def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any]):
         from orbax.checkpoint import v1 as ocp
@@ -65,10 +66,10 @@ class CheckpointStore:
         )
 
     def load(self) -> Saved | None:
-        """The latest point, if there is one.
+        """Load the latest checkpoint, or return None if there is none.
 
         Raises:
-            ValueError: it is of other settings; says which.
+            ValueError: the checkpoint was written with other settings; the message names them.
         """
         latest = self._checkpointer.latest
         if latest is None:
@@ -87,22 +88,22 @@ class CheckpointStore:
         return Saved(**loaded, state=tuple(state))
 
     def save(self, saved: Saved) -> None:
-        """Write a point; returns when it is committed."""
+        """Write a checkpoint, and return once it is committed to disk."""
         tree = {f.name: np.asarray(getattr(saved, f.name)) for f in dataclasses.fields(saved) if f.name != "state"}
         tree |= {f"state_{k}": array for k, array in enumerate(saved.state)}
         self._checkpointer.save(len(saved.losses), tree, custom_metadata=self._settings, overwrite=True)
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Release the directory."""
         self._checkpointer.close()
 
 
 ROUNDING = 1e-5
-"""Relative difference up to which two figures of the same rows agree, computed on other devices."""
+"""Relative difference up to which statistics of the same rows, computed on different devices, count as equal."""
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Whether two settings are equal, lists of figures up to `ROUNDING`."""
+    """Return whether two settings are equal; lists of numbers are compared up to `ROUNDING`."""
     if isinstance(new, list) and isinstance(old, list) and all(isinstance(x, float) for x in [*new, *old]):
         return len(old) == len(new) and bool(np.allclose(old, new, rtol=ROUNDING, atol=0))
     return bool(old == new)

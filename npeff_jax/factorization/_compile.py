@@ -1,4 +1,4 @@
-"""Compilation and precision: how every compiled function of the factorization is built and run."""
+"""Compilation and matrix-product precision of every compiled function of the factorization."""
 
 import functools
 from collections.abc import Callable
@@ -16,20 +16,20 @@ CPU_OPTIONS: dict[str, bool | int] = {
     "xla_backend_optimization_level": 1,
     "xla_cpu_parallel_codegen_split_count": 2,
 }
-"""The older elementwise emitters, fewer passes of LLVM, fewer modules: a quarter of the time to compile a solver step
-(0.5 s of CPU instead of 2.1), no slower to run, since its time is in matrix products of compiled libraries."""
+"""The older elementwise emitters, fewer LLVM passes and fewer modules: a solver step compiles in a quarter of the time
+(0.5 s of CPU instead of 2.1) and runs as fast, since its time is spent in library matrix products."""
 
 EAGER = get_opaque_trace_state(convention="flax")
-"""The state of a thread that traces nothing, to be compared with."""
+"""Trace state outside of any transformation, for comparison with the current one."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def full_precision(function: F) -> F:
-    """Run ``function`` with "highest" as the precision of every matrix product that states none.
+    """Wrap ``function`` so that matrix products without an explicit precision use "highest".
 
-    An accelerator's default rounds the inputs of a float32 product (TF32 on a GPU, bfloat16 on a TPU). Coordinate
-    updates then never reach their tolerance, and the loss moves by more than stopping looks at.
+    By default an accelerator rounds the inputs of a float32 product (TF32 on a GPU, bfloat16 on a TPU). Coordinate
+    updates then never reach their tolerance, and rounding changes the loss by more than the stopping tolerance.
     """
 
     @functools.wraps(function)
@@ -42,14 +42,14 @@ def full_precision(function: F) -> F:
 
 @functools.cache
 def compiler_options() -> dict[str, bool | int]:
-    """Return those of `CPU_OPTIONS` that this version of XLA knows; none on an accelerator."""
+    """Return the options of `CPU_OPTIONS` that this version of XLA accepts; none on an accelerator."""
     if jax.default_backend() != "cpu":
         return {}
 
     def known(options: dict[str, bool | int]) -> bool:
         try:
             jax.jit(lambda: None, compiler_options=options)()
-        except Exception as error:  # its type differs between versions of JAX
+        except Exception as error:  # the exception type differs between versions of JAX
             if "No such compile option" in str(error):
                 return False
             raise
@@ -63,8 +63,8 @@ def compiler_options() -> dict[str, bool | int]:
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile ``function`` as `jax.jit` does, with `compiler_options` and in `full_precision`.
 
-    The options are looked up at the first call, because importing must start no backend. While something else is being
-    traced (a user's own ``jit``) the plain function is called: JAX accepts compiler options at the top level only.
+    The options are looked up at the first call, because importing must not start a backend. Inside another trace (a
+    user's own ``jit``) the plain function is called, because JAX accepts compiler options at the top level only.
     """
 
     @functools.cache

@@ -1,4 +1,4 @@
-"""`decompose`: the front of the factorization."""
+"""`decompose`, the main entry point of the factorization."""
 
 import dataclasses
 import enum
@@ -49,42 +49,45 @@ def decompose(
     callback: Callback | None = None,
     progress: Progress = True,
 ) -> Decomposition:
-    """Decompose PEFs into shared components: F_i ≈ Σ_j W_ij H_j (eq. 4), LRM-NPEFF or D-NPEFF as the PEFs are.
+    """Decompose PEFs into shared components: F_i ≈ Σ_j W_ij H_j (eq. 4).
+
+    Low-rank PEFs are decomposed by LRM-NPEFF, diagonal ones by D-NPEFF.
 
     Args:
-        pefs: what `compute_pefs` gave, `model_rows` to work on the exact Fishers of a model, or a `Problem`, which has
-            its rows, devices and optional parts already.
-        n_components: r.
-        seed: of the start.
-        tunings: components that are asked for by marks on examples (`Tuning`). They come first and are among the
+        pefs: PEFs from `compute_pefs`, `model_rows` to work on the exact Fishers of a model, or a `Problem`, which
+            already has its rows, devices and optional parts.
+        n_components: r, the number of components.
+        seed: seed of the initial factors.
+        tunings: named components, defined by marks on examples (`Tuning`). They come first and count towards
             ``n_components``; the others are free and explain the rest.
-        solver: `DampedALS` for low-rank PEFs and `HALS` for diagonal ones by default; `GradientDescent` and
-            `Multiplicative` are the paper's own. Or a `Solver` of your own.
-        stopping: when to end.
-        start: a given W or G.
-        restarts: starts to try, of the seeds from ``seed`` on, on a quarter of the examples (never fewer than four per
-            component; all of them with tunings, and where a `Problem` or the rows of a model are given). The best one
-            goes on with all examples; ``settings["restarts"]`` and ``stopped`` say what losses the others came to.
-        rows: how the rows are held; by default what is estimated to be fastest. ``settings["row_space"]`` says why.
-        products: precision of the large products.
-        min_count: parameters with fewer non-zeros over all rows are pruned; the energy lost is in ``settings``.
-        mesh: the devices to use, JAX's default device without one. They need not divide rows or parameters: what is
-            left over is padded by zeros, which change no product.
-        path: where the result is saved, as by `Decomposition.save`. Its pseudo-Fishers then stay on disk and are read
-            by row: they may be larger than memory, as PEFs that are on disk may, for which ``rows=KernelRows()`` needs
-            N² numbers, and blocks of what is on disk.
-        checkpoints: where to save on the way, and to resume from.
-        callback: called every ``stopping.window`` steps with an `Iterate`; True ends the iterations.
+        solver: by default `DampedALS` for low-rank PEFs and `HALS` for diagonal ones. `GradientDescent` and
+            `Multiplicative` are the paper's algorithms. Or a `Solver` of your own.
+        stopping: stopping criteria.
+        start: initial W or G, instead of random ones.
+        restarts: number of random starts to try, with seeds ``seed``, ``seed + 1``, …, on a quarter of the examples (at
+            least four per component; all examples with tunings, a `Problem` or the rows of a model). The best start
+            continues with all examples; ``settings["restarts"]`` and ``stopped`` give the losses of all starts.
+        rows: how the rows are held; by default as estimated to be fastest. ``settings["row_space"]`` gives the reason.
+        products: precision of the large matrix products.
+        min_count: parameters with fewer non-zeros over all rows are pruned; ``settings`` records the energy lost.
+        mesh: devices to use; by default JAX's default device. Rows and parameters are padded with zeros to a multiple
+            of the devices.
+        path: directory to save the result to, as by `Decomposition.save`. The pseudo-Fishers then stay on disk and are
+            read by row, so they may be larger than memory. PEFs on disk may be larger than memory too, with
+            ``rows=KernelRows()``, which needs memory for N² numbers and for blocks of rows.
+        checkpoints: where to save the state of the iterations, and to resume from.
+        callback: function called every ``stopping.window`` steps with an `Iterate`; returning True ends the iterations.
         progress: True for a bar, False for none, a text stream for JSON lines.
 
     Returns:
-        Unit-norm pseudo-Fishers, coefficients that carry the scale, and how it went. Losses are fractions of ‖F‖².
+        The components: unit-norm pseudo-Fishers, coefficients (which carry the scale), and the history. Losses are
+        fractions of ‖F‖².
 
     Raises:
-        ValueError: more components than rows, no examples, values that are not finite, a solver of the other
-            kind, restarts of a given start, or rows or pseudo-Fishers that do not fit.
-        TypeError: an argument of another type, such as the class of a solver instead of an instance.
-        FileExistsError: there is something at ``path``.
+        ValueError: more components than rows, no examples, non-finite values, a solver for the other kind of PEFs,
+            ``restarts`` together with ``start``, or rows or pseudo-Fishers that exceed memory.
+        TypeError: an argument of the wrong type, such as a solver class instead of an instance.
+        FileExistsError: ``path`` exists.
     """
     path = check_path(path)
     seed, n_components = whole("seed", seed), whole("n_components", n_components)
@@ -134,14 +137,14 @@ def decompose(
 
 
 def tuned(problem: Problem, tunings: Sequence[Tuning], settings: dict[str, Any]) -> tuple[Problem, dict[str, Any]]:
-    """Return a problem with named components, and settings with what a result remembers of their tunings."""
+    """Return the problem with named components, and the settings with a record of their tunings."""
     if not tunings:
         return problem, settings
     return problem.with_tunings(tunings), settings | {"tunings": [tuning.record() for tuning in tunings]}
 
 
 def check_room(n_components: int, n_named: int, argument: str = "n_components") -> None:
-    """Raise where there are more named components than components."""
+    """Raise ValueError if there are more named components than components."""
     if n_named > n_components:
         raise ValueError(f"there are {n_named} tunings and {argument}={n_components}, which counts them; ask for more")
 
@@ -157,7 +160,7 @@ def _problem_of(
     path: pathlib.Path | None,
     progress: Progress,
 ) -> Problem:
-    """The problem of PEFs or of a model's rows, with what can be refused before rows are put on devices."""
+    """Make the problem of PEFs or of a model's rows, checking all arguments before rows are put on devices."""
     if isinstance(pefs, ModelRows):
         m, kind = pefs.model.space.size, FisherKind.LOW_RANK
         check_n_components(r, pefs.n_examples * pefs.rows_per_example, pefs.n_examples)
@@ -181,7 +184,7 @@ def solve(
     progress: Progress,
     checkpoints: Checkpoints | None,
 ) -> Decomposition:
-    """Iterate, then put the result into its final form, its pseudo-Fishers yet to be formed."""
+    """Run the solver and put the result into its final form. Its pseudo-Fishers are formed when they are read."""
     stopping = stopping or Stopping()
     settings = settings | {"solver": describe(solver)}
     store = None
@@ -191,13 +194,13 @@ def solve(
     if store:
         store.close()
     settings = settings | {"stopping": dataclasses.asdict(stopping)}
-    if problem.ties is not None:  # the losses on the way have the term of the ties
+    if problem.ties is not None:  # the history contains the term of the ties
         settings |= {"loss": loss_of(problem, outcome.W, outcome.G), "history": WITH_TIES}
     return finished(problem, outcome.W, outcome.G, outcome.GG, outcome.history, outcome.stopped, settings)
 
 
 def settled(found: Decomposition, path: pathlib.Path | None) -> Decomposition:
-    """Return a result with the pseudo-Fishers formed: in memory, or on disk a block at a time."""
+    """Form the pseudo-Fishers of a result, in memory or on disk block by block."""
     if path is None:
         return dataclasses.replace(found, pseudo_fishers=np.asarray(found.pseudo_fishers))
     found.save(path)
@@ -205,11 +208,11 @@ def settled(found: Decomposition, path: pathlib.Path | None) -> Decomposition:
 
 
 WITH_TIES = "with the term of the tunings"
-"""What ``settings["history"]`` says where the losses on the way are those of eq. 4 plus that term."""
+"""Value of ``settings["history"]`` if the losses of the history are eq. 4 plus the term of the tunings."""
 
 
 def on_exact_products(found: Decomposition, pefs: Pefs, ties: Ties | None = None) -> Decomposition:
-    """Return what a sketch found, with coefficients fitted on exact products, and both losses."""
+    """Refit the coefficients of a sketched decomposition on exact products, and record both losses."""
     G = np.asarray(found.pseudo_fishers)
     exact, norm = dataclasses.replace(found, pseudo_fishers=G), found.settings["squared_norm"]
     if ties is None:
@@ -225,9 +228,10 @@ def on_exact_products(found: Decomposition, pefs: Pefs, ties: Ties | None = None
 
 
 def identity_of(problem: Problem, r: int, settings: dict[str, Any], stopping: Stopping) -> dict[str, Any]:
-    """Return what two runs must share for one to go on where the other stopped; devices and limits may differ.
+    """Return the settings that must agree for a run to resume from another's checkpoints.
 
-    The rows themselves are compared by moments of their norms, which tell one subset or one normalization from another.
+    Devices and limits may differ. The rows are compared by moments of their norms, which differ between subsets and
+    normalizations.
     """
     origin = problem.origin
     assert origin is not None
@@ -235,7 +239,7 @@ def identity_of(problem: Problem, r: int, settings: dict[str, Any], stopping: St
     same = {"n_components": r, "n_frozen": problem.n_frozen} | settings
     same |= {name: value for name, value in origin.notes.items() if name != "row_space"}
     same |= {"row_space": type(problem.rows).__name__, "window": stopping.window}
-    # not the probe of the function, which devices may round otherwise: what it computed is in the rows
+    # without the probe of the function, which other devices round differently; its outputs determine the rows anyway
     same |= {name: value for name, value in schema.identity.items() if name not in ("function", "layout")}
     energy, place = origin.energy.astype(np.float64), np.linspace(0, 1, len(origin.energy))
     own = [origin.squared_norm, energy.sum(), energy @ place, energy @ np.cos(7 * place) ** 2]
@@ -243,11 +247,11 @@ def identity_of(problem: Problem, r: int, settings: dict[str, Any], stopping: St
 
 
 def checked_solver(solver: Any, kind: FisherKind, parts: tuple[str, ...]) -> Solver:
-    """Return the solver, or the default one that the study of solvers chose.
+    """Return the given solver, or the default one for this kind of PEFs, after checking that it suits the problem.
 
     Raises:
-        TypeError: it is no `Solver`, or not hashable.
-        ValueError: it is for PEFs of another kind, or does not support ``parts`` of the problem.
+        TypeError: the solver is not a `Solver`, or not hashable.
+        ValueError: the solver is for another kind of PEFs, or does not support ``parts`` of the problem.
     """
     if solver is None:
         solver = DampedALS() if kind is FisherKind.LOW_RANK else HALS()
@@ -263,7 +267,7 @@ def checked_solver(solver: Any, kind: FisherKind, parts: tuple[str, ...]) -> Sol
 
 
 def check_type(name: str, value: Any, expected: type) -> Any:
-    """Return ``value``; raise TypeError unless it is None or of the expected type."""
+    """Return ``value``, or raise TypeError unless it is None or of the expected type."""
     if value is None or isinstance(value, expected):
         return value
     wanted = f"an instance of {expected.__name__}"
@@ -276,7 +280,7 @@ def check_type(name: str, value: Any, expected: type) -> Any:
 
 
 def check_pefs(pefs: Any) -> FisherKind:
-    """Return the kind of PEFs; raise TypeError where they are none."""
+    """Return the kind of ``pefs``, or raise TypeError if they are not PEFs."""
     if isinstance(pefs, ModelRows):
         return FisherKind.LOW_RANK
     if isinstance(pefs, Pefs):
@@ -288,7 +292,7 @@ def check_pefs(pefs: Any) -> FisherKind:
 
 
 def whole(name: str, value: Any) -> int:
-    """Return a setting as an integer, NumPy's included; raise TypeError where it is none."""
+    """Return a setting as an int (NumPy integers are converted), or raise TypeError."""
     try:
         return operator.index(value)
     except TypeError:
@@ -296,7 +300,7 @@ def whole(name: str, value: Any) -> int:
 
 
 def check_n_components(n_components: int, n_rows: int, n_examples: int) -> None:
-    """Raise unless 1 <= r <= N."""
+    """Raise ValueError unless 1 <= r <= N."""
     if not 1 <= n_components <= n_rows:
         raise ValueError(
             f"n_components={n_components} is not from 1 to the {n_rows} rows of A ({n_examples} examples); "
@@ -305,7 +309,7 @@ def check_n_components(n_components: int, n_rows: int, n_examples: int) -> None:
 
 
 def check_start(start: InitialFactors, n: int, r: int, m: int, kind: FisherKind) -> None:
-    """Raise where a given W or G is of another shape, not finite, or negative where it must not be."""
+    """Raise ValueError if a given W or G has the wrong shape, non-finite values, or values of the wrong sign."""
     for name, shape, nonnegative in (
         ("coefficients", (n, r), True),
         ("pseudo_fishers", (r, m), kind is FisherKind.DIAGONAL),
@@ -321,7 +325,7 @@ def check_start(start: InitialFactors, n: int, r: int, m: int, kind: FisherKind)
 
 
 def check_vectors_fit(r: int, m: int, path: pathlib.Path | None) -> None:
-    """Raise where the pseudo-Fishers would be in memory, and are too many."""
+    """Raise ValueError if the pseudo-Fishers would be held in memory and do not fit."""
     if path is None and 4 * r * m > usable_on_host():
         raise ValueError(
             f"{r} pseudo-Fishers over {m} parameters are {size_text(4 * r * m)} and would be in memory, of which "
@@ -331,7 +335,7 @@ def check_vectors_fit(r: int, m: int, path: pathlib.Path | None) -> None:
 
 
 def check_path(path: str | os.PathLike[str] | None) -> pathlib.Path | None:
-    """Return where the result will be saved; raise where it could not be."""
+    """Return the path of the result, or raise if nothing can be saved there."""
     if path is None:
         return None
     if "://" in os.fspath(path):

@@ -1,4 +1,4 @@
-"""`Decomposition`: what a factorization found, and everything needed to use it without the PEFs it was found in."""
+"""`Decomposition`: the result of a factorization, usable without the PEFs it was computed from."""
 
 import dataclasses
 import os
@@ -22,13 +22,13 @@ from npeff_jax.store import absolute_path, create_array, describe_arrays, open_a
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What was measured on the way.
+    """Loss and time of each iteration.
 
     Attributes:
         step: iteration number of each entry.
-        loss: ‖F − Σ W H‖² at it, as a fraction of the PEFs' squared norm ‖F‖². With a sketched kernel that of the
-            sketched problem (see `Decomposition.loss`).
-        seconds: wall-clock since the start.
+        loss: ‖F − Σ W H‖² / ‖F‖² after this iteration. With a sketched kernel, the loss of the sketched problem (see
+            `Decomposition.loss`).
+        seconds: wall-clock time since the start, in seconds.
     """
 
     step: Int[np.ndarray, "steps"]
@@ -44,14 +44,14 @@ class Decomposition:
     vectors have unit L2 norm; their scale is in W.
 
     Attributes:
-        schema: of the PEFs that were decomposed: model, examples, layout, kind.
+        schema: schema of the PEFs that were decomposed: model, examples, layout, kind.
         coefficients: W, (n, r), non-negative.
         pseudo_fishers: G or H, (r, m'), read by row.
         parameter_indices: (m',), ascending, the position in ``schema.layout`` of each column of ``pseudo_fishers``.
-        history: losses on the way.
-        stopped: why the iterations ended, a sentence.
+        history: loss and time of each iteration.
+        stopped: why the iterations ended, as a sentence.
         settings: solver, seed and everything else that determined the result.
-        n_frozen: how many components were given rather than learned (`expand`).
+        n_frozen: number of components that were given rather than learned (`expand`).
     """
 
     schema: Schema
@@ -65,7 +65,7 @@ class Decomposition:
 
     @property
     def kind(self) -> FisherKind:
-        """The flavour: low-rank or diagonal."""
+        """Kind of the decomposed PEFs: low-rank or diagonal."""
         return self.schema.kind
 
     @property
@@ -75,7 +75,7 @@ class Decomposition:
 
     @property
     def loss(self) -> float:
-        """‖F − Σ W H‖² / ‖F‖² of this result: the last of ``history``, except with a sketched kernel."""
+        """‖F − Σ W H‖² / ‖F‖² of this result: the last entry of ``history``, except with a sketched kernel."""
         return float(self.settings.get("loss", self.history.loss[-1] if self.history.loss.size else np.nan))
 
     @classmethod
@@ -89,24 +89,24 @@ class Decomposition:
         stopped: str = "the factors were given",
         settings: dict[str, Any] | None = None,
     ) -> "Decomposition":
-        """Make a result of factors that were found by other means: by an own loop, with optax, in a user's own ``jit``.
+        """Make a decomposition from factors that were computed by other means, such as your own loop or optax.
 
-        Vectors get unit norm (the scale goes into W), a sign, and an order by contribution; protected components come
-        first, as they were given. Components without contribution and near copies are recorded.
+        Vectors are scaled to unit norm (the scale goes into W), given a sign, and ordered by contribution; protected
+        components come first, as given. Dead components and near duplicates are recorded.
 
         Args:
-            problem: what was factorized, as `Problem.of` or `Problem.from_rows` made it.
+            problem: the factorized problem, from `Problem.of` or `Problem.from_rows`.
             W: (n, r), coefficients, non-negative.
             G: (r, size), vectors in the coordinates of ``problem.rows``.
-            history: losses on the way; by default the loss of these factors alone.
-            stopped: why it ended.
-            settings: JSON, to be recorded with the result.
+            history: loss and time of each iteration; by default only the loss of these factors.
+            stopped: why the iterations ended.
+            settings: JSON-serialisable settings to record with the result.
 
         Raises:
-            ValueError: factors of another shape, negative or not finite.
+            ValueError: factors of the wrong shape, negative or not finite.
         """
         if problem.origin is None:
-            raise ValueError("this Problem is one of a compiled step; pass the one that Problem.of returned")
+            raise ValueError("got a Problem from inside a compiled step; pass the one that Problem.of returned")
         one = jax.ShapeDtypeStruct((problem.rows.n_rows, 1), np.float32)
         r, size = np.shape(W)[-1], jax.eval_shape(problem.rows.pull_back, one).shape[1]
         if np.shape(W) != (problem.n_examples, r) or np.shape(G) != (r, size):
@@ -125,7 +125,7 @@ class Decomposition:
         return finished(problem, W, G, fetch(GG), history, stopped, settings or {})
 
     def pseudo_fisher(self, component: int) -> Float[np.ndarray, "m"]:
-        """One component's pseudo-Fisher vector over all m explained parameters, zero where it was pruned.
+        """Return one component's pseudo-Fisher vector over all m explained parameters, zero at pruned parameters.
 
         Raises:
             IndexError: there is no such component.
@@ -158,19 +158,19 @@ class Decomposition:
 
     @property
     def dead(self) -> list[int]:
-        """Components that explain nothing: below rounding of the fit."""
+        """Components whose contribution to the fit is below its rounding error."""
         return list(self.settings.get("dead", []))
 
     @property
     def names(self) -> dict[int, str]:
-        """The names of components that were asked for (`Tuning`), by index. They come after frozen ones."""
+        """Names of the named components (`Tuning`), by index. Named components come after frozen ones."""
         return {int(j): str(name) for j, name in self.settings.get("names", [])}
 
     def component_named(self, name: str) -> int:
         """Return the index of a named component.
 
         Raises:
-            KeyError: none has this name.
+            KeyError: no component has this name.
         """
         for j, known in self.names.items():
             if known == name:
@@ -179,26 +179,26 @@ class Decomposition:
 
     @property
     def duplicates(self) -> list[tuple[int, int]]:
-        """Pairs of components whose pseudo-Fishers are nearly the same vector."""
+        """Pairs of components whose pseudo-Fishers are nearly parallel."""
         return [(i, j) for i, j in self.settings.get("duplicates", [])]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to the directory ``path``.
+        """Write the decomposition to the directory ``path``.
 
         Raises:
-            FileExistsError: there is something at ``path``.
+            FileExistsError: ``path`` exists.
         """
         target = absolute_path(path)
         if target.exists():
             raise FileExistsError(f"{target} exists; choose another path or remove it first")
         partial = target.with_name(target.name + ".partial")
         if partial.exists():
-            shutil.rmtree(partial)  # of a save that was cut off
+            shutil.rmtree(partial)  # left by an interrupted save
         partial.mkdir(parents=True)
         arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays |= {f"history_{f.name}": getattr(self.history, f.name) for f in dataclasses.fields(History)}
         for name, array in arrays.items():
-            # one chunk a component: what is larger than memory is formed in blocks, and later read by row
+            # one chunk per component: vectors larger than memory are formed in blocks, and later read by row
             chunk = 1 if name == "pseudo_fishers" else max(len(array), 1)
             stored = create_array(partial / name, array.shape, array.dtype, chunk)
             rows = max(chunk, BLOCK_BYTES // (4 * max(array.shape[-1], 1)))
@@ -225,7 +225,7 @@ def finished(
     stopped: str,
     settings: dict[str, Any],
 ) -> Decomposition:
-    """Return factors in their final form, the pseudo-Fishers formed when they are read."""
+    """Put factors into their final form. The pseudo-Fishers are formed when they are read."""
     origin = problem.origin
     assert origin is not None
     done = finish(fetch(W), GG, problem.kind, origin.squared_norm, problem.n_frozen, problem.n_named)
@@ -235,7 +235,7 @@ def finished(
 
     own: dict[str, Any] = {"n_components": len(done.order), "n_frozen": problem.n_frozen}
     if problem.names:
-        given = settings.get("names", [])  # of protected ones
+        given = settings.get("names", [])  # names of protected components
         own["names"] = [*given, *([problem.n_frozen + k, name] for k, name in enumerate(problem.names))]
         settings = {key: value for key, value in settings.items() if key != "names"}
     remarks = {"squared_norm": origin.squared_norm, "dead": done.dead, "duplicates": done.duplicates}
@@ -258,13 +258,13 @@ def _some(G: Any, components: Any) -> Any:
 
 @jit
 def _measured(problem: Problem, W: Any, G: Any) -> tuple[Any, Any]:
-    """G Gᵀ, and the terms of the loss."""
+    """Return G Gᵀ and the terms of the loss."""
     AG, GG = problem.products(G)
     return GG, loss_terms(W, *problem.least_squares(AG, GG))
 
 
 def loss_of(problem: Problem, W: Any, G: Any) -> float:
-    """Return the loss of eq. 4 alone, relative to ‖F‖²."""
+    """Return the loss of eq. 4, without the term of tunings, relative to ‖F‖²."""
     assert problem.origin is not None
     return float(relative_loss(fetch(_measured(problem.on_device(), W, G)[1]), problem.origin.squared_norm))
 
@@ -274,14 +274,14 @@ ARRAYS = ("coefficients", "pseudo_fishers", "parameter_indices")
 SCHEMA_VERSION = 1
 
 BLOCK_BYTES = 1 << 30
-"""Size of a block of pseudo-Fishers in memory while they are formed and written: each block reads all rows once."""
+"""Size in bytes of the blocks in which pseudo-Fishers are formed and written. Each block reads all rows once."""
 
 
 def load_decomposition(path: str | os.PathLike[str]) -> Decomposition:
-    """What `Decomposition.save` wrote. The pseudo-Fishers stay on disk and are read by row.
+    """Load a decomposition that `Decomposition.save` wrote. Its pseudo-Fishers stay on disk and are read by row.
 
     Raises:
-        ValueError: there is no decomposition at ``path``, or one of another version.
+        ValueError: there is no decomposition at ``path``, or it has another version.
     """
     source = absolute_path(path)
     manifest = read_manifest(source)

@@ -1,5 +1,5 @@
-"""The driver of every solver: compiled windows of steps, stopping, exchanges, checkpoints, progress, and the guard
-against values that are not finite. It knows a solver by the methods of `Solver` alone.
+"""The loop that runs any solver: compiled windows of steps, stopping, exchanges, checkpoints, progress, and the guard
+against non-finite values. It uses a solver through the methods of `Solver` only.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from npeff_jax.factorization.solvers import Factors, Solver
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Iterate:
-    """What a callback gets to see.
+    """Argument of a callback: the state of the iterations.
 
     Attributes:
-        step: steps done.
-        loss: as a fraction of ‖F‖².
-        seconds: since the start.
-        coefficients: W, on the device.
+        step: number of steps done.
+        loss: loss as a fraction of ‖F‖².
+        seconds: wall-clock time since the start.
+        coefficients: W, on the devices.
     """
 
     step: int
@@ -43,12 +43,12 @@ class Iterate:
 
 
 Callback = Callable[[Iterate], bool | None]
-"""Called every ``Stopping.window`` steps; True ends the iterations."""
+"""Function called every ``Stopping.window`` steps; returning True ends the iterations."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """Where the iterations ended."""
+    """Final factors, history and stopping reason of the iterations."""
 
     W: jax.Array
     G: Vectors
@@ -58,7 +58,7 @@ class Outcome:
 
 
 Exchange = tuple[Vectors, jax.Array]
-"""Candidates, and for each component the number of the one that takes its place (none: -1)."""
+"""Candidate vectors, and per component the index of the candidate that replaces it (−1: none)."""
 
 
 def iterate(
@@ -72,7 +72,7 @@ def iterate(
     store: CheckpointStore | None = None,
     stage: str = "decompose",
 ) -> Outcome:
-    """Run until the loss stands still, the steps are used up, the callback says so, or a value is not finite."""
+    """Iterate until convergence, ``max_steps``, a callback that returns True, or a non-finite value."""
     driver = _Driver(solver, problem, start, stopping)
     run = driver.resumed(store.load() if store else None, start)
     begin = time.monotonic() - (run.seconds[-1] if run.seconds else 0.0)
@@ -109,35 +109,35 @@ def iterate(
 
 
 class _Driver:
-    """A solver's compiled functions on one problem.
+    """The compiled functions of a solver on one problem.
 
-    Where a run stands is either `Factors`, from which the solver makes a state first, or a state.
+    The argument ``at`` of its methods is either a state of the solver or `Factors`, from which `Solver.init` makes one.
     """
 
     def __init__(self, solver: Solver, problem: Problem, start: Factors, stopping: Stopping) -> None:
         if problem.origin is None:
-            raise ValueError("this Problem is one of a compiled step; pass the one that Problem.of returned")
+            raise ValueError("got a Problem from inside a compiled step; pass the one that Problem.of returned")
         self.solver, self.problem, self.origin, self.window = solver, problem, problem.origin, stopping.window
         self.device, self.mesh = problem.on_device(), problem.rows.mesh
-        self.offset = int(start.steps)  # what the solver counts as done before the first step
+        self.offset = int(start.steps)  # steps that the solver counts as done at the start
         self.n_free = start.W.shape[1] - problem.n_kept
-        self.exchanges = solver.exchanges if self.n_free else 0  # named components alone give no place up
+        self.exchanges = solver.exchanges if self.n_free else 0  # frozen and named components are never replaced
 
     def factors(self, at: Any) -> tuple[jax.Array, Vectors]:
-        """W and G."""
+        """Return W and G."""
         return at[:2] if isinstance(at, Factors) else self.solver.factors(at)
 
     def products(self, at: Any) -> tuple[jax.Array, jax.Array]:
-        """A Gᵀ and G Gᵀ."""
+        """Return A Gᵀ and G Gᵀ."""
         return _products(self.device, at, solver=self.solver, fresh=isinstance(at, Factors))
 
     def advance(self, at: Any, count: int, done: int, exchange: Exchange | None) -> tuple[Any, np.ndarray]:
-        """``count`` steps on: the state, and the loss after each step."""
+        """Run ``count`` steps, and return the state and the loss after each step."""
         fresh = self.solver.restarts or exchange is not None or isinstance(at, Factors)
         if fresh:
             W, G = self.factors(at)
             at = Factors(W, G, self.scalar(done + self.offset))
-            if exchange is None and self.exchanges > 0:  # the same program with and without
+            if exchange is None and self.exchanges > 0:  # one compiled program with and without an exchange
                 free = min(self.n_free, self.problem.n_examples)
                 exchange = self.places(jax.lax.slice_in_dim(G, G.shape[0] - free, None), {})
         state, terms = _advance(
@@ -146,7 +146,7 @@ class _Driver:
         return state, relative_loss(fetch(terms)[:count], self.origin.squared_norm)
 
     def exchange(self, run: Run) -> tuple[int, Exchange | None]:
-        """What a trial replaces, and by what; nothing where that is not worth a trial."""
+        """Return how many components the next trial replaces, and the exchange; (0, None) if none is worth trying."""
         search = run.search
         if search.offer is None:
             search.offer = make_offer(self.problem, *self.factors(run.best))
@@ -154,7 +154,7 @@ class _Driver:
         return len(replacements), self.places(search.offer.vectors, replacements) if replacements else None
 
     def still_pays(self, run: Run) -> bool:
-        """Whether the last exchange paid, and another one pays by its price."""
+        """Return whether the last exchange lowered the loss and another one is expected to."""
         search = run.search
         if not (self.exchanges > 0 and search.paid and not search.over):
             return False
@@ -162,23 +162,23 @@ class _Driver:
         return bool(np.any(offer.gains > offer.costs))
 
     def limit(self, run: Run) -> str:
-        """What kept further exchanges from being tried."""
+        """Return the setting that prevented further exchanges."""
         used_up = run.trials >= self.exchanges
         return f"exchanges={self.exchanges} of {type(self.solver).__name__}" if used_up else f"max_steps={run.steps}"
 
     def places(self, vectors: Vectors, replacements: dict[int, int]) -> Exchange:
-        """Candidates, and which component's place they take, on the devices."""
+        """Return the exchange that replaces components (keys) by candidates (values), on the devices."""
         source = np.full(self.n_free + self.problem.n_kept, -1, np.int32)
         for component, candidate in replacements.items():
             source[component] = candidate
         return vectors, replicate(source, self.mesh)
 
     def scalar(self, value: int) -> jax.Array:
-        """A number on every device, so that no call transfers one implicitly."""
+        """Replicate a number over the devices, which avoids an implicit transfer in each call."""
         return replicate(np.asarray(value, np.int32), self.mesh)
 
     def cause(self, state: Any, step: int, kept: int) -> str:
-        """Why the run ended, where a value was not finite."""
+        """Return why the run ended at a non-finite value, as a sentence."""
         G_is_finite = np.isfinite(fetch(self.products(state)[1])).all()
         broken = "the coefficients" if G_is_finite else "the pseudo-Fishers"
         return (
@@ -187,7 +187,7 @@ class _Driver:
         )
 
     def saved(self, run: Run) -> Saved:
-        """A run as a checkpoint holds it: factors alone where they determine the state, else the whole state too."""
+        """Return the checkpoint of a run: the factors, and the solver's state unless they determine it."""
         W, G = self.factors(run.best)
         leaves = [] if self.solver.restarts else jax.tree.leaves(run.best)
         return Saved(
@@ -200,7 +200,7 @@ class _Driver:
         )
 
     def resumed(self, saved: Saved | None, start: Factors) -> Run:
-        """A new run, or one that goes on from a checkpoint."""
+        """Return a run that continues from a checkpoint, or a new run without one."""
         if saved is None:
             return Run(start)
         if self.solver.restarts:
@@ -232,16 +232,16 @@ def _advance(
     window: int,
     fresh: bool,
 ) -> tuple[Any, jax.Array]:
-    """``count`` steps: the state, and loss terms after each step (window, 2, r).
+    """Run ``count`` steps; return the state and the loss terms after each step, (window, 2, r).
 
     Args:
-        problem: what is factorized.
-        at: a state; or, ``fresh``, factors, whose products are computed anew.
-        exchange: candidates, which take the places of some components before.
-        count: at most ``window``.
+        problem: the problem to factorize.
+        at: a state of the solver, or, if ``fresh``, factors from which a state is made.
+        exchange: replacement of components before the first step.
+        count: number of steps, at most ``window``.
         solver: the solver.
-        window: steps that there is room for.
-        fresh: whether ``at`` are factors.
+        window: first dimension of the loss terms.
+        fresh: whether ``at`` holds factors.
     """
     if fresh:
         W, G, steps = at
@@ -262,5 +262,5 @@ def _advance(
 
 @functools.partial(jit, static_argnames=("solver", "fresh"))
 def _products(problem: Problem, at: Any, *, solver: Solver, fresh: bool) -> tuple[jax.Array, jax.Array]:
-    """A Gᵀ and G Gᵀ of a state, or, ``fresh``, of factors."""
+    """Return A Gᵀ and G Gᵀ of a state, or, if ``fresh``, of factors."""
     return problem.products(at.G) if fresh else solver.products(problem, at)

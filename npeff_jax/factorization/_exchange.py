@@ -1,15 +1,15 @@
-"""Out of local minima: components that are missed least give their place to what is left unexplained most.
+"""Exchanges, which escape local minima: replace the least useful components by candidates from the residual.
 
-A run that stands still has often spent two components on one concept and one on two. Alternating steps do not leave
-such a minimum. An exchange does: some components are replaced at once, and a window of steps later the loss says
-whether that paid. Both sides have a price, with all other components refitted:
+A converged run has often spent two components on one concept and one component on two concepts, a local minimum of
+alternating updates. An exchange replaces some components at once, runs a window of steps, and is kept if the loss is
+lower. Estimates, with all other components refitted:
 
     P_jk      (g_j·g_k)² for LRM-NPEFF, h_j·h_k for D-NPEFF
-    removal   ‖W_j‖² / (P⁻¹)_jj
-    gain      ‖max(b, 0)‖² / (P_cc − P_cG P⁻¹ P_Gc), b_i = cᵀ (F_i − Σ_j W_ij g_j g_jᵀ) c for a candidate c
+    cost      of removing component j: ‖W_j‖² / (P⁻¹)_jj
+    gain      of adding candidate c: ‖max(b, 0)‖² / (P_cc − P_cG P⁻¹ P_Gc), b_i = cᵀ (F_i − Σ_j W_ij g_j g_jᵀ) c
 
-Candidates are found as a tensor's components are: from the rows that are explained worst, by power iterations on what
-is left, c ← Σ_i max(b_i, 0) (F_i − Σ_j W_ij g_j g_jᵀ) c, all at once for the price of a solver's step each.
+Candidates start from the rows with the largest residual and are improved by power iterations on the residual,
+c ← Σ_i max(b_i, 0) (F_i − Σ_j W_ij g_j g_jᵀ) c. An iteration over all candidates costs as much as a solver's step.
 """
 
 import dataclasses
@@ -29,35 +29,35 @@ from npeff_jax.factorization.row_spaces import Vectors
 from npeff_jax.pefs import FisherKind
 
 POWER = 2
-"""Power iterations on the candidates. One leaves some of them short of a component, more merge them (studied)."""
+"""Power iterations on the candidates: with one, some do not reach a component; with more, candidates merge."""
 
 SHARE = 4
-"""At most one component in so many is replaced at once: the others have to adapt within one window."""
+"""At most one in `SHARE` components is replaced at once, because the others have to adapt within one window."""
 
 WORTH = 0.25
-"""Gain over removal's price below which an exchange is not tried. Steps after an exchange gain beyond its price, so
-ratios under 1 may pay; of the exchanges of seven problems none below 0.27 did."""
+"""Ratio of gain to cost below which an exchange is not tried. The steps after an exchange lower the loss further, so
+ratios under 1 can succeed; on seven problems, no exchange with a ratio below 0.27 did."""
 
 PATIENCE = 5
-"""Single exchanges in a row that did not pay, after which there are no more."""
+"""Number of consecutive failures of single exchanges after which no more are tried."""
 
 RIDGE = 1e-6
-"""Of P, as a fraction of its mean diagonal: copies make it singular, and this is above its rounding."""
+"""Ridge on the diagonal of P, as a fraction of its mean: duplicates make P singular, and this exceeds its rounding."""
 
 SPANNED = 1e-3
-"""Fraction of P_cc that is left beside all others, below which a candidate counts as a component that is there."""
+"""Fraction of P_cc outside the span of the others below which a candidate counts as a duplicate."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Offer:
-    """Replacements at a point, best first on both sides.
+    """Proposed replacements of components, in order of preference.
 
     Attributes:
         vectors: candidates, (p, size), unit vectors on the devices.
-        chosen: numbers of candidates.
-        gains: what the loss would fall by with each, after those before it.
-        dropped: components to give up.
-        costs: what the loss would rise by without each, after those before it.
+        chosen: indices of the candidates to add, largest gain first.
+        gains: estimated decrease of the loss with each candidate, given those before it.
+        dropped: components to remove, smallest cost first.
+        costs: estimated increase of the loss without each component, given those removed before it.
     """
 
     vectors: Vectors
@@ -69,15 +69,15 @@ class Offer:
 
 @dataclasses.dataclass(eq=False)
 class Search:
-    """The exchanges of a run: how many components at once, and when there is nothing left to try.
+    """State of the search over exchanges: how many components to replace next, and whether to go on.
 
     Attributes:
-        cap: components that the next trial may replace; 0: as many as one in `SHARE`.
-        passed: candidates of the present offer that failed on their own.
-        failures: single exchanges in a row that did not pay.
-        over: whether there are no more.
-        paid: whether the last one paid.
-        offer: at the best point so far; None until it is needed.
+        cap: maximum number of components that the next trial replaces; 0 for one in `SHARE`.
+        passed: number of candidates of the current offer that failed in a single exchange.
+        failures: consecutive single exchanges that did not lower the loss.
+        over: whether the search has ended.
+        paid: whether the last exchange lowered the loss.
+        offer: offer at the best state so far; None until it is needed.
     """
 
     cap: int = 0
@@ -89,19 +89,19 @@ class Search:
 
     @property
     def counters(self) -> tuple[int, ...]:
-        """What a checkpoint holds; the offer is made anew."""
+        """The fields as integers, for a checkpoint. The offer is not saved but computed again."""
         return self.cap, self.passed, self.failures, int(self.over), int(self.paid)
 
     @classmethod
     def resume(cls, counters: list[int]) -> "Search":
-        """Return the search of `counters`."""
+        """Restore a search from `counters`."""
         cap, passed, failures, over, paid = counters
         return cls(cap, passed, failures, bool(over), bool(paid))
 
     def replacements(self, n_free: int) -> dict[int, int]:
-        """Return which component gives its place to which candidate next; empty where no trial is worth it.
+        """Return the candidate that replaces each component in the next trial; empty if no trial is worth it.
 
-        As many as pay by their prices, at least one.
+        As many are replaced as have a gain above the cost, but at least one.
         """
         offer, most = self.offer, max(1, n_free // SHARE)
         assert offer is not None
@@ -115,7 +115,10 @@ class Search:
         return dict(zip(dropped[:count].tolist(), chosen[:count].tolist(), strict=True))
 
     def judge(self, count: int, *, paid: bool) -> None:
-        """Take over whether a trial of ``count`` replacements paid: twice as many next, or half, or another one."""
+        """Update the search after a trial of ``count`` replacements.
+
+        The cap is doubled after a success and halved after a failure; a candidate that failed alone is skipped.
+        """
         self.paid = paid
         if paid:
             self.cap, self.passed, self.failures, self.offer = 2 * self.cap, 0, 0, None
@@ -126,13 +129,13 @@ class Search:
 
 
 def make_offer(problem: Problem, W: Coefficients, G: Vectors) -> Offer:
-    """Find candidates for what W and G leave unexplained, and price both sides of their exchange."""
+    """Find candidates in the residual of W and G, and estimate the gains and costs of exchanges."""
     f, r = problem.n_kept, W.shape[1]
     assert problem.origin is not None
     energy = replicate(np.asarray(problem.origin.energy, np.float32), problem.rows.mesh)
     C, *products = candidates(problem.on_device(), energy, W, G, count=min(r - f, problem.n_examples))
     b, P_GC, P_CC, P = (fetch(array) for array in products)
-    most = max(1, (r - f) // SHARE) + PATIENCE  # single ones may be passed over
+    most = max(1, (r - f) // SHARE) + PATIENCE  # spares for candidates that fail alone
     chosen, gains = best_candidates(b, P_GC, P_CC, P, most)
     dropped, costs = least_missed(fetch(W), P, min(len(chosen), r - f), n_frozen=f)
     k = len(dropped)
@@ -144,17 +147,18 @@ def make_offer(problem: Problem, W: Coefficients, G: Vectors) -> Offer:
 def candidates(
     problem: Problem, energy: Float[Array, "N"], W: Coefficients, G: Vectors, *, count: int
 ) -> tuple[Vectors, Float[Array, "n p"], Float[Array, "r p"], Float[Array, "p p"], ComponentGram]:
-    """Return unit vectors C for what W and G leave unexplained, and what their prices need.
+    """Find candidate vectors C in the residual of W and G, with the products that gains and costs are made of.
 
     Args:
-        problem: what is factorized.
+        problem: the problem to factorize.
         energy: ‖a‖² of each row.
         W: coefficients.
         G: vectors, in coordinates.
-        count: p, how many.
+        count: p, the number of candidates.
 
     Returns:
-        C (p, size); b (n, p), what it meets of the residual; P between G and C (r, p), of C (p, p) and of G (r, r).
+        C (p, size), unit vectors; b (n, p), cᵀ R_i c with R_i the residual of example i (for D-NPEFF, its inner product
+        with c); P between G and C (r, p), of C (p, p) and of G (r, r).
     """
     low_rank, rows = problem.kind is FisherKind.LOW_RANK, problem.rows
     AG, GG = problem.products(G)
@@ -184,10 +188,10 @@ def candidates(
 def worst_rows(
     problem: Problem, energy: Float[Array, "N"], W: Coefficients, AG: RowProducts, GG: ComponentGram, count: int
 ) -> Int[Array, "count"]:
-    """Return the rows that are explained worst, one per example as long as there are examples.
+    """Return the positions of the rows with the largest residual, at most one row per example.
 
-    What W and G leave of a row is aᵀ (F_i − Σ_j W_ij g_j g_jᵀ) a / ‖a‖², taking F_i a for a ‖a‖², which is exact for
-    orthogonal rows; for D-NPEFF the squared residual.
+    The residual of a row is aᵀ (F_i − Σ_j W_ij g_j g_jᵀ) a / ‖a‖² with F_i a approximated by ‖a‖² a, which is exact if
+    the rows of an example are orthogonal. For D-NPEFF it is the squared norm of the row's residual.
     """
     own = problem.over_rows(W)
     if problem.kind is FisherKind.LOW_RANK:
@@ -205,16 +209,17 @@ def best_candidates(
     P: Float[np.ndarray, "r r"],
     count: int,
 ) -> tuple[Int[np.ndarray, "k"], Float[np.ndarray, "k"]]:
-    """Return candidates one after the other, the one that gains most beside those before it, and the gains.
+    """Choose candidates greedily by their gain given the candidates chosen before; return them and the gains.
 
-    After each, b and P are those beside it too (a pivoted Cholesky factorization), so that of near copies one is taken.
+    After each choice b and P are projected away from it (a pivoted Cholesky factorization), so that only one of several
+    near duplicates is chosen.
 
     Args:
-        b: what each meets of each example's residual.
+        b: (n, p), inner product of each example's residual with each candidate, as returned by `candidates`.
         P_GC: P between components and candidates.
         P_CC: P of candidates.
         P: P of components.
-        count: at most so many; fewer where nothing is gained.
+        count: maximum number to choose; fewer if no further one has a gain.
     """
     P_GC, P_CC = P_GC.astype(np.float64), P_CC.astype(np.float64)
     own = np.diagonal(P_CC).copy()
@@ -239,16 +244,16 @@ def best_candidates(
 def least_missed(
     W: Float[np.ndarray, "n r"], P: Float[np.ndarray, "r r"], count: int, n_frozen: int = 0
 ) -> tuple[Int[np.ndarray, "k"], Float[np.ndarray, "k"]]:
-    """Return components one after the other, the one whose removal costs least without those before it, and the costs.
+    """Choose components greedily by the cost of their removal given those removed before; return them and the costs.
 
-    The cost is what the loss would rise by, the others refitted without bounds: ‖W_j‖² / (P⁻¹)_jj. One of two near
-    copies costs next to nothing, however large its coefficients; after it the other one costs what both explain.
+    The cost is the increase of the loss with the other components refitted without bounds: ‖W_j‖² / (P⁻¹)_jj. One of
+    two near duplicates costs almost nothing, however large its coefficients; then the other costs what both explain.
 
     Args:
         W: coefficients.
         P: (g_j·g_k)² for LRM-NPEFF, h_j·h_k for D-NPEFF.
-        count: how many.
-        n_frozen: components that stay, protected and named, which come first.
+        count: number of components to choose.
+        n_frozen: number of components that stay (protected and named ones, which come first).
     """
     W, inverse = np.array(W, np.float64), np.linalg.inv(_regular(P))
     left = np.arange(len(P)) >= n_frozen
@@ -260,13 +265,13 @@ def least_missed(
         dropped.append(least)
         costs.append(float(price[least]))
         row = inverse[least] / inverse[least, least]
-        W -= np.outer(W[:, least], row)  # what the others take over of it
+        W -= np.outer(W[:, least], row)  # refit of the other components
         inverse -= np.outer(inverse[least], row)
         left[least] = False
     return np.array(dropped, int), np.array(costs)
 
 
 def _regular(P: Float[np.ndarray, "r r"]) -> Float[np.ndarray, "r r"]:
-    """P in float64 with `RIDGE`, also where a vector is zero."""
+    """Return P in float64 with `RIDGE` on its diagonal, so that it is regular even if vectors are zero or equal."""
     P = P.astype(np.float64)
     return P + RIDGE * max(float(np.mean(np.diagonal(P))), float(np.finfo(np.float32).tiny)) * np.eye(len(P))

@@ -1,4 +1,4 @@
-"""Components set expansion (section 2.2): new components beside frozen ones, for examples of particular interest."""
+"""Components set expansion (section 2.2): learn new components beside frozen ones, for examples of interest."""
 
 import os
 from collections.abc import Sequence
@@ -46,17 +46,17 @@ def expand(
     callback: Callback | None = None,
     progress: Progress = True,
 ) -> Decomposition:
-    """Learn ``n_new`` components for ``pefs`` beside those of a decomposition, which stay as they are to the bit.
+    """Learn ``n_new`` components for ``pefs`` beside those of a decomposition, whose vectors stay bit-identical.
 
     Args:
         decomposition: the frozen components.
-        pefs: the examples of interest, of the same model and kind.
-        n_new: components to learn.
-        seed: of the new components' start. W of the frozen ones starts from a fit.
-        tunings: as for `decompose`; named components are among the ``n_new``, and come after the frozen ones.
+        pefs: PEFs of the examples of interest, of the same model and kind.
+        n_new: number of components to learn.
+        seed: seed of the initial new components. W of the frozen ones starts from a fit.
+        tunings: as for `decompose`; named components count towards ``n_new``, and come after the frozen ones.
         solver: as for `decompose`.
         stopping: as for `decompose`.
-        rows: as for `decompose`. The kernel is that of [A; G_frozen].
+        rows: as for `decompose`. The kernel form uses the Gram matrix of [A; G_frozen].
         mesh: as for `decompose`.
         path: as for `decompose`.
         checkpoints: as for `decompose`.
@@ -64,8 +64,8 @@ def expand(
         progress: as for `decompose`.
 
     Returns:
-        The frozen components first, in their order, then named ones, then new ones by contribution, with coefficients
-        for ``pefs``.
+        The frozen components in their order, then named ones, then new ones by contribution, with the coefficients of
+        ``pefs``.
 
     Raises:
         ValueError: PEFs of another model or kind, no examples, or more new components than rows.

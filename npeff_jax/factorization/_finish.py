@@ -1,4 +1,4 @@
-"""From where the iterations ended to the result: unit vectors, a sign, an order, and what deserves a remark."""
+"""Final form of the factors: unit vectors, a sign, an order, and lists of dead and duplicate components."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from npeff_jax._machine import on_cores
 from npeff_jax.pefs import FisherKind
 
 DEAD = 1e-8
-"""A component with less than this fraction of ‖F‖² in its part of the fit, Σ_i W_ij², is reported as dead: below the
-rounding of a float32 sum over the examples."""
+"""Contribution to the fit, Σ_i W_ij² / ‖F‖², below which a component is reported as dead: it is less than the rounding
+error of a float32 sum over the examples."""
 
 DUPLICATE = 0.99
-"""Two components with a |cosine| above this are reported as duplicates: what tests of recovery call the same."""
+"""|Cosine| above which two components are reported as duplicates; the tests of recovery use the same threshold."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Finished:
-    """W in its final form, where each component stood, and remarks by final index.
+    """W in its final form, the order of the components, and dead and duplicate components by final index.
 
     Attributes:
         W: coefficients, (n, r).
-        order: where each component stood.
+        order: (r,), the index of each component before reordering.
         dead: components below `DEAD`.
         duplicates: pairs above `DUPLICATE`.
     """
@@ -43,8 +43,9 @@ def finish(
     n_frozen: int = 0,
     n_named: int = 0,
 ) -> Finished:
-    """Put the scale of the vectors into W and order components by contribution Σ_i W_ij²; frozen ones first, as they
-    are, then named ones in their order. Their Gram matrix is enough: no vector is looked at.
+    """Move the scale of the vectors into W and order components by contribution Σ_i W_ij².
+
+    Frozen components come first in their order, then named ones in theirs. Only the Gram matrix of the vectors is used.
     """
     norm = np.sqrt(np.maximum(np.diagonal(GG).astype(np.float64), 0))
     norm = np.where(norm > 0, norm, 1.0)
@@ -61,10 +62,10 @@ def finish(
 
 
 class FinishedVectors:
-    """G or H in its final form, (r, m'): rows are formed when they are read, so that there may be more than fit.
+    """G or H in its final form, (r, m'). Rows are formed when they are read, so all together may exceed memory.
 
-    Unit norm; a pseudo-Fisher of LRM-NPEFF has no sign, its largest entry is made positive. Frozen ones are as
-    given, to the bit: some row spaces hold them as products.
+    Vectors have unit norm. The sign of a pseudo-Fisher of LRM-NPEFF is arbitrary; its largest entry is made positive.
+    Frozen vectors are returned bit-identical to those given, because some row spaces hold only their products.
     """
 
     dtype = np.dtype(np.float32)
@@ -75,7 +76,7 @@ class FinishedVectors:
         order: np.ndarray,
         frozen: Float[np.ndarray, "f m"],
     ) -> None:
-        """``form`` gives vectors by where they stood, ``order`` says where; the first are ``frozen``."""
+        """Keep ``form``, which maps indices before reordering to vectors, the ``order``, and the ``frozen`` vectors."""
         self._form, self._order, self._frozen, self.shape = form, order, frozen, (len(order), frozen.shape[1])
 
     def __len__(self) -> int:
@@ -97,15 +98,15 @@ class FinishedVectors:
 
 
 SUMMED = 4096
-"""Squares that are summed in float32 before float64 takes over: the sum is then within 1e-6."""
+"""Number of squares summed in float32 before accumulating in float64; the relative error of the sum is below 1e-6."""
 
 
 def _scale_to_unit(vector: Float[np.ndarray, "m"], out: Float[np.ndarray, "m"]) -> None:
-    """Write a vector at unit norm, its largest entry positive; zeros stay zeros."""
+    """Write a vector to ``out`` scaled to unit norm with its largest entry positive; a zero vector stays zero."""
     whole = len(vector) - len(vector) % SUMMED
     parts, rest = vector[:whole].reshape(-1, SUMMED), vector[whole:]
     square = float(np.einsum("pk,pk->p", parts, parts).sum(dtype=np.float64) + np.dot(rest, rest))
-    if not 1e-20 < square < 1e20:  # some of its squares may be beyond float32
+    if not 1e-20 < square < 1e20:  # squares may overflow or underflow float32
         square = float(np.einsum("k,k->", vector, vector, dtype=np.float64))
     norm = np.sqrt(square)
     sign = -1.0 if -vector.min(initial=0) > vector.max(initial=0) else 1.0

@@ -1,4 +1,4 @@
-"""Coefficients of examples for fixed pseudo-Fishers: one convex non-negative least squares an example."""
+"""Coefficients of examples for fixed pseudo-Fishers: one convex non-negative least-squares problem per example."""
 
 import dataclasses
 import operator
@@ -18,7 +18,7 @@ from npeff_jax.factorization._tunings import Ties, solve_tied
 from npeff_jax.pefs import FisherKind, Pefs
 
 BLOCK_BYTES = 1 << 28
-"""Size of a block of pseudo-Fishers in memory."""
+"""Size of a block of pseudo-Fishers in memory, in bytes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,10 +27,10 @@ class CoefficientFit:
 
     Attributes:
         coefficients: W, (n, r), non-negative.
-        kkt_residual: (n,), how far each row is from optimal: the largest move that one exact update of one coefficient
-            would still make, relative to the largest coefficient that one component alone would get.
+        kkt_residual: (n,), distance of each row from optimality: the largest change that an exact update of one
+            coefficient would make, relative to the largest coefficient that a component would get alone.
         example_loss: (n,), ‖F_i − Σ_j W_ij H_j‖² / ‖F_i‖².
-        loss: the same over all examples together.
+        loss: ‖F − Σ_j W_j H_j‖² / ‖F‖² over all examples.
     """
 
     coefficients: Float[np.ndarray, "n r"]
@@ -69,10 +69,10 @@ def fit_coefficients(
 
     Args:
         decomposition: the components.
-        pefs: of the same model and kind. What lies on parameters that the decomposition pruned counts as unexplained.
-        tolerance: of `CoefficientFit.kkt_residual`.
-        max_sweeps: coordinate sweeps at most; residuals then say how far it got.
-        chunk_size: examples at a time.
+        pefs: PEFs of the same model and kind. Entries at parameters that the decomposition pruned count as unexplained.
+        tolerance: `CoefficientFit.kkt_residual` to reach.
+        max_sweeps: maximum number of coordinate sweeps; check ``kkt_residual`` if they may not suffice.
+        chunk_size: number of examples solved at a time.
 
     Raises:
         ValueError: PEFs of another model or kind, or no examples.
@@ -87,7 +87,7 @@ def fit_coefficients(
     W, residual, terms = [], [], []
     for first in range(0, stacked.n_examples, chunk_size):
         part = b[first : first + chunk_size]
-        chunk = np.pad(part, ((0, chunk_size - len(part)), (0, 0)))  # every chunk is one compilation
+        chunk = np.pad(part, ((0, chunk_size - len(part)), (0, 0)))  # equal shapes: one compilation
         given = jax.device_put((np.zeros_like(chunk), chunk, P, np.asarray(tolerance, np.float32)))
         found, gap = jax.device_get(solve_nonnegative(*given, max_sweeps))
         W.append(found[: len(part)])
@@ -104,17 +104,17 @@ def fit_coefficients(
 
 
 def fit_alone(decomposition: Decomposition, pefs: Pefs) -> Float[np.ndarray, "n r"]:
-    """Compute each component's coefficients as if it were the only one: ⟨F_i, H_j⟩ / ‖H_j‖², not a share with others.
+    """Compute the coefficients of each component as if it were the only one: ⟨F_i, H_j⟩ / ‖H_j‖².
 
-    For unit vectors this is g_jᵀ F_i g_j, where logits are smooth in the parameters twice the second-order KL of a unit
-    move along g_j, relative to the norm of the PEF (eq. 2). At a kink it is not: a compiled program's weights sit on
-    ReLU kinks, where the effects of a move along +g_j and −g_j differ by a factor of about two and g_jᵀ F_i g_j is the
-    smaller one. W, the fit of all components together, is sparse: where few examples have a component, the order of the
-    others is one of ties at zero; here every example has its place.
+    For unit vectors this is g_jᵀ F_i g_j: twice the second-order KL divergence of a unit move along g_j, relative to
+    the norm of the PEF (eq. 2), provided that the logits are smooth in the parameters. They are not for compiled
+    programs (Tracr), whose weights lie on ReLU kinks: there the effects of moves along +g_j and −g_j differ by a factor
+    of about two, and g_jᵀ F_i g_j gives the smaller one. W, the joint fit of all components, is sparse, so it ranks
+    most examples equal at zero; these coefficients rank all examples.
 
     Args:
-        decomposition: the components. One that is zero gets coefficients of zero.
-        pefs: of the same model and kind, the decomposed ones or others.
+        decomposition: the components. A component with a zero vector gets zero coefficients.
+        pefs: PEFs of the same model and kind, the decomposed ones or others.
 
     Raises:
         ValueError: PEFs of another model or kind, or no examples.
@@ -126,7 +126,7 @@ def fit_alone(decomposition: Decomposition, pefs: Pefs) -> Float[np.ndarray, "n 
 
 
 def fit_tied(decomposition: Decomposition, pefs: Pefs, ties: Ties) -> tuple[Float[np.ndarray, "n r"], float]:
-    """Fit coefficients under the ties of named components, which come first; and their loss of eq. 4."""
+    """Fit coefficients under the ties of named components, which come first; return them and the loss of eq. 4."""
     low_rank = decomposition.kind is FisherKind.LOW_RANK
     stacked = stack(pefs, parameter_indices=decomposition.parameter_indices)
     b, P = fixed_products(stacked, decomposition.pseudo_fishers, low_rank=low_rank)
@@ -138,9 +138,9 @@ def fit_tied(decomposition: Decomposition, pefs: Pefs, ties: Ties) -> tuple[Floa
 def fixed_products(
     stacked: Stack, vectors: RowArray, *, low_rank: bool
 ) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, "r r"]]:
-    """What does not depend on the coefficients: Σ_rows (a·g_j)² and (g_j·g_k)², or x·h_j and h_j·h_k.
+    """Compute b and P of the least-squares problem: Σ_rows (a·g_j)² and (g_j·g_k)², or x·h_j and h_j·h_k.
 
-    Vectors are read a block of components at a time, rows a block of examples: both may be larger than memory.
+    Vectors are read in blocks of components and rows in blocks of examples, so both may be larger than memory.
     """
     r, m = vectors.shape
     size = max(1, BLOCK_BYTES // (4 * m))
@@ -161,7 +161,7 @@ def fixed_products(
 
 
 def check_same_origin(decomposition: Any, pefs: Any) -> None:
-    """Raise unless ``pefs`` are of the decomposition's model and kind, in the same unit."""
+    """Raise unless ``pefs`` have the model, the kind and the normalization of the decomposed PEFs."""
     if not isinstance(decomposition, Decomposition) or not isinstance(pefs, Pefs):
         got = f"({type(decomposition).__name__}, {type(pefs).__name__})"
         raise TypeError(f"got {got}; pass the decomposition first and the PEFs second")

@@ -1,7 +1,7 @@
-"""Non-negative least squares, many at once, that share one r×r Gram matrix P: min_v≥0 v P vᵀ − 2 v·b per row.
+"""Many non-negative least-squares problems with a shared r×r Gram matrix P: min_v≥0 v P vᵀ − 2 v·b for each row v.
 
-HALS is coordinate descent: one column after the other, each exact given the rest. W of both flavours, H of D-NPEFF and
-coefficient fitting are all this problem.
+HALS is coordinate descent over columns, each update exact given the rest. The updates of W, of H in D-NPEFF, and the
+fit of coefficients are all problems of this form.
 """
 
 import functools
@@ -18,22 +18,21 @@ from npeff_jax.factorization._compile import full_precision, jit
 Rows = Float[Array, "rows r"]
 
 BLOCK = 16
-"""Columns that are updated between two matrix products. The updates are those of plain HALS; what is left of each
-product for the next columns is done for a block at once, at the speed of a matrix product instead of a stream of
-matrix-vector products."""
+"""Number of columns per block. The result is that of plain HALS, but the effect of a block's updates on later columns
+is computed by one matrix product instead of many matrix-vector products."""
 
 
 @full_precision
 def hals_sweep(V: Rows, b: Rows, P: ComponentGram) -> Rows:
-    """Return V after one pass of exact coordinate updates over the columns of V, in order.
+    """Return V after one pass of exact coordinate updates over its columns, in order.
 
-    A column whose Gram entry is zero has no say in the loss; it becomes zero.
+    A column with a zero diagonal entry in P does not affect the loss; it becomes zero.
     """
     rows, r = V.shape
     size = round_up(r, BLOCK) if r > BLOCK else r
     width = min(BLOCK, size)
     pad = size - r
-    Vt = jnp.pad(V.T, ((0, pad), (0, 0)))  # components first: an update then touches contiguous memory
+    Vt = jnp.pad(V.T, ((0, pad), (0, 0)))  # components first, so that updates are contiguous in memory
     bt = jnp.pad(b.T, ((0, pad), (0, 0))).reshape(-1, width, rows)
     P = jnp.pad(P, ((0, pad), (0, pad)))
 
@@ -60,17 +59,17 @@ def hals_sweep(V: Rows, b: Rows, P: ComponentGram) -> Rows:
 
 @full_precision
 def multiplicative(V: Rows, b: Rows, P: ComponentGram, epsilon: float) -> Rows:
-    """Return V ∘ b / (V P), the update of Lee & Seung. A denominator of zero is replaced by ``epsilon``."""
+    """Return V ∘ b / (V P), the multiplicative update of Lee & Seung. Zero denominators are replaced by ``epsilon``."""
     denominator = V @ P
     return V * (b / jnp.where(denominator == 0, epsilon, denominator))
 
 
 @full_precision
 def kkt_residual(V: Rows, b: Rows, P: ComponentGram) -> Float[Array, "rows"]:
-    """Return how far each row is from optimal: the largest move that one exact coordinate update would make.
+    """Return the relative distance of each row from optimality; 0 at the solution.
 
-    max_j |v_j − max(0, v_j − (v P − b)_j / P_jj)| over max_j |b_j / P_jj|, the size of the answer to one component
-    alone; 0 at the solution, without unit.
+    It is max_j |v_j − max(0, v_j − (v P − b)_j / P_jj)|, the largest change by an exact coordinate update, divided by
+    max_j |b_j / P_jj|, the largest solution for a single component.
     """
     diagonal = jnp.diagonal(P)
     safe = jnp.where(diagonal > 0, diagonal, 1.0)[None]
@@ -83,10 +82,10 @@ def kkt_residual(V: Rows, b: Rows, P: ComponentGram) -> Float[Array, "rows"]:
 def solve_nonnegative(
     V: Rows, b: Rows, P: ComponentGram, tolerance: Float[Array, ""] | float, max_sweeps: int
 ) -> tuple[Rows, Float[Array, "rows"]]:
-    """Run HALS sweeps until every row's `kkt_residual` is at most ``tolerance``, or ``max_sweeps``.
+    """Solve by HALS sweeps until the `kkt_residual` of every row is at most ``tolerance``, or for ``max_sweeps``.
 
     Returns:
-        The solution and its residuals.
+        The solution, and the `kkt_residual` of each row.
     """
 
     def unfinished(carry: tuple[Any, ...]) -> Any:
@@ -103,4 +102,4 @@ def solve_nonnegative(
 
 
 SWEEPS_BETWEEN_CHECKS = 4
-"""A check costs about as much as a sweep."""
+"""Sweeps between evaluations of the residual, which cost about as much as a sweep."""

@@ -1,8 +1,8 @@
-"""The objective of eq. 4, all from inner products, and what it becomes along a line.
+"""The objective of eq. 4, computed from inner products, and its restriction to a line.
 
     loss(W, G) = ‖F‖² − 2 Σ_ij W_ij Σ_{rows a of i} (a·g_j)² + Σ_jk (WᵀW)_jk (g_j·g_k)²
 
-No m×m matrix is ever formed: A Gᵀ (N, r) and G Gᵀ (r, r) say everything.
+It depends on G only through A Gᵀ (N, r) and G Gᵀ (r, r); no m×m matrix is formed.
 """
 
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ Members = tuple[Int[Array, "_ _"], ...]
 
 
 def members_of(owner: Int[np.ndarray, "N"], n: int) -> tuple[Int[np.ndarray, "_ _"], ...]:
-    """Return what `sum_over_rows` gathers: for each example the positions of its rows, padded with N.
+    """Return index tables for `sum_over_rows`: the positions of each example's rows, padded with N.
 
-    Examples may have very different numbers of rows. Where padding all to the largest would more than double the work,
-    rows are first summed in pieces of equal width, then pieces. No table where every example has exactly one row.
+    If padding to the largest number of rows would more than double the work, there are two tables: rows are summed in
+    pieces of equal width, then pieces are summed. The tuple is empty if every example has exactly one row.
     """
     group = np.asarray(owner)
     tables: list[np.ndarray] = []
@@ -43,7 +43,7 @@ def members_of(owner: Int[np.ndarray, "N"], n: int) -> tuple[Int[np.ndarray, "_ 
 
 
 def sum_over_rows(x: Float[Array, "N r"], members: Members) -> Float[Array, "n r"]:
-    """Sum the rows of each example, by gathers: a scatter has no fixed order of summation on a GPU."""
+    """Sum over the rows of each example. Uses gathers, because the order of summation of a scatter varies on GPUs."""
     for table in members:
         x = jnp.sum(x.at[table].get(mode="fill", fill_value=0), axis=1)
     return x
@@ -52,13 +52,13 @@ def sum_over_rows(x: Float[Array, "N r"], members: Members) -> Float[Array, "n r
 def loss_terms(
     W: Coefficients, numerator: Float[Array, "n r"], quadratic: ComponentGram, penalty: Float[Array, "r"] | float = 0.0
 ) -> Float[Array, "2 r"]:
-    """Return the cross and the quadratic term by component; their difference is taken in float64 on the host.
+    """Return the cross and the quadratic term of the loss per component; `relative_loss` combines them in float64.
 
     Args:
         W: coefficients.
         numerator: Σ_rows (a·g_j)² for LRM-NPEFF, X Hᵀ for D-NPEFF.
-        quadratic: (g_j·g_k)², or h_j·h_k.
-        penalty: of ties to marks, which adds to the diagonal of WᵀW.
+        quadratic: (g_j·g_k)² for LRM-NPEFF, h_j·h_k for D-NPEFF.
+        penalty: penalty of the ties to marks (`tie_penalty`), which adds to the diagonal of WᵀW.
     """
     own = jnp.sum(matmul(W.T, W) * quadratic, axis=1)
     if not isinstance(penalty, float):
@@ -67,9 +67,9 @@ def loss_terms(
 
 
 def relative_loss(terms: np.ndarray, squared_norm: float) -> np.ndarray:
-    """Return ‖F − Σ W H‖² / ‖F‖² from `loss_terms`, in float64: near a good fit the three terms cancel."""
+    """Return ‖F − Σ W H‖² / ‖F‖² from `loss_terms`, in float64 because the terms nearly cancel for a good fit."""
     terms = np.asarray(terms, np.float64)
-    with np.errstate(invalid="ignore"):  # the loop looks at what is not finite
+    with np.errstate(invalid="ignore"):  # the driver handles non-finite losses
         return np.asarray((squared_norm - 2 * terms[..., 0, :].sum(-1) + terms[..., 1, :].sum(-1)) / squared_norm)
 
 
@@ -82,7 +82,7 @@ def line_coefficients(
     owner_W: RowProducts,
     slope: Float[Array, ""],
 ) -> Float[Array, "4"]:
-    """Return the loss along G + t D as c₀ t + c₁ t² + c₂ t³ + c₃ t⁴, without its constant.
+    """Return the coefficients of the loss along G + t D, c₀ t + c₁ t² + c₂ t³ + c₃ t⁴ up to a constant.
 
     With S = G Dᵀ + D Gᵀ, G Gᵀ becomes G Gᵀ + t S + t² D Dᵀ and A Gᵀ becomes A Gᵀ + t A Dᵀ.
 
@@ -93,8 +93,8 @@ def line_coefficients(
         GD: G Dᵀ.
         DD: D Dᵀ.
         owner_W: W repeated over each example's rows.
-        slope: c₀, ⟨∇_G loss, D⟩, computed from the gradient itself: as a difference of the sums here it would lose its
-            digits near a minimum.
+        slope: c₀ = ⟨∇_G loss, D⟩, computed from the gradient; as a difference of these sums it would be inaccurate near
+            a minimum.
     """
     S = GD + GD.T
     c1 = jnp.sum(WW * (S * S + 2 * GG * DD)) - 2 * jnp.sum(owner_W * AD * AD)
@@ -104,14 +104,14 @@ def line_coefficients(
 
 
 def squared_norms(A: scipy.sparse.csr_array, n_rows: np.ndarray) -> Float[np.ndarray, "n"]:
-    """Return ‖F_i‖² = ‖A_i A_iᵀ‖² of every example, from its own c×c Gram matrix, in float64."""
+    """Return ‖F_i‖² = ‖A_i A_iᵀ‖² of each example, from the c×c Gram matrix of its rows, in float64."""
     stops = np.cumsum(n_rows)
 
     def of_part(examples: Int[np.ndarray, "part"]) -> Float[np.ndarray, "part"]:
         own, start = n_rows[examples], stops[examples[0]] - n_rows[examples[0]]
         rows, owner = A[start : stops[examples[-1]]], np.repeat(np.arange(len(own)), own)
         total = np.bincount(owner, row_squares(rows) ** 2, len(own))
-        for lag in range(1, int(own.max(initial=0))):  # all pairs of rows that stand `lag` apart, of all examples
+        for lag in range(1, int(own.max(initial=0))):  # all pairs of rows `lag` apart, over all examples
             left = np.flatnonzero(owner[:-lag] == owner[lag:])
             dots = np.asarray(rows[left].multiply(rows[left + lag]).sum(axis=1, dtype=np.float64)).reshape(-1)
             total += np.bincount(owner[left], 2 * dots**2, len(own))

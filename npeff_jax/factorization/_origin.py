@@ -1,4 +1,4 @@
-"""What a result must know about its problem: where the rows came from, as JSON where it is recorded."""
+"""Provenance of a problem, which a result records: where its rows came from."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
@@ -13,12 +13,12 @@ from npeff_jax.factorization.row_spaces import ModelRows
 from npeff_jax.pefs import FisherKind, Schema
 
 SKETCHED = "of the sketched problem"
-"""What ``settings["history"]`` says where the losses on the way are not those of the rows themselves."""
+"""Value of ``settings["history"]`` if the losses of the history are those of the sketched problem."""
 
 
 @runtime_checkable
 class Components(Protocol):
-    """Given components, such as a `Decomposition`."""
+    """Protocol of given components, such as a `Decomposition`."""
 
     @property
     def pseudo_fishers(self) -> RowArray: ...
@@ -28,17 +28,17 @@ class Components(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Origin:
-    """What a result must know about its problem, on the host.
+    """Host-side data of a problem that a result needs.
 
     Attributes:
-        schema: of the PEFs.
+        schema: schema of the PEFs.
         parameter_indices: (m',).
         squared_norm: ‖F‖², in float64.
         owner: (N,), the example of each row.
         energy: (N,), ‖a‖² of each row.
-        frozen: (f, m'), the protected vectors, to the bit.
-        exact: whether products of the row space are those of the rows.
-        notes: for the result's settings.
+        frozen: (f, m'), the protected vectors, bit-identical to those given.
+        exact: whether the row space computes exact products of the rows.
+        notes: entries for the settings of the result.
     """
 
     schema: Schema
@@ -52,7 +52,7 @@ class Origin:
 
 
 def schema_of_model(source: ModelRows) -> Schema:
-    """Return the schema that PEFs of the rows of a model would have."""
+    """Return the schema of the PEFs that these rows of a model represent."""
     model = source.model
     return Schema(
         kind=FisherKind.LOW_RANK,

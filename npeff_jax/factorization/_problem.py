@@ -1,4 +1,4 @@
-"""`Problem`: what is factorized, as a solver sees it."""
+"""`Problem`: the factorization problem that a solver works on."""
 
 import dataclasses
 import functools
@@ -43,21 +43,21 @@ from npeff_jax.pefs import FisherKind, Pefs, Schema
 class Problem:
     """Rows A in a row space, the example of each row, and norms: F_i = Σ a aᵀ over the rows a of example i (eq. 1).
 
-    A pytree: pass it to your own ``jit``, use `loss` with optax, and lead the factors back to a result by
-    `Decomposition.from_factors`. Protected components and tunings are for solvers that support them; others refuse a
-    problem that has them.
+    A pytree: pass it to your own ``jit``, minimise `loss` with optax, and convert the factors to a result with
+    `Decomposition.from_factors`. A solver that does not support protected components or tunings rejects a problem that
+    has them.
 
     Attributes:
         rows: A, in a row space.
         owner: (N,), the example of each row, ascending.
-        members: where the rows of each example stand; see `sum_over_rows`.
-        squared_norm: ‖F‖² (before pruning), the unit of the loss.
-        kind: low-rank, or diagonal.
+        members: index tables of the rows of each example, from `members_of`.
+        squared_norm: ‖F‖² before pruning, the unit of the loss.
+        kind: low-rank or diagonal.
         n_examples: n.
-        origin: for the result, on the host; None inside compiled steps.
-        frozen: (f, size), vectors of the first f components in coordinates, which a solver keeps; or None.
-        ties: of the named components, which come after the protected ones, to their marks; or None.
-        names: of the named components.
+        origin: host-side data for the result; None inside compiled steps.
+        frozen: (f, size), vectors of the first f components, in coordinates, which stay fixed; or None.
+        ties: ties of the named components to their marks; or None. Named components come after the protected ones.
+        names: names of the named components.
 
     Examples:
         >>> problem = Problem.of(npeff_jax.tasks.planted().pefs, n_components=3)
@@ -94,18 +94,18 @@ class Problem:
         """Put the rows of PEFs, or of a model, on the devices.
 
         Args:
-            pefs: what `compute_pefs` gave, or `model_rows`.
-            rows: how the rows are held; by default what is estimated to be fastest.
-            n_components: r that the estimate, and the size of blocks, are for.
-            mesh: the devices to use, JAX's default device without one.
-            products: precision of the large products.
+            pefs: PEFs from `compute_pefs`, or `model_rows`.
+            rows: how the rows are held; by default as estimated to be fastest.
+            n_components: r assumed by that estimate and by the size of blocks.
+            mesh: devices to use; by default JAX's default device.
+            products: precision of the large matrix products.
             min_count: parameters with fewer non-zeros over all rows are pruned.
-            protected: components whose vectors stay as they are, such as a `Decomposition`. They come first.
-            progress: as for `decompose`, for the kernel of a model.
+            protected: components whose vectors stay fixed, such as a `Decomposition`. They come first.
+            progress: as for `decompose`; shown while the kernel of a model is computed.
 
         Raises:
-            ValueError: no examples, values that are not finite, nothing left, or rows that do not fit.
-            TypeError: something else than PEFs or rows of a model.
+            ValueError: no examples, non-finite values, no parameters left after pruning, or rows that exceed memory.
+            TypeError: ``pefs`` is neither PEFs nor rows of a model.
         """
         if isinstance(pefs, ModelRows):
             return _of_model(pefs, mesh, progress)
@@ -117,7 +117,7 @@ class Problem:
         stacked = stack(pefs, min_count=min_count)
         frozen = None
         if protected is not None:
-            # what the protected components stand on stays, also where none of these examples touches it
+            # parameters of protected components are kept even if no row of these examples uses them
             columns = np.union1d(protected.parameter_indices, stacked.parameter_indices)
             stacked = stack(pefs, parameter_indices=columns)
             frozen = np.zeros((len(protected.pseudo_fishers), len(columns)), np.float32)
@@ -136,19 +136,19 @@ class Problem:
         mesh: Mesh | None = None,
         products: ProductPrecision = ProductPrecision.FLOAT32,
     ) -> "Problem":
-        """Make a problem of rows that are at hand.
+        """Make a problem from given rows.
 
         Args:
             A: (N, m), an array or a SciPy sparse matrix.
             owner: (N,), the example of each row: integers from 0, ascending.
-            kind: what the rows are: F_i = Σ a aᵀ, or, diagonal, F_i = Diag(a) of one row per example.
+            kind: `LOW_RANK` for F_i = Σ a aᵀ, or `DIAGONAL` for F_i = Diag(a) with one row per example.
             rows: as for `of`.
             n_components: as for `of`.
             mesh: as for `of`.
             products: as for `of`.
 
         Raises:
-            ValueError: another shape or order, values that are not finite, or, diagonal, more than one row per example.
+            ValueError: wrong shapes, unsorted rows, non-finite values, or several rows per example of a diagonal kind.
         """
         stacked, schema = stack_rows(A, owner, kind)
         return of_stack(stacked, schema, rows, n_components, mesh, products, None)
@@ -165,11 +165,11 @@ class Problem:
 
     @property
     def n_kept(self) -> int:
-        """Count the components f + t that no exchange replaces and no order moves."""
+        """Number of components, f + t, that keep their position and are never exchanged."""
         return self.n_frozen + self.n_named
 
     def with_tunings(self, tunings: Sequence[Tuning]) -> "Problem":
-        """Return this problem with named components, whose coefficients follow the marks of the tunings."""
+        """Return a copy of the problem with named components, whose coefficients follow the marks of the tunings."""
         if not tunings:
             return self
         ties = Ties(*(replicate(array, self.rows.mesh) for array in ties_of(tunings)))
@@ -177,31 +177,31 @@ class Problem:
 
     @property
     def has_rows(self) -> Bool[np.ndarray, "n"]:
-        """(n,), which examples have rows: those of others are zero, or failed."""
+        """(n,), whether each example has rows; others have a zero PEF, or failed."""
         return np.bincount(self._host.owner, minlength=self.n_examples) > 0
 
     @property
     def _host(self) -> Origin:
         if self.origin is None:
-            raise ValueError("this Problem is one of a compiled step; use the one that Problem.of returned")
+            raise ValueError("got a Problem from inside a compiled step; use the one that Problem.of returned")
         return self.origin
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The optional parts that this problem has: "frozen", "tunings"."""
+        """Optional parts of this problem: "frozen", "tunings"."""
         present = {"frozen": self.n_frozen > 0, "tunings": self.ties is not None}
         return tuple(name for name, there in present.items() if there)
 
     def on_device(self) -> "Problem":
-        """Return a copy without what only the host needs: what compiled steps see, and their caches keep alive."""
+        """Return a copy without host-side data, for compiled steps (whose caches keep their arguments alive)."""
         return dataclasses.replace(self, rows=self.rows.on_device(), origin=None, names=())
 
     def over_rows(self, W: Coefficients) -> RowProducts:
-        """Repeat coefficients over each example's rows: (n, r) to (N, r)."""
+        """Repeat the coefficients of each example over its rows: (n, r) to (N, r)."""
         return W[self.owner] if self.members else W
 
     def sum_over_rows(self, x: RowProducts) -> Coefficients:
-        """Sum over each example's rows: (N, r) to (n, r)."""
+        """Sum over the rows of each example: (N, r) to (n, r)."""
         return sum_over_rows(x, self.members)
 
     def products(self, G: Vectors) -> tuple[RowProducts, ComponentGram]:
@@ -210,7 +210,7 @@ class Problem:
         return AG, GG
 
     def least_squares(self, AG: RowProducts, GG: ComponentGram) -> tuple[Coefficients, ComponentGram]:
-        """Return b (n, r) and P (r, r) of the non-negative least squares that W solves: Σ_i w_i P w_iᵀ − 2 w_i·b_i.
+        """Return b (n, r) and P (r, r) of the least-squares problem of W: min_W≥0 Σ_i w_i P w_iᵀ − 2 w_i·b_i.
 
         b_ij = Σ_rows (a·g_j)² and P_jk = (g_j·g_k)² for low-rank problems; b = X Hᵀ and P = H Hᵀ for diagonal ones.
         """
@@ -223,7 +223,7 @@ class Problem:
         return hals_sweep(W, b, P) if self.ties is None else tied_sweep(W, b, P, self.ties, self.n_frozen)
 
     def tie_penalty(self, W: Coefficients) -> Float[Array, "r"] | float:
-        """Return what comes to the diagonal of WᵀW in the terms of the vectors (see `tie_penalty`); 0 without ties."""
+        """Return the penalty of the ties, which adds to the diagonal of WᵀW (see `tie_penalty`); 0 without ties."""
         if self.ties is None:
             return 0.0
         f, t = self.n_frozen, self.n_named
@@ -232,7 +232,7 @@ class Problem:
     def loss(self, W: Coefficients, G: Vectors) -> Float[Array, ""]:
         """Return ‖F − Σ_j W_j H_j‖² / ‖F‖² in float32 (eq. 4), with H_j = g_j g_jᵀ or Diag(h_j).
 
-        Pure, and differentiable in W and G. Near a perfect fit float32 leaves some 1e-6 of cancellation.
+        Pure, and differentiable in W and G. Near a perfect fit, cancellation leaves an error of about 1e-6.
 
         Args:
             W: (n, r), coefficients.
@@ -243,8 +243,8 @@ class Problem:
     def gradient(self, W: Coefficients, G: Vectors) -> tuple[Coefficients, Vectors]:
         """Return the gradient of `loss` with respect to W and to the vectors, the latter in coordinates.
 
-        In the kernel form this is the gradient with respect to the vectors themselves, written in the rows; automatic
-        differentiation would give the one with respect to the coordinates, which is scaled by the Gram matrix.
+        In the kernel form this is the gradient with respect to the vectors, expressed in coordinates. Automatic
+        differentiation gives the gradient with respect to the coordinates, which has the Gram matrix as a factor.
         """
         return _gradient(self.on_device(), W, G)
 
@@ -277,7 +277,7 @@ def of_stack(
     products: ProductPrecision,
     frozen: Float[np.ndarray, "f m_kept"] | None,
 ) -> Problem:
-    """Put stacked rows on the devices, in the given row space or the one that costs least."""
+    """Make a problem from stacked rows, in the given row space or the one of least estimated cost."""
     line = factorization_mesh(mesh)
     choice, reason = choose(stacked.A, n_components, schema.kind, line, rows)
     space = choice.of(stacked.A, line, n_components=n_components, products=products, frozen=frozen)
@@ -293,7 +293,7 @@ def of_stack(
 
 
 def _of_model(source: ModelRows, mesh: Mesh | None, progress: Progress) -> Problem:
-    """Make the problem of the exact kernel of a model, without sparsification."""
+    """Make the problem of a model's exact rows, in kernel form, without sparsification."""
     n, c = source.n_examples, source.rows_per_example
     rows, norms = kernel_of_model(source, factorization_mesh(mesh), progress)
     if not np.isfinite(norms).all():

@@ -1,7 +1,7 @@
-"""Several starts: each is run on a part of the examples, and the best one goes on with all of them.
+"""Restarts: run several random starts on a subset of the examples, and continue from the best with all examples.
 
-What goes on are coefficients: those of all examples, fitted to the vectors that the best start found. The solver then
-solves the vectors of all examples for them before it moves them (`Solver.warm_up`), which needs nothing of a row space.
+The run on all examples starts from coefficients fitted to the best start's vectors. The solver's warm-up
+(`Solver.warm_up`) then solves for the vectors with these coefficients held fixed, which works in every row space.
 """
 
 import operator
@@ -23,12 +23,12 @@ from npeff_jax.factorization.solvers import Factors, InitialFactors, Solver
 from npeff_jax.pefs import Pefs
 
 PER_COMPONENT, SHARE = 4, 4
-"""A part has at least so many examples per component (with fewer, what is best on the part need not be on all), and
-at least one in so many examples: in kernel form a step then costs a sixteenth."""
+"""The subset has at least `PER_COMPONENT` examples per component (with fewer, the best start on the subset need not be
+the best on all) and at least one in `SHARE` examples: in kernel form a step then costs a sixteenth."""
 
 
 def check_restarts(restarts: Any, given: InitialFactors) -> int:
-    """Return the number of starts; raise where it is none, or where the start is given."""
+    """Return the number of starts, or raise if it is invalid or the start is given."""
     try:
         count = operator.index(restarts)
     except TypeError:
@@ -36,7 +36,7 @@ def check_restarts(restarts: Any, given: InitialFactors) -> int:
             f"restarts={restarts!r} is of type {type(restarts).__name__}; pass the number of starts to try"
         ) from None
     if count < 1:
-        raise ValueError(f"restarts={count}; expected at least 1, which is one start and no choice")
+        raise ValueError(f"restarts={count}; expected at least 1 (a single start)")
     if count > 1 and given.given:
         raise ValueError(
             f"restarts={count} draws starts and start= gives one ({' and '.join(given.given)}); pass one of the two"
@@ -45,7 +45,7 @@ def check_restarts(restarts: Any, given: InitialFactors) -> int:
 
 
 def part_size(n_examples: int, n_components: int) -> int:
-    """Return how many examples starts are tried on."""
+    """Return the number of examples that starts are tried on."""
     return min(n_examples, max(PER_COMPONENT * n_components, -(-n_examples // SHARE)))
 
 
@@ -60,17 +60,17 @@ def best_start(
     rows: RowChoice | None,
     progress: Progress,
 ) -> tuple[Factors, dict[str, Any]]:
-    """Try the starts of the seeds from ``seed`` on; return where the best one goes on from, and what was tried.
+    """Run several starts on a subset of the examples; return factors to continue from, and a record of the trials.
 
     Args:
-        problem: of all examples.
-        pefs: its PEFs, of which a part is taken; None where only ``problem`` is at hand, all of which then serves.
+        problem: the problem of all examples.
+        pefs: its PEFs, from which the subset is drawn; None to try starts on all of ``problem``.
         n_components: r.
-        seed: of the first start; the others have the next ones. It also draws the part.
-        restarts: how many.
+        seed: seed of the first start, and of the subset; further starts use the next seeds.
+        restarts: number of starts.
         solver: as for `decompose`.
-        stopping: of every start.
-        rows: as for `decompose`, for the part.
+        stopping: stopping criteria of each start.
+        rows: as for `decompose`, for the subset.
         progress: as for `decompose`.
     """
     begin = time.monotonic()
@@ -101,7 +101,7 @@ def best_start(
 
 
 def sentence(tried: dict[str, Any]) -> str:
-    """Return what a result says about its starts beside why it stopped."""
+    """Return a sentence about the starts, which a result appends to its stopping reason."""
     losses = [f"{loss:.4g}" for loss in sorted(tried["losses"])]
     return (
         f"the best of {len(losses)} starts, whose losses on {tried['examples']} of {tried['of']} examples were "
@@ -110,9 +110,9 @@ def sentence(tried: dict[str, Any]) -> str:
 
 
 def _part_of(problem: Problem, pefs: Pefs, n_components: int, rows: RowChoice | None) -> Problem:
-    """Return the problem of a part of the examples, on the same parameters and devices."""
+    """Make the problem of a subset of the examples, on the same parameters and devices."""
     assert problem.origin is not None
     stacked = stack(pefs, parameter_indices=problem.origin.parameter_indices)
-    # without rows= another row space may be best for a part, which need not have products of that precision
+    # Another row space may be fastest for the subset, and need not support products of that precision.
     products = ProductPrecision.FLOAT32 if rows is None else ProductPrecision(problem.origin.notes["products"])
     return of_stack(stacked, pefs.schema, rows, n_components, problem.rows.mesh, products, None)

@@ -1,4 +1,4 @@
-"""The record of a run: its best state, its losses, whether an exchange paid, and when it stops."""
+"""State of a run: best state, losses, exchanges tried, and the stopping criteria."""
 
 import dataclasses
 import operator
@@ -9,25 +9,25 @@ import numpy as np
 from npeff_jax.factorization._exchange import Search
 
 PAYS = 1e-4
-"""Relative decrease of the loss for which an exchange is kept: ten times what separates converged runs."""
+"""Relative decrease of the loss above which an exchange is kept: ten times the spread of converged runs."""
 
 SLOW = 1e-3
-"""Relative decrease per step below which exchanges begin: what follows an exchange converges it further anyway."""
+"""Relative decrease of the loss per step below which exchanges begin. Later steps converge the run further anyway."""
 
 ROUNDING = 1e-7
-"""Rounding error of the loss in float32, as a fraction of ‖F‖²: smaller decreases mean nothing."""
+"""Rounding error of the loss in float32, as a fraction of ‖F‖²; smaller decreases are not significant."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stopping:
-    """When the iterations end.
+    """Stopping criteria of the iterations.
 
     Attributes:
-        max_steps: at the latest.
-        tolerance: relative decrease of the loss per step, averaged over the last ``window`` steps, below which it
-            stops; negative: never.
-        window: steps between looks at the loss, and those an exchange is given; also how often carried products are
-            recomputed, which bounds their drift.
+        max_steps: maximum number of steps.
+        tolerance: relative decrease of the loss per step, averaged over the last ``window`` steps, below which the
+            iterations stop; negative to disable.
+        window: number of steps between evaluations of the criteria. It is also the number of steps after which an
+            exchange is judged, and after which carried products are recomputed, which bounds their rounding error.
     """
 
     max_steps: int = 500
@@ -48,15 +48,15 @@ class Stopping:
 
 @dataclasses.dataclass(eq=False)
 class Run:
-    """The best state so far, which would be returned if the run ended now, and how it came about.
+    """The best state of a run so far, and its history.
 
     Attributes:
-        best: that state, or the factors to start from.
-        search: what exchanges try next.
-        trials: exchanges so far.
-        since: the step after which the loss was left to itself: the end of the warm-up or of the last exchange.
-        losses: of the state, one per step. A trial is recorded at the loss it would fall back to, until it pays.
-        seconds: one per step.
+        best: the best state, or initially the factors to start from.
+        search: state of the search over exchanges.
+        trials: number of exchanges tried.
+        since: step at which the warm-up or the last exchange ended; decreases are judged from there.
+        losses: loss after each step. During an exchange that is undone, the loss before it.
+        seconds: wall-clock time after each step.
     """
 
     best: Any
@@ -68,14 +68,14 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return len(self.losses)
 
     def record(self, state: Any, found: np.ndarray, now: float, *, replaced: int = 0) -> None:
-        """Take over the end of a window, unless it was a trial, of so many replacements, that did not pay."""
+        """Record a window of steps. After a trial of ``replaced`` components that did not pay, keep the old state."""
         if replaced:
             best = self.losses[-1]
-            paid = bool(found[-1] < (1 - PAYS) * best)  # false for what is not finite
+            paid = bool(found[-1] < (1 - PAYS) * best)  # False if not finite
             self.losses += np.minimum(np.nan_to_num(found, nan=best), best).tolist() if paid else [best] * len(found)
             self.trials, self.since = self.trials + 1, self.steps
             self.search.judge(replaced, paid=paid)
@@ -92,7 +92,7 @@ class Run:
         return (self.losses[-1 - window] - self.losses[-1]) / max(abs(self.losses[-1]), ROUNDING) / window
 
     def slow(self, stopping: Stopping) -> bool:
-        """Return whether it is time for an exchange: right after another one, or when a window brought little."""
+        """Return whether to try an exchange: right after another one, or when the loss decreases slowly."""
         if self.trials and self.since == self.steps:
             return True
         passed = self.steps > max(self.since, stopping.window) and self.steps - self.since >= stopping.window
@@ -103,7 +103,7 @@ class Run:
         return self.trials < exchanges and not self.search.over
 
     def stands_still(self, stopping: Stopping, exchanges: int) -> str:
-        """Return why to stop, or nothing."""
+        """Return why the run stops, or an empty string if it goes on."""
         window = stopping.window
         left_alone = self.steps - self.since >= window and self.steps > window
         may_stop = left_alone and stopping.tolerance >= 0

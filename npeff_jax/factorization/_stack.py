@@ -1,4 +1,4 @@
-"""PEFs to the rows A that are decomposed: stacked, pruned to the parameters that enough examples touch."""
+"""From PEFs to the matrix A: rows of all examples stacked, pruned to parameters with enough non-zeros."""
 
 import dataclasses
 import functools
@@ -17,24 +17,24 @@ from npeff_jax.factorization.row_spaces._blocks import over, row_squares
 from npeff_jax.pefs import FisherKind, Pefs, Schema
 
 BLOCK_BYTES = 1 << 30
-"""Size of a block of examples in memory. PEFs that are larger are read again at every pass over them."""
+"""Size in bytes of a block of examples in memory. Larger PEFs are read again at every pass over them."""
 
 ENTRY_BYTES = 32
-"""Of an entry while it is read: value, index and row as stored, and what becomes of them."""
+"""Bytes per entry while it is read: value, index and row as stored, and their converted copies."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stack:
-    """The rows of all examples over the parameters that are kept.
+    """The rows of all examples over the kept parameters.
 
     Attributes:
-        A: (N, m'). Rows without an entry are left out: they add nothing to any product.
+        A: (N, m'). Rows without entries are left out.
         owner: (N,), the example of each row, ascending.
         energy: (N,), ‖a‖² of each row.
         n_examples: n.
         parameter_indices: (m',), ascending.
-        example_norms: (n,), ‖F_i‖² before pruning. Losses count what was pruned as not explained.
-        lost_energy: fraction of the trace that pruning dropped.
+        example_norms: (n,), ‖F_i‖² before pruning. Losses count pruned entries as unexplained.
+        lost_energy: fraction of the trace that was pruned.
         failed: examples that `compute_pefs` skipped, which have no rows.
     """
 
@@ -54,18 +54,18 @@ class Stack:
 
 
 def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | None = None) -> Stack:
-    """Stack the rows of ``pefs``, which may be larger than memory: two passes over them, a block at a time.
+    """Stack the rows of ``pefs``, which may be larger than memory, in two passes over blocks of examples.
 
     Args:
-        pefs: of either kind.
+        pefs: PEFs of either kind.
         min_count: parameters with fewer non-zeros over all rows are pruned.
-        parameter_indices: keep exactly these parameters instead.
+        parameter_indices: parameters to keep instead.
 
     Raises:
-        ValueError: no examples, a value that is not finite, or nothing left.
+        ValueError: no examples, a non-finite value, or no parameter left.
     """
     if pefs.n_examples == 0:
-        raise ValueError("there are no examples in these PEFs; the selection that made them is empty")
+        raise ValueError("there are no examples in these PEFs; select at least one")
     blocks, low_rank = _Blocks(pefs), pefs.schema.kind is FisherKind.LOW_RANK
     counts, norms = np.zeros(pefs.schema.layout.size, np.int64), []
     for examples, block in blocks:
@@ -121,10 +121,10 @@ def stack(pefs: Pefs, *, min_count: int = 1, parameter_indices: np.ndarray | Non
 
 
 def stack_rows(A: Any, owner: Any, kind: FisherKind) -> tuple[Stack, Schema]:
-    """Stack rows that are at hand; the arguments are those of `Problem.from_rows`.
+    """Stack given rows; the arguments are those of `Problem.from_rows`.
 
     Returns:
-        The rows, and a schema whose one parameter is named "columns".
+        The rows, and a schema with a single parameter named "columns".
 
     Raises:
         ValueError: as for `Problem.from_rows`.
@@ -152,7 +152,7 @@ def stack_rows(A: Any, owner: Any, kind: FisherKind) -> tuple[Stack, Schema]:
 
 
 class _Blocks:
-    """The rows of PEFs by blocks of examples, read at each iteration; kept, where one block holds all."""
+    """The rows of PEFs as blocks of examples, read again at each iteration; kept in memory if one block holds all."""
 
     def __init__(self, pefs: Pefs) -> None:
         self._pefs, self._size = pefs, max(1, BLOCK_BYTES // (ENTRY_BYTES * pefs.values.shape[1]))

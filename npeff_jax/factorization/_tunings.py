@@ -1,14 +1,13 @@
-"""Components with a user-specified tuning: examples are marked, and one column of W follows the marks.
+"""Components with a user-specified tuning: the user marks examples, and one column of W follows the marks.
 
-Marks m_i ≥ 0 say how much of a concept example i has; some are unknown. To eq. 4 comes, for every named component j
-with unit vector and every example with a known mark,
+Marks m_i ≥ 0 say how much of a concept example i has; some may be unknown. For each named component j (with a unit
+vector), a penalty over the examples with a known mark is added to eq. 4:
 
-    Σ_i λ_i (W_ij − s_j m_i)²,    λ_i = a_i / (1 − a_i),    s_j ≥ 0 the scale that makes the sum least,
+    Σ_i λ_i (W_ij − s_j m_i)²,    λ_i = a_i / (1 − a_i),    s_j ≥ 0 the scale that minimises the sum.
 
-where the tie a_i from 0 to 1 is `Tuning.follow` for m_i > 0 and `Tuning.avoid` for m_i = 0. With u the coefficient that
-the example would get without marks, given all other components, the exact update is
-W_ij = max(0, (1 − a_i) u + a_i s m_i): 0 leaves it free, 1 fixes it at the pattern (for
-m_i = 0 at zero), 1/2 meets half-way.
+The tie a_i in [0, 1] is `Tuning.follow` for m_i > 0 and `Tuning.avoid` for m_i = 0. The exact update of a coefficient
+is W_ij = max(0, (1 − a_i) u + a_i s_j m_i), where u is its value without marks given all other components: a tie of 0
+leaves the coefficient free, 1 fixes it at s_j m_i, and 1/2 gives the mean of the two.
 """
 
 import csv
@@ -32,19 +31,19 @@ from npeff_jax.factorization._nonnegative import hals_sweep
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tuning:
-    """A component that is asked for by name: marks on examples that its coefficients should follow.
+    """A named component whose coefficients follow the user's marks on examples.
 
     Attributes:
-        name: of the component.
-        marks: (n,), one per example that is decomposed: True or False, or a weight of at least zero; NaN or None where
-            it is unknown. Only ratios of weights matter.
-        follow: how tightly coefficients of marked examples are tied to their marks, from 0 (not) to 1 (fixed, up to
-            one common scale). A yes says that there is something, not how much, hence the loose default; weights that
-            mean an amount deserve more.
-        avoid: how tightly those of examples marked zero are tied to zero, from 0 (not) to 1 (always zero).
+        name: name of the component.
+        marks: (n,), a mark per decomposed example: True or False, or a weight of at least zero; NaN or None if unknown.
+            Only ratios of weights matter.
+        follow: how tightly coefficients of examples with a positive mark are tied to their marks, from 0 (free) to 1
+            (fixed, up to one common scale). The default is loose because a Boolean mark states presence, not amount;
+            use more for weights that measure an amount.
+        avoid: how tightly coefficients of examples with mark zero are tied to zero, from 0 (free) to 1 (always zero).
 
     Raises:
-        ValueError: no name, a mark that is negative or infinite, or no example with a positive mark.
+        ValueError: an empty name, a negative or infinite mark, or no positive mark.
 
     Examples:
         >>> task = npeff_jax.tasks.planted()
@@ -70,17 +69,17 @@ class Tuning:
 
     @classmethod
     def of_examples(cls, name: str, n_examples: int, yes: Any, no: Any = (), **ties: float) -> "Tuning":
-        """Mark a handful of picked examples; all others are unknown.
+        """Make a tuning from a few marked examples; the marks of all others are unknown.
 
         Args:
-            name: of the component.
-            n_examples: n, how many there are.
-            yes: positions of examples that have the concept.
-            no: positions of examples that do not.
+            name: name of the component.
+            n_examples: n, the number of decomposed examples.
+            yes: positions of examples with the concept.
+            no: positions of examples without it.
             **ties: ``follow`` and ``avoid``.
 
         Raises:
-            ValueError: a position that is none of the n, or one that is in both.
+            ValueError: a position out of range, or in both ``yes`` and ``no``.
         """
         marks = np.full(n_examples, np.nan)
         for value, given in ((1.0, yes), (0.0, no)):
@@ -91,17 +90,17 @@ class Tuning:
             if ((at < 0) | (at >= n_examples)).any():
                 raise ValueError(f"a position of {name!r} is not from 0 to {n_examples - 1}; count examples from zero")
             if (~np.isnan(marks[at])).any():
-                raise ValueError(f"an example of {name!r} is marked both ways; decide, or leave it out")
+                raise ValueError(f"an example of {name!r} is marked both ways; put it in yes or no, or leave it out")
             marks[at] = value
         return cls(name, marks, **ties)
 
     @property
     def known(self) -> np.ndarray:
-        """(n,), which examples have a mark."""
+        """(n,), whether each example has a known mark."""
         return ~np.isnan(self.marks)
 
     def record(self) -> dict[str, Any]:
-        """Return what a result remembers of it, as JSON."""
+        """Return a JSON-serialisable summary, which a result records."""
         counts = {
             "marked": int((self.marks > 0).sum()),
             "zero": int((self.marks == 0).sum()),
@@ -112,11 +111,11 @@ class Tuning:
 
 
 class Ties(NamedTuple):
-    """Tunings on the devices.
+    """Marks and ties of the named components, as arrays on the devices.
 
     Attributes:
-        pattern: m, zero where unknown.
-        tie: a, zero where unknown.
+        pattern: (n, t), marks m, zero where unknown.
+        tie: (n, t), ties a, zero where unknown.
     """
 
     pattern: Float[Array, "n t"]
@@ -124,7 +123,7 @@ class Ties(NamedTuple):
 
 
 def ties_of(tunings: Sequence[Tuning]) -> tuple[Float[np.ndarray, "n t"], Float[np.ndarray, "n t"]]:
-    """Return the arrays of `Ties`. Marks are scaled to a largest one of 1."""
+    """Return the arrays of `Ties`. The marks of each tuning are scaled to a maximum of 1."""
     marks = np.stack([tuning.marks / np.nanmax(tuning.marks) for tuning in tunings], axis=1)
     follow, avoid = (np.array([getattr(tuning, name) for tuning in tunings]) for name in ("follow", "avoid"))
     tie = np.where(np.isnan(marks), 0.0, np.where(marks > 0, follow, avoid))
@@ -132,11 +131,11 @@ def ties_of(tunings: Sequence[Tuning]) -> tuple[Float[np.ndarray, "n t"], Float[
 
 
 def check_tunings(tunings: Any, n_examples: int, taken: Sequence[str] = ()) -> tuple[Tuning, ...]:
-    """Return tunings as a tuple.
+    """Return the tunings as a tuple, after checking them.
 
     Raises:
-        TypeError: something else than tunings.
-        ValueError: marks for another number of examples, or a name that occurs twice or is ``taken``.
+        TypeError: an entry is not a `Tuning`.
+        ValueError: marks for another number of examples, or a name that occurs twice or is already ``taken``.
     """
     if tunings is None:
         return ()
@@ -155,24 +154,24 @@ def check_tunings(tunings: Any, n_examples: int, taken: Sequence[str] = ()) -> t
                 "one per example, NaN where unknown"
             )
         if tuning.name in names:
-            raise ValueError(f"two components are named {tuning.name!r}; give each its own name")
+            raise ValueError(f"two components are named {tuning.name!r}; give each component a distinct name")
         names.append(tuning.name)
     return found
 
 
 def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.1, avoid: float = 1.0) -> list[Tuning]:
-    """Read tunings from a CSV file: a column per concept under its name, a row per example in order.
+    """Read tunings from a CSV file with a header of names, a column per concept and a row per example, in order.
 
-    Cells are numbers of at least zero, or yes/no, true/false; empty or "?" where it is unknown.
+    Cells are non-negative numbers, yes/no, or true/false; empty or "?" if unknown.
 
     Args:
-        path: of the file.
-        follow: as for `Tuning`, of all of them.
-        avoid: as for `Tuning`, of all of them.
+        path: path of the file.
+        follow: as for `Tuning`, for every column.
+        avoid: as for `Tuning`, for every column.
 
     Raises:
         OSError: there is no such file.
-        ValueError: a cell that is none of these, rows of different lengths, or a name without or twice.
+        ValueError: an invalid cell, rows of different lengths, or a missing or repeated name.
     """
     source = pathlib.Path(path).expanduser()
     try:
@@ -188,7 +187,7 @@ def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.1, avoid: fl
     if not all(names) or len(set(names)) < len(names):
         raise ValueError(f"{path} has the columns {names}; expected a name of its own for every column")
     for line, row in enumerate(rows[1:], 2):
-        if len(row) != len(names) and not (len(names) == 1 and not row):  # an empty line of one column: unknown
+        if len(row) != len(names) and not (len(names) == 1 and not row):  # one column: an empty line is unknown
             raise ValueError(f"{path}, line {line} has {len(row)} cells; expected {len(names)}")
     table = [[_cell(path, line, cell) for cell in (row or [""])] for line, row in enumerate(rows[1:], 2)]
     return [Tuning(name, column, follow, avoid) for name, column in zip(names, np.array(table).T, strict=True)]
@@ -196,14 +195,14 @@ def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.1, avoid: fl
 
 @full_precision
 def tied_sweep(W: Coefficients, b: Coefficients, P: ComponentGram, ties: Ties, first: int) -> Coefficients:
-    """Return W after exact updates of every named column, together with its scale s, and one `hals_sweep` of the rest.
+    """Return W after exact updates of the named columns with their scales s, and one `hals_sweep` over the rest.
 
     Args:
         W: coefficients.
-        b: numerator of the non-negative least squares.
-        P: its Gram matrix.
-        ties: of the t named components.
-        first: where they stand; protected ones are before them.
+        b: (n, r), numerator of the non-negative least-squares problem.
+        P: (r, r), Gram matrix of the problem.
+        ties: ties of the t named components.
+        first: index of the first named component; protected ones come before it.
     """
     t, r = ties.pattern.shape[1], W.shape[1]
 
@@ -226,10 +225,10 @@ def tied_sweep(W: Coefficients, b: Coefficients, P: ComponentGram, ties: Ties, f
 def tied_column(u: Float[Array, "n"], m: Float[Array, "n"], a: Float[Array, "n"]) -> Float[Array, "n"]:
     """Return the w ≥ 0 and the s ≥ 0 that minimise Σ (w − u)² + λ (w − s m)², λ = a / (1 − a).
 
-    With w eliminated this is convex and piecewise quadratic in s: an example counts a m² where (1 − a) u + a s m is
-    positive and λ m² where w is held at zero. Newton's method on such a function ends after few steps.
+    With w eliminated, this is convex and piecewise quadratic in s: the curvature is a m² for an example with
+    (1 − a) u + a s m > 0, and λ m² for one with w held at zero. Newton's method ends after a few steps.
     """
-    held = jnp.where(a < 1, a / jnp.where(a < 1, 1 - a, 1.0), 0.0)  # those fixed at the pattern are never held at zero
+    held = jnp.where(a < 1, a / jnp.where(a < 1, 1 - a, 1.0), 0.0)  # λ; with a = 1, w is never held at zero
 
     def newton(_: Any, s: Float[Array, ""]) -> Float[Array, ""]:
         active = ((1 - a) * u + a * s * m > 0) | (a >= 1)
@@ -242,18 +241,18 @@ def tied_column(u: Float[Array, "n"], m: Float[Array, "n"], a: Float[Array, "n"]
 
 
 NEWTON = 8
-"""Steps for s. It changes only where examples pass from held to not; more were never seen to differ."""
+"""Newton steps for s. The function changes only when an example reaches or leaves zero; more steps never mattered."""
 
 
 def tie_penalty(W_named: Float[Array, "n t"], ties: Ties) -> Float[Array, "t"]:
-    """Return Σ_i λ_i (W_ij − s_j m_i)² of each named component at the best s_j, over the examples that are not fixed.
+    """Return Σ_i λ_i (W_ij − s_j m_i)² of each named component at the best s_j, over examples with a tie below 1.
 
-    Times ‖g_j‖⁴ or ‖h_j‖² it is what eq. 4 gets: the same as that much more on the diagonal of WᵀW.
+    The term added to eq. 4 is this times ‖g_j‖⁴ or ‖h_j‖², which equals adding it to the diagonal of WᵀW.
     """
     m, a = ties
     fixed = a >= 1
     strength = jnp.where(fixed, 0.0, a / jnp.where(fixed, 1.0, 1 - a))
-    decides = jnp.where(jnp.any(fixed & (m > 0), axis=0), fixed * 1.0, strength)  # fixed ones have the scale exactly
+    decides = jnp.where(jnp.any(fixed & (m > 0), axis=0), fixed * 1.0, strength)  # fixed ones determine the scale
     norm = jnp.sum(decides * m * m, axis=0)
     s = jnp.maximum(jnp.sum(decides * m * W_named, axis=0) / jnp.where(norm > 0, norm, 1.0), 0.0)
     return jnp.sum(strength * (W_named - s * m) ** 2, axis=0)
@@ -261,17 +260,17 @@ def tie_penalty(W_named: Float[Array, "n t"], ties: Ties) -> Float[Array, "t"]:
 
 @jit
 def solve_tied(b: Coefficients, P: ComponentGram, ties: Ties) -> Coefficients:
-    """Return the coefficients of fixed vectors under ties to named components, which come first."""
+    """Solve for the coefficients of fixed vectors under the ties of named components, which come first."""
     start = jnp.zeros_like(b)
     return jax.lax.fori_loop(0, TIED_SWEEPS, lambda _, W: tied_sweep(W, b, P, ties, 0), start)
 
 
 TIED_SWEEPS = 200
-"""Of `solve_tied`: coordinate updates of a well-conditioned problem gain a digit every few."""
+"""Sweeps of `solve_tied`; on a well-conditioned problem, every few sweeps gain a decimal digit."""
 
 
 def _marks(name: str, given: Any) -> Float[np.ndarray, "n"]:
-    """Marks as numbers, NaN where unknown."""
+    """Return marks as numbers, NaN where unknown."""
     if hasattr(given, "detach"):
         given = given.detach().cpu()
     if isinstance(given, np.ma.MaskedArray):
@@ -303,5 +302,5 @@ def _cell(path: Any, line: int, cell: str) -> float:
         return _WORDS[text] if text in _WORDS else float(text)
     except ValueError:
         raise ValueError(
-            f"{path}, line {line} has the mark {cell!r}; expected a number, yes or no, or nothing where it is unknown"
+            f"{path}, line {line} has the mark {cell!r}; expected a number, yes, no, or an empty cell if unknown"
         ) from None

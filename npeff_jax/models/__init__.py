@@ -1,4 +1,4 @@
-"""What is explained: `Model`, output families, and adapters that build a model from what users have."""
+"""`Model`, output families, and adapters that build a model from modules and checkpoints of other frameworks."""
 
 from npeff_jax.models._equinox import from_equinox as from_equinox
 from npeff_jax.models._generation import Generation as Generation

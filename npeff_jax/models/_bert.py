@@ -1,4 +1,4 @@
-"""BERT for sequence classification, and the two that differ from it in a few rules: RoBERTa and DistilBERT."""
+"""BERT for sequence classification, and its variants RoBERTa and DistilBERT."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 class EncoderLayer(nn.Module):
-    """Attention and a feed-forward network, each normalised after its residual sum."""
+    """Post-norm encoder layer: attention and a feed-forward network, each followed by residual sum and LayerNorm."""
 
     heads: int
     inner_width: int
@@ -31,15 +31,15 @@ class EncoderLayer(nn.Module):
 
 
 class Bert(nn.Module):
-    """Token ids to logits.
+    """BERT classifier, from token ids to logits.
 
     Attributes:
         n_words: size of the vocabulary.
-        n_positions: rows of the table of positions.
-        n_token_types: rows of the table of token types, 0 for none.
-        padding_id: RoBERTa's rule for positions, if not None: tokens other than this one are numbered from
-            ``padding_id + 1``, and padding has the position ``padding_id``.
-        pooler_activation: of the dense layer between the first token and the classifier.
+        n_positions: number of position embeddings.
+        n_token_types: number of token types; 0 for none.
+        padding_id: if not None, positions are numbered as in RoBERTa: from ``padding_id + 1`` for tokens other than
+            this one, and ``padding_id`` for padding.
+        pooler_activation: activation of the dense layer between the first token and the classifier.
     """
 
     width: int
@@ -57,8 +57,9 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(self, example: Mapping[str, jax.Array]) -> jax.Array:
-        """Logits (..., C) of ``input_ids`` (..., L), with ``attention_mask`` (ones by default) and ``token_type_ids``
-        (zeros by default). Padding may stand on either side.
+        """Compute the logits (..., C) of ``input_ids`` (..., L), padded on either side.
+
+        ``attention_mask`` defaults to ones and ``token_type_ids`` to zeros.
         """
         ids = example["input_ids"]
         if ids.shape[-1] > self.n_positions - (0 if self.padding_id is None else self.padding_id + 1):
@@ -76,7 +77,7 @@ class Bert(nn.Module):
             layer = EncoderLayer(self.heads, self.inner_width, self.activation, self.epsilon, name=f"layer_{i}")
             x = layer(x, visible)
             self.sow("intermediates", f"layer_{i:02}", x)
-        first = jnp.argmax(mask, axis=-1)[..., None, None]  # of the tokens shown: 0, unless padding comes first
+        first = jnp.argmax(mask, axis=-1)[..., None, None]  # first token that is not padding
         start = jnp.take_along_axis(x, first, axis=-2)[..., 0, :]
         pooled = self.pooler_activation(nn.Dense(self.width, name="pooler")(start))
         self.sow("intermediates", "pooled", pooled)
@@ -99,11 +100,11 @@ _BERT_ENCODER = (
     *linear(_LAYER + r"(intermediate|output)\.dense", r"layer_\1/\2"),
     *layer_norm(_LAYER + r"output\.LayerNorm", r"layer_\1/output_norm"),
 )
-_POSITION_IDS = r"embeddings\.(position_ids|token_type_ids)"  # buffers that older versions saved
+_POSITION_IDS = r"embeddings\.(position_ids|token_type_ids)"  # buffers saved by older versions
 
 
 def bert(config: Any) -> Architecture:
-    """BertForSequenceClassification: a tanh pooler in the model, a linear head."""
+    """Return the architecture of BertForSequenceClassification: a tanh pooler in the model, a linear head."""
     return Architecture(
         module=Bert(**_sizes(config), pooler_activation=nn.tanh),
         rules=(*_BERT_ENCODER, *linear(r"pooler\.dense", "pooler"), *linear("classifier", "classifier")),
@@ -114,7 +115,7 @@ def bert(config: Any) -> Architecture:
 
 
 def roberta(config: Any) -> Architecture:
-    """RobertaForSequenceClassification: positions are counted from the padding id, a head of two layers."""
+    """Return the architecture of RobertaForSequenceClassification: positions from the padding id, a two-layer head."""
     return Architecture(
         module=Bert(**_sizes(config), pooler_activation=nn.tanh, padding_id=config.pad_token_id),
         rules=(
@@ -130,7 +131,7 @@ def roberta(config: Any) -> Architecture:
 
 
 def distilbert(config: Any) -> Architecture:
-    """DistilBertForSequenceClassification: no token types, a ReLU before the classifier."""
+    """Return the architecture of DistilBertForSequenceClassification: no token types, a ReLU before the classifier."""
     block = r"transformer\.layer\.(\d+)\."
     module = Bert(
         width=config.dim,
@@ -143,7 +144,7 @@ def distilbert(config: Any) -> Architecture:
         n_labels=config.num_labels,
         activation=activation(config.activation),
         pooler_activation=nn.relu,
-        epsilon=1e-12,  # DistilBERT's own constant, in no configuration
+        epsilon=1e-12,  # hard-coded in DistilBERT
     )
     rules = (
         Rule(r"embeddings\.(word|position)_embeddings\.weight", r"params/\1_embeddings/embedding"),
@@ -170,7 +171,7 @@ def distilbert(config: Any) -> Architecture:
 
 
 def _sizes(config: Any) -> dict[str, Any]:
-    """The fields that BERT's and RoBERTa's configurations have under the same names."""
+    """Return the fields that the configurations of BERT and RoBERTa share."""
     if getattr(config, "position_embedding_type", "absolute") != "absolute" or config.is_decoder:
         raise ValueError("relative positions and decoders are not supported; pass a Model by hand")
     return {

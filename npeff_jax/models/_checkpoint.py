@@ -1,7 +1,7 @@
-"""Weights as files: safetensors and PyTorch's ``.bin``, whole or sharded, read with the standard library and NumPy.
+"""Reading of weights from safetensors and PyTorch files, whole or sharded, with the standard library and NumPy.
 
-A PyTorch file is a pickle, and a pickle is a program. `_TensorUnpickler` runs the few calls that tensors are made of
-and refuses every other, so that a checkpoint from a stranger is data.
+A PyTorch file is a pickle, which can execute arbitrary code. `_TensorUnpickler` allows only the few calls that build
+tensors, so that an untrusted checkpoint can be read safely.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from npeff_jax._extras import needs
 
 Tensors = Mapping[str, np.ndarray]
 
-# In the order they are looked for: where a directory has both, they hold the same weights.
+# In order of preference; a directory with both holds the same weights in both.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _SHARDED = tuple(f"{name}.index.json" for name in _WHOLE)
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
@@ -52,18 +52,18 @@ _STORAGE_TYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # begins every file torch.save wrote before its zip format (1.6)
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first value of files by torch.save before 1.6
 
 
 def read_checkpoint(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """All weights of a checkpoint directory by name, memory-mapped where the format allows.
+    """Read all weights of a checkpoint directory by name, memory-mapped if the format allows.
 
-    Looked for in this order: ``model.safetensors``, ``pytorch_model.bin``, and the ``.index.json`` of either, which
-    names its shards.
+    The files are, in order of preference, ``model.safetensors``, ``pytorch_model.bin``, and the ``.index.json`` of
+    either, which lists its shards.
 
     Raises:
-        FileNotFoundError: none of them is there, or a shard is missing.
-        ValueError: a file that is damaged, or pickled code in place of weights.
+        FileNotFoundError: there is no such file, or a shard is missing.
+        ValueError: a file is damaged, or contains pickled code other than weights.
     """
     for name in _WHOLE:
         if (directory / name).is_file():
@@ -75,10 +75,10 @@ def read_checkpoint(directory: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_weights(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The weights of one file, by name.
+    """Read the weights of one file by name.
 
     Raises:
-        ValueError: the file is damaged, of another format, or holds more than tensors.
+        ValueError: the file is damaged, has another format, or contains more than tensors.
     """
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
@@ -95,7 +95,7 @@ def _read_sharded(index: pathlib.Path) -> dict[str, np.ndarray]:
         if file.resolve().parent != index.parent.resolve() or not file.is_file():
             raise FileNotFoundError(f"{index} names the shard {shard!r}, which is not beside it")
         for name, tensor in read_weights(file).items():
-            if weight_map.get(name, shard) == shard:  # a copy in another shard than the index names is left alone
+            if weight_map.get(name, shard) == shard:  # ignore copies in shards that the index does not name
                 tensors[name] = tensor
     absent = sorted(weight_map.keys() - tensors.keys())
     if absent:
@@ -104,11 +104,11 @@ def _read_sharded(index: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """Eight bytes of length, a JSON header, then the arrays: mapped, not read, so that a checkpoint costs no memory."""
+    """Memory-map the arrays of a safetensors file: eight bytes of length, a JSON header, then the arrays."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            # No header is near 100 MB; in a file that is something else these bytes are an arbitrary number.
+            # Headers are far smaller than 100 MB; in a file of another format these bytes are an arbitrary number.
             header = json.loads(stream.read(length), object_pairs_hook=_each_once) if 0 < length < 100_000_000 else None
     except (UnicodeDecodeError, json.JSONDecodeError):
         header = None
@@ -137,7 +137,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """A PyTorch storage named in the pickle; where its elements are is only known after it."""
+    """A PyTorch storage named in the pickle. The position of its elements is known only after unpickling."""
 
     key: str
     dtype: np.dtype
@@ -161,7 +161,7 @@ class _Tensor:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Rebuilds dictionaries of tensors and nothing else: no name outside `find_class`'s list is ever imported."""
+    """Unpickler of dictionaries of tensors. It imports no name outside the list of `find_class`."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("torch", "torch.storage") and name in _STORAGE_TYPES:
@@ -205,7 +205,7 @@ def _read_pytorch(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_zip(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The format since PyTorch 1.6: ``data.pkl`` and one entry a storage in ``data/``."""
+    """Read the format since PyTorch 1.6: ``data.pkl``, and one entry per storage in ``data/``."""
     with zipfile.ZipFile(file) as archive:
         root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
         order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
@@ -224,7 +224,7 @@ def _read_zip(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_legacy(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The format before: five pickles (magic, version, system, weights, storage keys), then each storage in turn."""
+    """Read the format before PyTorch 1.6: pickles of magic, version, system, weights and keys, then storages."""
     with file.open("rb") as stream:
         if _TensorUnpickler(stream).load() != _LEGACY_MAGIC:
             raise pickle.UnpicklingError("it does not begin as one")
@@ -247,17 +247,17 @@ def _resolve(state: Any, elements: Callable[[_Storage], np.ndarray]) -> dict[str
 
 
 def _tensors(state: Any) -> dict[str, _Tensor]:
-    """The entries of a state dict that are tensors."""
+    """Return the entries of a state dict that are tensors."""
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}; expected a dictionary of tensors, a state_dict")
     return {name: value for name, value in state.items() if isinstance(value, _Tensor)}
 
 
 def locate(directory_or_id: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
-    """The directory itself, or the cached copy of a name on the hub.
+    """Return the directory itself, or the cached copy of a model on the hub.
 
     Raises:
-        FileNotFoundError: there is no such directory, and the hub did not give one of that name.
+        FileNotFoundError: there is no such directory, and no model of that name could be fetched from the hub.
     """
     directory = pathlib.Path(directory_or_id)
     if directory.is_dir():
@@ -281,11 +281,11 @@ def locate(directory_or_id: str | pathlib.Path, revision: str | None = None) -> 
 
 
 def read_config(directory: pathlib.Path) -> Any:
-    """The configuration of a checkpoint, with the defaults of its class.
+    """Read the configuration of a checkpoint, with the defaults of its class.
 
     Raises:
         FileNotFoundError: there is no ``config.json``.
-        ValueError: it cannot be read.
+        ValueError: ``config.json`` cannot be read.
     """
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory} has no config.json; pass a directory that save_pretrained wrote")

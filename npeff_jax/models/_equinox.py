@@ -12,17 +12,17 @@ from npeff_jax.models._model import Model
 
 
 def from_equinox(module: Any, state: Any = None, **options: Any) -> Model:
-    """A model from an Equinox module that takes one example and returns logits (C,).
+    """Make a model from an Equinox module that maps one example to logits (C,).
 
-    Its floating-point arrays are explained; the rest of it is constant.
+    The floating-point arrays of the module are the parameters; everything else is constant.
 
     Args:
-        module: an ``equinox.Module`` in inference mode; called with ``state`` as well, if given.
+        module: an ``equinox.Module`` in inference mode, called with the example, and with ``state`` if given.
         state: an ``equinox.nn.State`` (BatchNorm statistics), held constant.
         **options: further fields of `Model`, such as ``mask`` or ``output``.
 
     Returns:
-        A model whose parameters are the module with everything else left out.
+        A model whose ``params`` are the module with only its floating-point arrays.
 
     Raises:
         ValueError: a part of the module is in training mode.
@@ -30,7 +30,7 @@ def from_equinox(module: Any, state: Any = None, **options: Any) -> Model:
     import equinox as eqx
 
     def in_training(node: Any) -> bool:
-        # A dropout that drops nothing is the same in both modes.
+        # A dropout with rate zero is the same in both modes.
         return getattr(node, "inference", True) is False and getattr(node, "p", 1) != 0
 
     nodes = jax.tree.leaves(module, is_leaf=in_training)
@@ -45,12 +45,12 @@ def from_equinox(module: Any, state: Any = None, **options: Any) -> Model:
         return whole(example) if state is None else whole(example, state)[0]
 
     leaves = jax.tree.map(_on_host, jax.tree.leaves(constants))
-    structure = _identity.without_addresses(str(jax.tree.structure(module)))  # holds the static fields
+    structure = _identity.without_addresses(str(jax.tree.structure(module)))  # contains the static fields
     held = {"leaves": leaves, "structure": structure, "state": jax.tree.leaves(state)}
     return Model(logits_fn, params, **{"constants": held} | options)
 
 
 def _on_host(leaf: Any) -> Any:
-    """An array as NumPy, copied: tied to no device and no caller. Random keys and functions stay what they are."""
+    """Copy an array to NumPy, independent of devices and callers. Random keys and functions are returned unchanged."""
     is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return np.array(leaf) if isinstance(leaf, jax.Array | np.ndarray) and not is_key else leaf

@@ -1,4 +1,4 @@
-"""Answers drawn from a causal language model: the samples behind the Fisher of a distribution over sequences."""
+"""Sampling of answers from a causal language model, to estimate the Fisher of a distribution over sequences."""
 
 import dataclasses
 import functools
@@ -17,19 +17,20 @@ from npeff_jax._types import Examples, PyTree
 from npeff_jax.models._language import LanguageModel, TokenLogits, pad_tokens
 
 _SHORTEST = 16
-"""Prompts are padded to this or a power of two times it: each length is a program to compile."""
+"""Prompts are padded to this length times a power of two, because every length compiles another program."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """How answers are drawn.
+    """Settings of sampling answers.
 
     Attributes:
-        n_answers: S, answers per prompt. The relative error of a Fisher estimated from them falls as 1/sqrt(S).
-        max_tokens: of an answer. Longer ones are cut, and what is explained is the distribution of the first
-            ``max_tokens`` tokens.
-        temperature: logits are divided by it. The distribution that is explained is this one.
-        seed: folded with the number of the prompt, of the answer and of the token, so that batches do not matter.
+        n_answers: S, answers per prompt. The relative error of a Fisher estimated from them is proportional to
+            1/sqrt(S).
+        max_tokens: maximum number of tokens per answer. The explained distribution is that of the first ``max_tokens``
+            tokens.
+        temperature: logits are divided by it. The explained distribution is the one at this temperature.
+        seed: seed, folded with the indices of prompt, answer and token, so that samples do not depend on batches.
 
     Raises:
         ValueError: a value out of range.
@@ -58,18 +59,18 @@ def generate(
     batch_size: int = 16,
     progress: Progress = False,
 ) -> dict[str, np.ndarray]:
-    """Draw answers to prompts from a language model, token by token.
+    """Sample answers to prompts from a language model, token by token.
 
-    An answer ends with one of the model's ``stop`` tokens, which counts as a token of it, or after ``max_tokens``.
-    Prompts are taken in batches of similar length. A token is drawn by a pass over the whole text so far, without a
-    cache of keys and values, so that any function of tokens can be drawn from: ``max_tokens`` passes per answer,
-    compared with about three for its gradient.
+    An answer ends with one of the model's ``stop`` tokens, which is part of the answer, or after ``max_tokens``.
+    Prompts are batched by similar length. Each token takes a forward pass over the whole text so far, without a cache
+    of keys and values, so that any function of tokens can be sampled: ``max_tokens`` passes per answer, compared with
+    about three for its gradient.
 
     Args:
-        model: what is drawn from.
-        prompts: n of them: ``input_ids`` and ``attention_mask``, optionally ``position``, the last token of the prompt.
-        generation: how.
-        batch_size: prompts at a time.
+        model: the language model.
+        prompts: n prompts: ``input_ids`` and ``attention_mask``, optionally ``position``, the prompt's last token.
+        generation: settings of sampling.
+        batch_size: prompts per batch.
         progress: True for a bar, False for none, a text stream for JSON lines.
 
     Returns:
@@ -77,7 +78,7 @@ def generate(
         right; ``answer_ids`` (n, S, T), ``answer_length`` (n, S), and ``temperature`` (n,).
 
     Raises:
-        ValueError: a prompt without tokens, or prompt and answer together longer than the model allows.
+        ValueError: a prompt without tokens, or a prompt and answer that together exceed the model's positions.
     """
     taken = take_examples(prompts)
     batch_size = check_integer("batch_size", batch_size)
@@ -111,7 +112,7 @@ def generate(
 
 
 def answer_texts(model: LanguageModel, examples: Examples) -> list[tuple[str, ...]]:
-    """Return what a person looks at: of each example of `generate` the prompt and the answers, as text."""
+    """Return the prompt and the answers of each example of `generate`, as text for display."""
     found = []
     for i in range(count_examples(examples)):
         one = jax.tree.map(lambda leaf: leaf[0], slice_examples(examples, slice(i, i + 1)))
@@ -122,7 +123,7 @@ def answer_texts(model: LanguageModel, examples: Examples) -> list[tuple[str, ..
 
 
 def _prompts(examples: Any) -> Iterator[Int[np.ndarray, "_"]]:
-    """The tokens of each prompt, without padding."""
+    """Yield the tokens of each prompt, without padding."""
     for start in range(0, count_examples(examples), 1024):
         batch = slice_examples(examples, slice(start, start + 1024))
         if "input_ids" not in batch:
@@ -137,7 +138,7 @@ def _prompts(examples: Any) -> Iterator[Int[np.ndarray, "_"]]:
 
 
 def _batches(texts: Sequence[Sequence[int]], size: int) -> Iterator[tuple[int, list[int]]]:
-    """Widths, and positions of prompts that are padded to it, a batch at a time."""
+    """Yield batches: a width, and the positions of the prompts that are padded to it."""
     widths = [max(_SHORTEST, 1 << (len(text) - 1).bit_length()) for text in texts]
     for width in sorted(set(widths)):
         own = [i for i, w in enumerate(widths) if w == width]
@@ -154,14 +155,14 @@ def _draw(
     ends: Int[Array, "b"],
     numbers: Int[Array, "b"],
 ) -> tuple[Int[Array, "b S T"], Int[Array, "b S"]]:
-    """Answers to a batch of prompts, all at a time, until every one has ended."""
+    """Sample answers to a batch of prompts, until all answers have ended."""
     (b, width), S, T = ids.shape, generation.n_answers, generation.max_tokens
     seed = jax.random.key(generation.seed, impl="threefry2x32")
     of_prompt = jax.vmap(jax.random.fold_in, (None, 0))(seed, numbers)
     keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(S)))(of_prompt)
     place = jnp.arange(width + T)
     texts = jnp.broadcast_to(jnp.pad(jnp.asarray(ids), ((0, 0), (0, T)))[:, None], (b, S, width + T))
-    ends = jnp.broadcast_to(jnp.asarray(ends)[:, None], (b, S))  # where an answer's first token will stand
+    ends = jnp.broadcast_to(jnp.asarray(ends)[:, None], (b, S))  # position of each answer's first token
 
     def next_token(text: Int[Array, "L"], end: jax.Array, key: jax.Array, t: jax.Array) -> jax.Array:
         shown = (place < end + t).astype(jnp.int32)

@@ -13,7 +13,7 @@ from npeff_jax.models._weight_maps import Architecture, Rule, layer_norm, transp
 
 
 class Block(nn.Module):
-    """Causal attention and a feed-forward network, each on a normalised input, added to it."""
+    """Pre-norm block: causal attention and a feed-forward network on normalised inputs, with residuals."""
 
     heads: int
     inner_width: int
@@ -34,11 +34,11 @@ class Block(nn.Module):
 
 
 class Gpt2(nn.Module):
-    """Token ids to the log-probabilities of what comes next.
+    """GPT-2, from token ids to log-probabilities of the next token.
 
     Attributes:
-        scales: of the attention scores, one a layer.
-        tied: whether the words' embeddings are also the output layer.
+        scales: scale of the attention scores, per layer.
+        tied: whether the output layer uses the token embeddings.
     """
 
     width: int
@@ -60,8 +60,9 @@ class Gpt2(nn.Module):
             self.lm_head = nn.Dense(self.n_words, use_bias=False)
 
     def __call__(self, example: Mapping[str, jax.Array]) -> jax.Array:
-        """Log-probabilities (..., C) after the last token of ``input_ids`` (..., L) that ``attention_mask`` shows, or
-        after the token at index ``position`` (...) of ``input_ids``. Padding may stand on either side.
+        """Compute log-probabilities (..., C) of the token that follows ``input_ids`` (..., L), padded on either side.
+
+        It follows the last token that ``attention_mask`` shows, or the token at index ``position`` (...) if given.
         """
         ids = example["input_ids"]
         mask = jnp.asarray(example.get("attention_mask", jnp.ones_like(ids)), bool)
@@ -69,7 +70,7 @@ class Gpt2(nn.Module):
         return self.after(ids, mask, end[..., None])[..., 0, :]
 
     def after(self, ids: jax.Array, mask: jax.Array, places: jax.Array) -> jax.Array:
-        """Log-probabilities (..., p, words) of the next token after each of ``places`` (..., p)."""
+        """Compute log-probabilities (..., p, words) of the next token after each of ``places`` (..., p)."""
         length = ids.shape[-1]
         if length > self.n_positions:
             raise ValueError(f"input_ids has {length} tokens, answers included; the model has {self.n_positions}")
@@ -85,7 +86,7 @@ class Gpt2(nn.Module):
 
 
 def _conv1d(pattern: str, path: str) -> tuple[Rule, Rule]:
-    """GPT-2's linear layers are stored (in, out), as Flax has them."""
+    """Return the rules for the weight and bias of a linear layer of GPT-2, stored as (in, out) like in Flax."""
     kernel = Rule(rf"{pattern}\.weight", f"params/{path}/kernel")
     return kernel, Rule(rf"{pattern}\.bias", f"params/{path}/bias")
 
@@ -105,7 +106,7 @@ _RULES = (
 
 
 def gpt2(config: Any) -> Architecture:
-    """GPT2LMHeadModel, its output layer tied to the words' embeddings or not."""
+    """Return the architecture of GPT2LMHeadModel, with an output layer tied to the token embeddings or not."""
     if config.add_cross_attention:
         raise ValueError("cross-attention is not supported; pass a Model by hand")
     scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
@@ -127,7 +128,7 @@ def gpt2(config: Any) -> Architecture:
         module=module,
         rules=(*_RULES, *head),
         example={"input_ids": np.zeros(4, np.int32), "attention_mask": np.ones(4, np.int32)},
-        # The causal mask, saved as a buffer by older versions, and the copy that a tied layer is saved as.
+        # The causal mask, a buffer saved by older versions, and the saved copy of a tied output layer.
         ignored=(r"h\.\d+\.attn\.(bias|masked_bias)", *((r"lm_head\.weight",) if tied else ())),
         base_prefix="transformer.",
         is_language_model=True,

@@ -10,19 +10,19 @@ from npeff_jax.models._model import Model
 
 
 def from_haiku(transformed: Any, params: PyTree, state: PyTree | None = None, **options: Any) -> Model:
-    """A model from a Haiku transform of a function that takes a batch and returns logits (batch, C).
+    """Make a model from a Haiku transform of a function that maps a batch to logits (batch, C).
 
     Args:
-        transformed: what ``hk.transform`` or, with ``state``, ``hk.transform_with_state`` returned, of the function as
-            it is at evaluation: no dropout, ``is_training=False``.
-        params: its parameters.
-        state: its state (BatchNorm statistics), held constant.
+        transformed: result of ``hk.transform`` or, with ``state``, ``hk.transform_with_state``, of the function in
+            evaluation mode: no dropout, ``is_training=False``.
+        params: parameters of the function.
+        state: state of the function (BatchNorm statistics), held constant.
         **options: further fields of `Model`, such as ``mask`` or ``output``.
 
     Raises:
         ValueError: when the model is first called, if the function draws random numbers or changes its state.
     """
-    constants = None if state is None else jax.tree.map(np.array, state)  # NumPy, copied: tied to no device or caller
+    constants = None if state is None else jax.tree.map(np.array, state)  # copies on the host
 
     def logits_fn(params: PyTree, example: Example) -> jax.Array:
         batch = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf)[None], example)
@@ -36,7 +36,7 @@ def from_haiku(transformed: Any, params: PyTree, state: PyTree | None = None, **
             raise ValueError(
                 "the function draws random numbers; transform it as it is at evaluation, without dropout"
             ) from error
-        # State that was only read comes back as the same objects, also while tracing.
+        # Unmodified state is returned as the same objects, also while tracing.
         before = jax.tree.leaves(constants)
         if any(new is not old for new, old in zip(jax.tree.leaves(after), before, strict=True)):
             raise ValueError("the function updates its state; transform it as it is at evaluation, is_training=False")

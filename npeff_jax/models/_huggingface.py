@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints as models: a directory, or a name on the hub, in; a `Model` out."""
+"""Models from Hugging Face checkpoints, given by a directory or a name on the hub."""
 
 import dataclasses
 import pathlib
@@ -28,11 +28,11 @@ from npeff_jax.models._weight_maps import NOTHING, Architecture, flatten_paths, 
 
 @dataclasses.dataclass(frozen=True)
 class NewHead:
-    """A classification head to be trained, in place of the checkpoint's or where it has none.
+    """A new classification head with random weights, to be trained.
 
     Attributes:
-        label_names: of the C classes.
-        seed: of its random weights, normal with standard deviation 0.02, the value that BERT was initialised with.
+        label_names: names of the C classes.
+        seed: seed of the weights, which are normal with standard deviation 0.02 as in BERT's initialisation.
     """
 
     label_names: tuple[str, ...]
@@ -48,40 +48,39 @@ def from_huggingface(
     mask: Mask = None,
     revision: str | None = None,
 ) -> Model:
-    """A model from what ``save_pretrained`` wrote: configuration and weights, in safetensors or PyTorch files, sharded
-    or whole; or from a PEFT adapter (LoRA), whose own parameters are then explained, with its base where its
-    configuration says. Pickled code is not executed.
+    """Make a model from a checkpoint that ``save_pretrained`` wrote, or from a PEFT adapter (LoRA).
 
-    Classifiers of BERT, RoBERTa, DistilBERT, ViT and ResNet, and GPT-2, have converters of their own and need no
-    PyTorch. Every other class of transformers for the classification of sequences, tokens or images, and causal and
-    masked language models, run their PyTorch code as `from_torch` does, with the extra ``npeff_jax[torch]``.
+    Weights are read from safetensors or PyTorch files, whole or sharded; pickled code is not executed. Of an adapter,
+    only its own parameters are explained by default; the base model is found through the adapter's configuration.
 
-    An example is a dictionary, as `huggingface_processor` makes it: ``input_ids``, ``attention_mask`` and
+    Classifiers of BERT, RoBERTa, DistilBERT, ViT and ResNet, and GPT-2, are native in JAX and need no PyTorch. Every
+    other class of transformers for the classification of sequences, tokens or images, and causal and masked language
+    models, run their PyTorch code as in `from_torch`, with the extra ``npeff_jax[torch]``.
+
+    An example is a dictionary, as made by `huggingface_processor`: ``input_ids``, ``attention_mask`` and
     ``token_type_ids`` of shape (L,) for text, ``pixel_values`` of shape (height, width, channels) for images. A causal
     language model is explained by its distribution after the last token shown, or after the token at ``position``; a
-    token classifier at the token ``position``; a masked language model there, or where its tokenizer's mask token
-    stands. Dropout is off, and BatchNorm uses its stored statistics, which are constants. Where the converter is our
-    own, ``Model.intermediates_fn`` gives the value after each layer or stage, and ``"pooled"``, the one before the
-    classifier.
+    token classifier at the token ``position``; a masked language model at ``position`` or at the mask token. Dropout is
+    off, and BatchNorm uses its stored statistics, which are constants. For native models, ``Model.intermediates_fn``
+    gives the value after each layer or stage, and ``"pooled"``, the input of the classifier.
 
     Args:
         directory_or_id: a directory, or a name on the Hugging Face hub, fetched once and cached.
-        new_head: a head to be trained, for a checkpoint without one.
-        answers: for a language model, strings (or token ids) among which the next words are chosen: the C classes
-            become these, a logit being the log-probability of the whole answer after the prompt. Without it the classes
-            are the vocabulary.
-        dtype: of the parameters.
-        mask: which parameters to explain, as in `Model`; of an adapter, its own by default.
-        revision: of a model on the hub.
+        new_head: a new classification head, for a checkpoint without one.
+        answers: for a language model, strings (or token ids) to choose among: these become the C classes, with the
+            log-probability of the whole answer after the prompt as logit. By default the classes are the vocabulary.
+        dtype: dtype of the parameters.
+        mask: which parameters to explain, as in `Model`; by default an adapter's own parameters, or all.
+        revision: revision of a model on the hub.
 
     Returns:
         A model whose ``label_names`` come from the configuration.
 
     Raises:
-        ImportError: the architecture runs through PyTorch, and that, torchax or PEFT is missing.
+        ImportError: the architecture runs through PyTorch, and PyTorch, torchax or PEFT is missing.
         FileNotFoundError: the directory has no configuration or no weights, or the name cannot be fetched.
-        ValueError: the architecture is not supported, or the weights do not fit the configuration: missing, unknown and
-            misshapen ones are named.
+        ValueError: the architecture is not supported, or weights are missing, unknown or of the wrong shape (the
+            message names them).
     """
     directory = locate(directory_or_id, revision)
     config = _huggingface_torch.adapter_config(directory) if is_adapter(directory) else read_config(directory)
@@ -124,21 +123,21 @@ def language_model(
     dtype: Any = jnp.float32,
     revision: str | None = None,
 ) -> LanguageModel:
-    """A causal language model that can be asked for its next token, its choice among answers, and its own answers.
+    """Make a causal language model, to explain its next token, its choice among answers, or its generated answers.
 
     Args:
-        source: a directory of a checkpoint or of a PEFT adapter (LoRA) over one, a name on the Hugging Face hub, or a
-            ``torch.nn.Module`` of transformers or called like one.
-        trainable: which parameters to explain, globs over their names or a predicate; those of an adapter by default,
-            and those of a module that require gradients.
-        tokenizer: of ``transformers``; by default the one that lies in the directory.
-        dtype: of a checkpoint's parameters.
-        revision: of a model on the hub.
+        source: a directory of a checkpoint or of a PEFT adapter (LoRA), a name on the Hugging Face hub, or a
+            ``torch.nn.Module`` of transformers or with the same calling convention.
+        trainable: which parameters to explain, globs over their names or a predicate; by default an adapter's own
+            parameters, or a module's parameters that require gradients.
+        tokenizer: a ``transformers`` tokenizer; by default the one in the directory.
+        dtype: dtype of a checkpoint's parameters.
+        revision: revision of a model on the hub.
 
     Raises:
         ImportError: transformers is missing; or PyTorch, torchax or PEFT where they are needed.
         FileNotFoundError: the directory has no configuration or no weights, or the name cannot be fetched.
-        ValueError: it is no causal language model.
+        ValueError: ``source`` is not a causal language model.
     """
     if not isinstance(source, str | pathlib.Path):
         base = from_torch(source, forward=at_places, trainable=trainable)
@@ -177,14 +176,14 @@ def language_model(
 
 
 def is_language_model(directory: str | pathlib.Path) -> bool:
-    """Return whether a directory holds a causal language model, or a PEFT adapter over one; False where it is none."""
+    """Return whether a directory holds a causal language model, or a PEFT adapter of one."""
     directory = pathlib.Path(directory)
     found = is_adapter(directory) or (directory / "config.json").is_file()
     return found and writes(_class_of(directory)[1])
 
 
 def _class_of(directory: pathlib.Path) -> tuple[Any, str]:
-    """The configuration of a checkpoint or of an adapter's base, and its class."""
+    """Return the configuration and the class of a checkpoint, or of an adapter's base."""
     if is_adapter(directory):
         config = _huggingface_torch.adapter_config(directory)
         return config, _huggingface_torch.adapter_class(directory, config)
@@ -193,7 +192,7 @@ def _class_of(directory: pathlib.Path) -> tuple[Any, str]:
 
 
 def _from_base(base: Model, config: Any, tokenizer: Any) -> LanguageModel:
-    """A language model whose logits a PyTorch module computes, those after all places in one vector."""
+    """Make a language model from a model of a PyTorch module whose logits after all places form one vector."""
 
     def token_logits(params: PyTree, ids: jax.Array, shown: jax.Array, places: jax.Array) -> jax.Array:
         batch = {"input_ids": ids, "attention_mask": shown, "places": places}
@@ -211,20 +210,20 @@ def _from_base(base: Model, config: Any, tokenizer: Any) -> LanguageModel:
 
 
 def _stop_tokens(config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end a text, by the tokenizer and the configuration."""
+    """Return the tokens that end a text, according to the tokenizer and the configuration."""
     own, theirs = getattr(tokenizer, "eos_token_id", None), getattr(config, "eos_token_id", None)
     found = {token for ids in (own, theirs) for token in (ids if isinstance(ids, list | tuple) else [ids])}
     return tuple(sorted(token for token in found if token is not None))
 
 
 def _most_positions(config: Any) -> int | None:
-    """The most tokens that a model takes, where its configuration says."""
+    """Return the maximum number of tokens that a model accepts; None if its configuration does not say."""
     most = getattr(config, "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else None
 
 
 def read_tokenizer(directory: pathlib.Path) -> Any:
-    """The tokenizer in a directory, or, of an adapter without one, in that of its base; None if there is none."""
+    """Load the tokenizer in a directory or, for an adapter without one, in that of its base; None without either."""
     places = [directory, *([_huggingface_torch.base_directory(directory)] if is_adapter(directory) else [])]
     for place in places:
         if any((place / name).is_file() for name in TOKENIZERS):
@@ -236,7 +235,7 @@ def read_tokenizer(directory: pathlib.Path) -> Any:
 
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
-"""Files one of which a tokenizer is saved with."""
+"""File names that indicate a saved tokenizer."""
 
 
 def _builders() -> dict[str, Callable[..., Architecture]]:
@@ -253,7 +252,7 @@ def _builders() -> dict[str, Callable[..., Architecture]]:
     }
 
 
-# What a checkpoint without a head of its own becomes when it is given a new one.
+# Builders by type of configuration, for checkpoints without a head that get a new one.
 _CLASSIFIERS = {
     "bert": "BertForSequenceClassification",
     "roberta": "RobertaForSequenceClassification",
@@ -292,7 +291,7 @@ def _variables(directory: pathlib.Path, architecture: Architecture, dtype: Any, 
         raise ValueError(told if told.startswith(str(directory)) else f"{directory}: {told}") from error
     if new_head is not None:
         variables = _add_head(variables, expected, absent, new_head)
-    # The statistics stay NumPy: constants of the traced function, tied to no device.
+    # Statistics stay NumPy arrays: constants of the traced function, independent of devices.
     arrays = {name: jnp if name == "params" else np for name in variables}
     return {name: jax.tree.map(partial(arrays[name].asarray, dtype=dtype), tree) for name, tree in variables.items()}
 
@@ -307,10 +306,10 @@ def _add_head(variables: PyTree, expected: PyTree, head: str, new_head: NewHead)
 
 
 def read_label_names(config: Any) -> tuple[str, ...]:
-    """The names of the classes, in the order of the logits.
+    """Return the names of the classes, in the order of the logits.
 
     Raises:
-        ValueError: the numbers of the classes are not 0 to C − 1.
+        ValueError: the class numbers are not 0 to C − 1.
     """
     numbers = sorted(int(number) for number in config.id2label)
     if numbers != list(range(len(numbers))):
@@ -322,7 +321,7 @@ def read_label_names(config: Any) -> tuple[str, ...]:
 
 
 def _output(config: Any) -> Output:
-    """Return the output family that the configuration's ``problem_type`` stands for."""
+    """Return the output family for the configuration's ``problem_type``."""
     if config.problem_type == "multi_label_classification":
         return Bernoulli()
     return Gaussian() if config.problem_type == "regression" or config.num_labels == 1 else Categorical()

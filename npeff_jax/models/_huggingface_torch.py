@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints of every other architecture: transformers' own PyTorch code, run through torchax."""
+"""Hugging Face checkpoints without a native converter: the PyTorch code of transformers, run through torchax."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from npeff_jax.models._torch_function import Forward
 from npeff_jax.models._torch_tasks import TASKS, forward_of, task_of
 
 ADAPTER = "adapter_config.json"
-"""What PEFT writes beside an adapter's weights."""
+"""Name of the configuration file of a PEFT adapter."""
 
 _ADAPTER_TASKS = {
     "SEQ_CLS": "ForSequenceClassification",
@@ -40,17 +40,17 @@ def torch_checkpoint(
     seed: int = 0,
     **options: Any,
 ) -> Model:
-    """A model of a checkpoint that PyTorch runs; `from_huggingface` calls it.
+    """Make a model of a checkpoint from its PyTorch code, for `from_huggingface`.
 
     Args:
-        directory: a checkpoint, or a PEFT adapter, of which the adapter's parameters alone are explained by default.
-        config: of the checkpoint, or of the adapter's base.
-        class_name: of the checkpoint's model.
-        forward: what is computed, PyTorch code; by default the logits of the class's task.
-        dtype: of the parameters.
-        mask: which parameters to explain.
+        directory: a checkpoint, or a PEFT adapter.
+        config: configuration of the checkpoint, or of the adapter's base.
+        class_name: name of the checkpoint's class in transformers.
+        forward: PyTorch function that computes the logits; by default that of the class's task.
+        dtype: dtype of the parameters.
+        mask: which parameters to explain; by default all, or those of the adapter.
         head_is_new: whether the classification head may be missing from the checkpoint.
-        seed: of such a head.
+        seed: seed of the weights of such a head.
         **options: further fields of `Model`.
     """
     module = load_module(directory, config, class_name, dtype=dtype, head_is_new=head_is_new, seed=seed)
@@ -68,7 +68,7 @@ def load_module(
     head_is_new: bool = False,
     seed: int = 0,
 ) -> Any:
-    """The PyTorch module of a checkpoint or an adapter, in evaluation mode, from local files alone.
+    """Load the PyTorch module of a checkpoint or an adapter in evaluation mode, from local files only.
 
     Raises:
         ImportError: PyTorch, torchax, or for an adapter PEFT, is missing.
@@ -85,9 +85,9 @@ def load_module(
         )
     adapted = is_adapter(directory)
     base = base_directory(directory) if adapted else directory
-    config.use_cache = False  # a key-value cache serves generation; here it is work for nothing
-    # Each token with the weights of its own experts: the other ways sort tokens by expert, into shapes that depend on
-    # values. Models without experts do not read it.
+    config.use_cache = False  # a key-value cache is only useful for generation
+    # Apply each token's experts to it. Other implementations sort tokens by expert, into value-dependent shapes. Models
+    # without experts ignore this setting.
     config._experts_implementation = "batched_mm"
     precision = getattr(torch, np.dtype(dtype).name)
     with _quietly(), torch.random.fork_rng(devices=[]):
@@ -103,21 +103,21 @@ def load_module(
 
 
 def is_adapter(directory: pathlib.Path) -> bool:
-    """Whether a directory holds what PEFT wrote: an adapter's weights, without those of its base."""
+    """Return whether a directory holds a PEFT adapter, without the weights of its base."""
     return (directory / ADAPTER).is_file()
 
 
 def class_to_run(directory: pathlib.Path, config: Any, native: Collection[str], new_head: bool) -> str | None:
-    """The class of transformers that this module runs a checkpoint as.
+    """Return the class of transformers to run a checkpoint with.
 
     Args:
-        directory: of the checkpoint or adapter.
-        config: of the checkpoint, or of the adapter's base.
-        native: classes, and types of configurations that become a classifier, that have a converter of their own.
-        new_head: whether a classification head is to be added.
+        directory: directory of the checkpoint or adapter.
+        config: configuration of the checkpoint, or of the adapter's base.
+        native: classes, and configuration types of classifiers, with a native converter.
+        new_head: whether to add a classification head.
 
     Returns:
-        None if the checkpoint has a converter of its own, or its outputs are not known here.
+        The name of the class; None if the checkpoint has a native converter, or its task is not supported.
     """
     import transformers
 
@@ -132,7 +132,7 @@ def class_to_run(directory: pathlib.Path, config: Any, native: Collection[str], 
 
 
 def adapter_config(directory: pathlib.Path) -> Any:
-    """The configuration of an adapter's base, with as many labels as a head that is stored with the adapter."""
+    """Read the configuration of an adapter's base, with the number of labels of a head stored with the adapter."""
     config, labels = read_config(base_directory(directory)), _adapter_labels(directory)
     if labels is not None and labels != config.num_labels:
         config.id2label = {i: f"LABEL_{i}" for i in range(labels)}
@@ -140,11 +140,13 @@ def adapter_config(directory: pathlib.Path) -> Any:
 
 
 def base_directory(directory: pathlib.Path) -> pathlib.Path:
-    """The checkpoint that an adapter was trained on: a path, as it is or from the adapter's directory, or a name.
+    """Return the directory of the checkpoint that an adapter was trained on.
+
+    The adapter's configuration gives it as a path, absolute or relative to the adapter, or as a name on the hub.
 
     Raises:
-        ValueError: the adapter's configuration names none.
-        FileNotFoundError: it is not there.
+        ValueError: the adapter's configuration names no base.
+        FileNotFoundError: the base is not found.
     """
     name = json.loads((directory / ADAPTER).read_text()).get("base_model_name_or_path")
     if not name:
@@ -156,10 +158,10 @@ def base_directory(directory: pathlib.Path) -> pathlib.Path:
 
 
 def adapter_class(directory: pathlib.Path, config: Any) -> str:
-    """The class that an adapter was trained for: its base's own if the task is the same.
+    """Return the class that an adapter was trained for; that of its base if the task is the same.
 
     Raises:
-        ValueError: a task whose outputs are not known here.
+        ValueError: the task is not supported.
     """
     import transformers
 
@@ -178,10 +180,10 @@ def adapter_class(directory: pathlib.Path, config: Any) -> str:
 
 
 def class_for(config: Any, auto: Any) -> str:
-    """The class of an ``AutoModelFor…`` for this configuration.
+    """Return the name of the class that an ``AutoModelFor…`` uses for this configuration.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such class.
     """
     mapping = auto._model_mapping
     if type(config) not in mapping:
@@ -191,7 +193,7 @@ def class_for(config: Any, auto: Any) -> str:
 
 
 def _check_padding(module: Any, class_name: str) -> None:
-    """A decoder classifies at the last token that is no padding, and reads which that is from its configuration."""
+    """Raise if a decoder that classifies at the last non-padding token has no padding token in its configuration."""
     plain = module.get_base_model() if hasattr(module, "get_base_model") else module
     config = plain.config
     if class_name.endswith("ForSequenceClassification") and hasattr(plain, "score") and config.pad_token_id is None:
@@ -202,7 +204,7 @@ def _check_padding(module: Any, class_name: str) -> None:
 
 
 def _check_loaded(directory: pathlib.Path, module: Any, found: Mapping[str, Any], head_is_new: bool) -> None:
-    """Refuse weights that were left at random, or not used: each is named."""
+    """Raise ValueError, naming the weights, if some were missing or unused."""
     prefix = f"{module.base_model_prefix}."
 
     def in_head(name: str) -> bool:
@@ -218,7 +220,7 @@ def _check_loaded(directory: pathlib.Path, module: Any, found: Mapping[str, Any]
 
 
 def _with_adapter(module: Any, directory: pathlib.Path) -> Any:
-    """The base with its adapter on it; the base is frozen."""
+    """Return the base module with its adapter added and its own parameters frozen."""
     try:
         import peft
     except ImportError as error:
@@ -236,7 +238,7 @@ def _with_adapter(module: Any, directory: pathlib.Path) -> Any:
 
 
 def _adapter_labels(directory: pathlib.Path) -> int | None:
-    """The number of classes of a head that is stored with an adapter."""
+    """Return the number of classes of a head that is stored with an adapter."""
     file = directory / "adapter_model.safetensors"
     if not file.is_file():
         return None
@@ -249,7 +251,7 @@ _HEAD_WEIGHTS = ("score.weight", "classifier.weight", "classifier.out_proj.weigh
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' progress bars, which stand in the way of ours."""
+    """Disable the progress bars of transformers, which would interfere with ours."""
     from transformers.utils import logging
 
     shown: Callable[[], bool] = logging.is_progress_bar_enabled

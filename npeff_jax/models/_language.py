@@ -1,4 +1,4 @@
-"""Causal language models: what comes after each token, and the three models of it that can be explained."""
+"""Causal language models, and the three distributions of them that can be explained."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -16,19 +16,19 @@ from npeff_jax.models._outputs import Generated
 
 TokenLogits = Callable[[PyTree, Int[Array, "L"], Int[Array, "L"], Int[Array, "p"]], Float[Array, "p V"]]
 """``(params, input_ids, attention_mask, places) -> logits`` of the next token after each of ``places``, indices into
-``input_ids``. Pure, of one text; what stands after a place does not matter to it."""
+``input_ids`` of one text. Pure, and causal: tokens after a place do not affect its logits."""
 
 Answers = Sequence[str | Sequence[int]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A causal language model, and what can be asked about it.
+    """A causal language model, and the models that explain its distributions.
 
-    Each question is a `Model` of its own over the same parameters, with its own examples:
+    Each method below returns a `Model` over the same parameters, with its own kind of examples:
 
     ================= ========================================== =========================== =======================
-    question          example                                    logits                      output family
+    method            example                                    logits                      output family
     ================= ========================================== =========================== =======================
     `next_token`      a text and a ``position``                  the vocabulary              `Categorical`
     `choices`         a prompt                                   given answers               `Categorical`
@@ -36,14 +36,14 @@ class LanguageModel:
     ================= ========================================== =========================== =======================
 
     Attributes:
-        token_logits: the function; `language_model` makes it from a checkpoint or a PyTorch module.
+        token_logits: the logits function; `language_model` makes it from a checkpoint or a PyTorch module.
         params: the parameters.
         mask: which parameters to explain, as in `Model`.
-        constants: what the function depends on besides its arguments, as in `Model`.
-        tokenizer: of ``transformers``; where it is None, texts are token ids.
+        constants: dependencies of the function besides its arguments, as in `Model`.
+        tokenizer: a ``transformers`` tokenizer; if None, texts are token ids.
         stop: tokens that end an answer.
-        max_length: the most tokens of prompt and answer together, where the model has a limit.
-        intermediates_fn: as in `Model`; of the prompt.
+        max_length: maximum number of tokens of prompt and answer together; None without a limit.
+        intermediates_fn: as in `Model`, for the prompt.
 
     Examples:
         >>> def after(params, ids, mask, places):  # a bigram model
@@ -66,8 +66,8 @@ class LanguageModel:
     def next_token(self) -> Model:
         """Return the model of the distribution of the token after ``position``, or after the last token shown.
 
-        With a vocabulary of many thousand classes an exact Fisher takes as many backward passes; see
-        `pefs.default_representation` for what is taken in its place.
+        With a vocabulary of C tokens the exact Fisher takes C−1 backward passes per example; see
+        `pefs.default_representation` for the representation used instead.
         """
 
         def logits_fn(params: PyTree, example: Example) -> jax.Array:
@@ -82,12 +82,12 @@ class LanguageModel:
         A logit is the log-probability of the whole answer after the prompt: the sum over its tokens.
 
         Raises:
-            ValueError: fewer than two answers, one without tokens, or a string where there is no tokenizer.
+            ValueError: fewer than two answers, an answer without tokens, or a string without a tokenizer.
         """
         given = self._token_ids(answers)
         tokens, lengths = pad_tokens(given)
         names = tuple(a if isinstance(a, str) else str(tuple(a)) for a in answers)
-        if lengths.max() == 1:  # one pass serves all
+        if lengths.max() == 1:  # a single forward pass suffices
 
             def first_tokens(params: PyTree, example: Example) -> jax.Array:
                 ids, shown, end = prompt_of(example)
@@ -102,9 +102,9 @@ class LanguageModel:
         return self._model(_each(outcome_fn, len(given)), ("choices", given), outcome_fn=outcome_fn, label_names=names)
 
     def generated(self) -> Model:
-        """Return the model of answers it writes itself; the examples come from `generate`.
+        """Return the model of its own generated answers; the examples come from `generate`.
 
-        A logit is the log-probability of one answer, at the temperature that it was drawn at.
+        A logit is the log-probability of one answer, at the temperature at which it was sampled.
         """
 
         def outcome_fn(params: PyTree, example: Example, j: jax.Array) -> jax.Array:
@@ -117,7 +117,7 @@ class LanguageModel:
         return self._model(logits_fn, "generated", outcome_fn=outcome_fn, output=Generated())
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return tokens as text; as numbers where there is no tokenizer."""
+        """Return tokens as text, or as numbers without a tokenizer."""
         if self.tokenizer is None:
             return " ".join(str(int(token)) for token in tokens)
         return str(self.tokenizer.decode([int(token) for token in tokens], clean_up_tokenization_spaces=False))
@@ -130,11 +130,11 @@ class LanguageModel:
     def _log_probability(
         self, params: PyTree, example: Example, tokens: Int[Array, "T"], length: Any, temperature: Any
     ) -> Float[Array, ""]:
-        """The sum of the log-probabilities of an answer's first ``length`` tokens, each after those before it."""
+        """Compute the log-probability of the first ``length`` tokens of an answer after the prompt."""
         ids, shown, end = prompt_of(example)
         longest = len(tokens)
         ids, shown = (jnp.pad(array, (0, longest - 1)) for array in (ids, shown))
-        after = jnp.arange(len(ids)) - end - 1  # 0 where the answer's first token stands
+        after = jnp.arange(len(ids)) - end - 1  # 0 at the answer's first token
         ids = jnp.where(after >= 0, tokens[jnp.clip(after, 0, longest - 1)], ids)
         shown = jnp.where(after >= 0, (after < length).astype(shown.dtype), shown)
         logits = self.token_logits(params, ids, shown, end + jnp.arange(longest)).astype(jnp.float32)
@@ -164,8 +164,9 @@ class LanguageModel:
 
 
 def prompt_of(example: Mapping[str, Any]) -> tuple[Int[Array, "L"], Int[Array, "L"], Int[Array, ""]]:
-    """``input_ids``, ``attention_mask``, and the place after which something is written: ``position``, or the last
-    token shown. Padding may stand on either side.
+    """Return ``input_ids``, ``attention_mask``, and the index of the prompt's last token, with padding on either side.
+
+    The index is ``position`` if given, else that of the last token that ``attention_mask`` shows.
     """
     ids = jnp.asarray(example["input_ids"])
     shown = jnp.asarray(example.get("attention_mask", jnp.ones_like(ids)))
@@ -176,7 +177,7 @@ def prompt_of(example: Mapping[str, Any]) -> tuple[Int[Array, "L"], Int[Array, "
 def pad_tokens(
     sequences: Sequence[Sequence[int]], width: int = 0
 ) -> tuple[Int[np.ndarray, "n T"], Int[np.ndarray, "n"]]:
-    """Token ids of different lengths as one array, zeros behind them, and the lengths."""
+    """Return token ids of different lengths as one array, padded with zeros on the right, and the lengths."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int32)
     tokens = np.zeros((len(sequences), max(width, int(lengths.max(initial=1)))), np.int32)
     for row, sequence in zip(tokens, sequences):
@@ -185,5 +186,5 @@ def pad_tokens(
 
 
 def _each(outcome_fn: Any, n: int) -> Any:
-    """All n logits of a function that gives one."""
+    """Return a function that computes all n logits, from one that computes a single logit."""
     return lambda params, example: jax.vmap(lambda j: outcome_fn(params, example, j))(jnp.arange(n))

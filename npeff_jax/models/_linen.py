@@ -13,19 +13,19 @@ from npeff_jax.models._model import Model
 def from_linen(
     module: Any, variables: PyTree, *, method: Any = None, kwargs: Mapping[str, Any] | None = None, **options: Any
 ) -> Model:
-    """A model from a Linen module and its variables, in evaluation mode as the module has it.
+    """Make a model from a Flax Linen module and its variables, in evaluation mode.
 
     Args:
-        module: a ``flax.linen.Module`` that takes a batch and returns logits (batch, C).
-        variables: what ``module.init`` returns. ``"params"`` is explained; other collections (``"batch_stats"``) are
-            held constant.
-        method: the module's method to call, ``__call__`` by default.
+        module: a ``flax.linen.Module`` that maps a batch to logits (batch, C).
+        variables: variables as returned by ``module.init``. ``"params"`` are the parameters; other collections
+            (``"batch_stats"``) are held constant.
+        method: method of the module to call; by default ``__call__``.
         kwargs: further arguments of the method, such as ``{"training": False}``.
         **options: further fields of `Model`, such as ``mask`` or ``output``.
 
     Raises:
-        ValueError: ``variables`` has no collection ``"params"``; when the model is first called, if the module is in
-            training mode: it asks for random numbers, or updates its statistics.
+        ValueError: ``variables`` has no collection ``"params"``; or, when the model is first called, the module is in
+            training mode: it draws random numbers or updates its statistics.
     """
     import flax.errors
 
@@ -34,7 +34,7 @@ def from_linen(
             f"variables has the collections {sorted(variables)}, not 'params'; pass what module.init returned, "
             "{'params': ...}, rather than the parameters alone"
         )
-    # NumPy, copied: constants of the traced function, tied to no device and to nothing that the caller may change.
+    # Copies as NumPy arrays: constants of the traced function, independent of devices and of changes by the caller.
     constants = {name: jax.tree.map(np.array, value) for name, value in variables.items() if name != "params"}
 
     def logits_fn(params: PyTree, example: Example) -> jax.Array:

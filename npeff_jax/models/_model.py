@@ -1,4 +1,4 @@
-"""What is explained: a pure function of one example, and its parameters."""
+"""`Model`: a pure function of one example, and its parameters."""
 
 import dataclasses
 import functools
@@ -20,32 +20,31 @@ OutcomeFn = Callable[[PyTree, Example, jax.Array], jax.Array]
 """``(params, example, j) -> ()``, one logit."""
 
 IntermediatesFn = Callable[[PyTree, Example], Mapping[str, jax.Array]]
-"""``(params, example) -> {name: array}``, in the order of the computation."""
+"""``(params, example) -> {name: array}``, in order of computation."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A model as the rest of the library sees it. Adapters for the frameworks only build this.
+    """A model to explain: a pure function of parameters and one example. Adapters of frameworks build this class.
 
-    A model is a pytree: its parameters are the leaves, everything else is static, so it can be an argument of a jitted
-    function.
+    A model is a pytree: its parameters are the leaves and everything else is static, so it can be an argument of a
+    jitted function.
 
     Attributes:
         logits_fn: ``(params, example) -> (C,)``, pure, for one example without a batch axis.
         params: the parameters, any pytree of arrays. They are never changed.
-        mask: which parameters to explain; every floating-point leaf by default.
-        output: what the logits mean.
-        intermediates_fn: optionally, named intermediate values of one example, for baselines on activations and for
-            tracing.
-        label_names: optionally, the names of the C classes.
-        constants: optionally, what ``logits_fn`` depends on besides its arguments (batch statistics, settings), in any
-            nest. It is only compared: PEFs of a model with other constants are those of another model.
-        outcome_fn: optionally, logit j alone, for a function each of whose logits is a forward pass of its own (the
-            log-probability of an answer of many tokens). Gradient rows then take a pass back per logit, where
-            cotangents on all logits would take one through all of them.
+        mask: which parameters to explain; by default every floating-point leaf.
+        output: output family, which defines the distribution given by the logits.
+        intermediates_fn: optional function for named intermediate values of one example, for baselines on activations
+            and for tracing.
+        label_names: optional names of the C classes.
+        constants: optional dependencies of ``logits_fn`` besides its arguments (batch statistics, settings), in any
+            nested structure. They only serve to identify the model: with other constants it is a different model.
+        outcome_fn: optional function for logit j alone, if each logit takes a forward pass of its own (such as the
+            log-probability of an answer). A gradient row then takes a backward pass through one logit instead of all.
 
     Raises:
-        TypeError: ``logits_fn`` is no function of parameters and example, or ``output`` no output family.
+        TypeError: ``logits_fn`` is not a function of parameters and example, or ``output`` is not an output family.
 
     Examples:
         >>> model = Model(lambda params, x: x @ params["w"], {"w": jnp.ones((4, 3))})
@@ -76,12 +75,12 @@ class Model:
 
     @functools.cached_property
     def space(self) -> ParameterSpace:
-        """The explained parameters and how they line up as a vector of length m."""
+        """The explained parameters, and their layout as a vector of length m."""
         return ParameterSpace.of(self.params, self.mask)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the parameters: paths, shapes, types, values. NumPy ones are read again, as they may change."""
+        """Digest of the parameters: paths, shapes, dtypes, values. NumPy arrays are read again, as they may change."""
         kept = self.__dict__.get("_fingerprint")
         if kept is None:
             kept = _identity.tree_digest(self.params)
@@ -91,19 +90,19 @@ class Model:
 
     @functools.cached_property
     def constants_digest(self) -> str | None:
-        """A digest of ``constants``; None where they are not known."""
+        """Digest of ``constants``; None without them."""
         return None if self.constants is None else _identity.constants_digest(self.constants)
 
     def identity(self, examples: Examples | None = None) -> _identity.Identity:
-        """What tells this model from others: parameters, constants, output family, mask and, given examples, function.
+        """Return the identity of the model: parameters, constants, output family, mask and, given examples, function.
 
         Args:
-            examples: any that the model takes; only their shapes and types are used, to probe the function.
+            examples: examples of the model; only their shapes and dtypes are used, to probe the function.
         """
         return _identity.model_identity(self, examples)
 
     def probe(self, example: Example) -> list[float] | None:
-        """The logits of a fixed input shaped like ``example``: what shows that two functions differ."""
+        """Compute the logits of a fixed input shaped like ``example``, which differ between different functions."""
         arrays = jax.tree.leaves(jax.tree.map(np.asarray, example))
         key = ("probe", self.fingerprint, tuple((leaf.shape, str(leaf.dtype)) for leaf in arrays))
         if self.__dict__.get("_probe", (None, None))[0] != key:
@@ -120,16 +119,16 @@ class Model:
         return {}
 
     def program(self, function: Callable[..., Any], *static: Any, **options: Any) -> Callable[..., Any]:
-        """Return ``function(*arguments, *static)`` as a compiled function of its arguments, made once for this model.
+        """Return a compiled function ``arguments -> function(*arguments, *static)``, made once per model.
 
-        The model keeps it, and lets it go with itself. A cache of `jax.jit` that is keyed on a function of a user's
-        grows by a program for each fresh lambda.
+        The cache belongs to the model and is freed with it. The cache of `jax.jit`, in contrast, would grow by a
+        program for every new lambda of a user.
 
         Args:
-            function: pure.
-            *static: its last arguments: functions, choices, numbers. With one that cannot be hashed the program is
-                made anew each time.
-            **options: of `jax.jit`, always the same for the same ``static``.
+            function: a pure function.
+            *static: its last arguments: functions, choices, numbers. If one cannot be hashed, the function is compiled
+                at every call.
+            **options: of `jax.jit`. They must be the same for the same ``static``.
         """
         key, made = (function, static), jax.jit(lambda *arguments: function(*arguments, *static), **options)
         try:
@@ -153,23 +152,23 @@ class Model:
         return facts_html("Model", facts, table_html(("parameter", "shape"), rows))
 
     def selected_logits(self, selected: tuple[Any, ...], params: PyTree, example: Example) -> jax.Array:
-        """The logits as a function of the explained leaves alone, each once: what per-example gradients are taken of.
+        """Compute the logits as a function of the explained leaves (each once), for per-example gradients.
 
-        ``params`` supplies the rest; it is an argument, not a closure, so that it is never compiled in as a constant.
+        ``params`` supplies the other leaves. It is an argument rather than a closure, so that it is not compiled in as
+        a constant.
         """
         return self.logits_fn(self.space.join(params, selected), example)
 
     def selected_outcome(self, selected: tuple[Any, ...], params: PyTree, example: Example, j: jax.Array) -> jax.Array:
-        """Logit j alone as a function of the explained leaves, where there is an ``outcome_fn``."""
+        """Compute logit j alone as a function of the explained leaves, by ``outcome_fn``."""
         assert self.outcome_fn is not None
         return self.outcome_fn(self.space.join(params, selected), example, j)
 
     def n_classes(self, example: Example) -> int:
-        """Return C, found without running the model.
+        """Return C, without running the model.
 
         Raises:
-            ValueError: the logits are not one vector of floating-point numbers of a length that the output family
-                allows.
+            ValueError: the logits are not a floating-point vector of a length that the output family allows.
         """
         shape = jax.eval_shape(self.logits_fn, self.params, example)
         if not hasattr(shape, "shape") or len(shape.shape) != 1:
@@ -196,10 +195,10 @@ class Model:
         return shape.shape[0]
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, PyTree], ...], tuple[Any, ...]]:
-        """The parameters, and everything else as static data."""
+        """Return the parameters as leaves, and everything else as static data."""
         try:
             space = self.space
-        except (TypeError, ValueError):  # of a structure that JAX made up: it has no parameters to line up
+        except (TypeError, ValueError):  # leaves replaced by a JAX transformation have no layout
             space = None
         static = (
             self.logits_fn,
@@ -214,7 +213,7 @@ class Model:
 
     @classmethod
     def tree_unflatten(cls, static: tuple[Any, ...], children: tuple[PyTree, ...]) -> "Model":
-        """A model of other leaves in the same places; what shared an array still counts as one."""
+        """Return a model with other leaves in the same places; leaves that shared an array still count once."""
         *fields, space, constants = static
         made = object.__new__(cls)
         names = ("logits_fn", "mask", "output", "intermediates_fn", "label_names", "outcome_fn")
@@ -228,7 +227,7 @@ jax.tree_util.register_pytree_with_keys_class(Model)
 
 
 class _Constants:
-    """Constants as static data: compared by digest, since what they are need not be hashable."""
+    """Constants as static data, compared by digest because they need not be hashable."""
 
     def __init__(self, model: Model) -> None:
         self.value, self._digest = model.constants, model.constants_digest
@@ -241,10 +240,10 @@ class _Constants:
 
 
 def check_model(model: Any) -> Model:
-    """Return ``model``, if it is one.
+    """Return ``model`` after checking its type.
 
     Raises:
-        TypeError: it is something else; says which adapter makes a `Model` of it.
+        TypeError: it is not a `Model`; the message names the adapter for its type.
     """
     if isinstance(model, Model):
         return model
@@ -260,15 +259,15 @@ ADAPTERS = {
     "haiku": "npeff_jax.models.from_haiku(transformed, params)",
     "tracr": "npeff_jax.models.from_tracr(compiled)",
 }
-"""What makes a `Model` of an object whose class descends from one of a framework."""
+"""Adapter for each base class of a framework."""
 
 
 def _adapter(value: Any) -> str | None:
-    """The adapter for an object or class of a framework; None for anything else."""
+    """Return the adapter for an object or class of a framework; None for anything else."""
     kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
     origins = [kind.__module__ for kind in kinds if kind is not object]
     found = [remedy for name, remedy in ADAPTERS.items() if any(_within(origin, name) for origin in origins)]
-    # What a framework wraps around a function (equinox.filter_jit) is a function.
+    # A framework's wrapper of a function (equinox.filter_jit) counts as a function.
     return found[0] if found and not kinds[0].__module__.startswith("equinox._") else None
 
 

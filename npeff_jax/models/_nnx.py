@@ -12,9 +12,9 @@ from npeff_jax.models._model import Model
 
 
 def from_nnx(module: Any, **options: Any) -> Model:
-    """A model from an NNX module that takes a batch and returns logits (batch, C).
+    """Make a model from a Flax NNX module that maps a batch to logits (batch, C).
 
-    Its ``nnx.Param`` variables are explained; BatchNorm statistics and other state are constants.
+    Its ``nnx.Param`` variables are the parameters; BatchNorm statistics and other state are constants.
 
     Args:
         module: a ``flax.nnx.Module`` in evaluation mode; it is not changed.
@@ -40,10 +40,10 @@ def from_nnx(module: Any, **options: Any) -> Model:
     constants = jax.tree.map(_on_host, rest[0])
 
     def logits_fn(values: PyTree, example: Example) -> jax.Array:
-        state = jax.tree.map(lambda leaf: leaf, params)  # a copy of its nest, since filling it in changes it
+        state = jax.tree.map(lambda leaf: leaf, params)  # a copy, because merging changes it
         nnx.replace_by_pure_dict(state, values)
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], example)
-        merged = nnx.merge(graph, state, jax.tree.map(jnp.asarray, constants))  # JAX's: not to be changed in place
+        merged = nnx.merge(graph, state, jax.tree.map(jnp.asarray, constants))  # JAX arrays are immutable
         before = jax.tree.leaves(nnx.state(merged))
         logits = merged(batch)
         after, shape = nnx.state(merged), nnx.graphdef(merged)
@@ -59,5 +59,5 @@ def from_nnx(module: Any, **options: Any) -> Model:
 
 
 def _on_host(leaf: Any) -> Any:
-    """A constant of the traced function as NumPy, copied: tied to no device or caller. A random key stays one."""
+    """Copy a constant to NumPy, independent of devices and callers. Random keys are returned as they are."""
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.array(leaf)

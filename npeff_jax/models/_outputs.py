@@ -1,8 +1,8 @@
-"""Output families: what a model's last vector means, as cotangents, divergences and samples.
+"""Output families: the distribution that logits parametrise, with cotangents, divergences and samples.
 
 A per-example Fisher is Jᵀ S J with J the Jacobian of the logits and S the Fisher of the output distribution with
-respect to them. All that the rest of the library asks of an output family is a factor of S, given in rows: pulled back
-through the model they become the rows of the PEF.
+respect to the logits. An output family provides a factor of S as rows on the logits; pulled back through the model,
+these become the rows of the PEF.
 """
 
 import abc
@@ -20,36 +20,36 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def factor(self, logits: Logits) -> Cotangents:
-        """Rows Lᵀ with L Lᵀ = S, as few as its rank needs."""
+        """Return rows Lᵀ with L Lᵀ = S, as many as the rank of S."""
 
     @abc.abstractmethod
     def weighted(self, logits: Logits, weights: Float[Array, "c C"]) -> Cotangents:
-        """Combinations Σ_j w_j a_j of the class rows, without forming all C of them."""
+        """Return linear combinations Σ_j w_j a_j of the class rows, without forming all C of them."""
 
     def class_rows(self, logits: Logits) -> Cotangents:
-        """One row an outcome, ``a_j = sqrt(p_j) ∇ log p_j`` with respect to the logits: the paper's (below eq. 2)."""
+        """Return one row per outcome, ``a_j = sqrt(p_j) ∇ log p_j`` with respect to the logits (below eq. 2)."""
         return self.weighted(logits, jnp.eye(logits.size, dtype=logits.dtype))
 
     @abc.abstractmethod
     def sample(self, key: jax.Array, logits: Logits, n_samples: int) -> Cotangents:
-        """Rows ``∇ log p(y_s) / sqrt(n_samples)`` with y_s drawn from the model: their outer products average to S."""
+        """Return rows ``∇ log p(y_s) / sqrt(n_samples)`` with y_s sampled from the model; E[Σ_s row rowᵀ] = S."""
 
     @abc.abstractmethod
     def probabilities(self, logits: Logits) -> Logits:
-        """The weight of each row of `class_rows`, what thresholds on class probability compare."""
+        """Return the probability of each row of `class_rows`, which thresholds on class probability use."""
 
     @abc.abstractmethod
     def kl(self, logits: Logits, perturbed: Logits) -> jax.Array:
-        """KL(p ‖ p_perturbed) in nats, in the order of eq. 2."""
+        """Compute KL(p ‖ p_perturbed) in nats, in the order of eq. 2."""
 
     def kl_error(self, logits: Logits, perturbed: Logits) -> jax.Array:
-        """The standard error of `kl`: zero unless that is an estimate from draws."""
+        """Compute the standard error of `kl`; zero unless it is an estimate from samples."""
         return jnp.zeros((), jnp.result_type(logits, perturbed))
 
     @property
     @abc.abstractmethod
     def minimum_size(self) -> int:
-        """The fewest logits that make sense."""
+        """Smallest valid number of logits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Categorical(Output):
     """A softmax over C classes.
 
     Attributes:
-        temperature: logits are divided by it. A Tracr program's logits are indicators, which a softmax hardly tells
-            apart: there a temperature below 1 sharpens.
+        temperature: logits are divided by it. The logits of a Tracr program are 0 or 1, so a temperature below 1 is
+            needed for confident predictions.
     """
 
     temperature: float = 1.0
@@ -70,11 +70,11 @@ class Categorical(Output):
             raise ValueError(f"temperature={self.temperature} must be positive")
 
     def factor(self, logits: Logits) -> Cotangents:
-        """The (C−1, C) rows of Lᵀ, diag p − p pᵀ = L Lᵀ, in closed form.
+        """Return the rows of Lᵀ (C−1, C) with L Lᵀ = diag p − p pᵀ, in closed form.
 
         With the classes in ascending order of p and T_k = Σ_{l≥k} p_l, column k of L is ``sqrt(p_k T_{k+1} / T_k)`` on
-        the diagonal and ``−p_l sqrt(p_k / (T_k T_{k+1}))`` below it. Nothing is subtracted, so a prediction of 1 − 1e-7
-        keeps its precision; p − p² would lose half the trace there.
+        the diagonal and ``−p_l sqrt(p_k / (T_k T_{k+1}))`` below it. No differences are taken, so a prediction of
+        1 − 1e-7 keeps its precision; computing p − p² would lose half the trace there.
         """
         log_p = self._log_probabilities(logits)
         order = jnp.argsort(log_p)
@@ -104,13 +104,14 @@ class Categorical(Output):
         return jnp.exp(self._log_probabilities(logits))
 
     def kl(self, logits: Logits, perturbed: Logits) -> jax.Array:
-        """Σ_j p_j (e^d − 1 − d) with d the change of log p_j: every term is non-negative, so small divergences stay
-        exact.
+        """Compute the KL as Σ_j p_j (e^d − 1 − d) with d the change of log p_j.
+
+        Every term is non-negative, so that small divergences are accurate.
         """
         log_p, log_q = self._log_probabilities(logits), self._log_probabilities(perturbed)
         p, d = jnp.exp(log_p), log_q - log_p
         moderate = _excess(jnp.minimum(d, 1.0))
-        # A class that the prediction nearly excluded can come back by more than e^88: q itself, never p e^d = 0 · inf.
+        # For a class with p near 0, e^d may overflow: use q itself instead of p e^d = 0 · inf.
         return jnp.sum(jnp.where(d < 1.0, p * moderate, jnp.exp(log_q) - p - p * d))
 
     def _log_probabilities(self, logits: Logits) -> Logits:
@@ -119,10 +120,10 @@ class Categorical(Output):
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian(Output):
-    """Independent normal outputs of a fixed scale around the model's vector: regression, numerical Tracr programs.
+    """Independent normal outputs with mean given by the model and fixed scale: regression, numerical Tracr programs.
 
     Attributes:
-        scale: the standard deviation, in the unit of the outputs.
+        scale: standard deviation, in the unit of the outputs.
     """
 
     scale: float = 1.0
@@ -152,11 +153,11 @@ class Gaussian(Output):
 
 @dataclasses.dataclass(frozen=True)
 class Bernoulli(Output):
-    """Independent yes-or-no labels, a logit each: multi-label classifiers, and binary ones with a single logit.
+    """Independent binary labels with a logit each: multi-label classifiers, and binary ones with a single logit.
 
-    Label j has probability σ(x_j). S is diagonal with entries σ(x_j) σ(−x_j), so every label is a row of its own.
-    `probabilities` are those of "yes"; a threshold on them leaves out labels that are hardly possible, and
-    ``lost_mass`` is then the expected number of labels left out.
+    Label j has probability σ(x_j). S is diagonal with entries σ(x_j) σ(−x_j), so there is one row per label.
+    `probabilities` are those of label 1. A threshold on them leaves out improbable labels, and ``lost_mass`` is then
+    the expected number of labels left out.
     """
 
     minimum_size = 1
@@ -175,27 +176,27 @@ class Bernoulli(Output):
         return jax.nn.sigmoid(logits)
 
     def kl(self, logits: Logits, perturbed: Logits) -> jax.Array:
-        """The sum over labels; each is a categorical over "yes" and "no" with logits x_j and 0."""
+        """Compute the sum over labels of the KL of categorical distributions with logits (x_j, 0)."""
         before, after = (jnp.stack([x, jnp.zeros_like(x)], axis=1) for x in (logits, perturbed))
         return jnp.sum(jax.vmap(Categorical().kl)(before, after))
 
     @staticmethod
     def _deviations(logits: Logits) -> Logits:
-        """Return √(p (1 − p)) per label, from the logarithms of both sigmoids: without a difference."""
+        """Return √(p (1 − p)) per label from the logarithms of both sigmoids, which avoids a difference."""
         return jnp.exp((jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits)) / 2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated(Output):
-    """Outcomes too many to list, S of which were drawn from the model: the answers of a language model.
+    """A distribution over too many outcomes to enumerate, known by samples: the answers of a language model.
 
-    A logit is the log-probability of one drawn outcome, log p(y_s). F = E_y[∇log p(y) ∇log p(y)ᵀ] is estimated by the
-    mean over the draws, so S is I/S and each draw is a row, ``∇log p(y_s) / sqrt(S)``. The estimate is unbiased for F,
-    and its error falls as 1/sqrt(S); its squared norm, and the normalised Fisher, are biased, as for `Sampled`. Where
-    `Sampled` draws labels from a vector of C logits, here the draws were made beforehand and are part of the example
-    (`LanguageModel.generate`).
+    Logit s is the log-probability log p(y_s) of sample s. The Fisher F = E_y[∇log p(y) ∇log p(y)ᵀ] is estimated by the
+    mean over the q samples, so S is I/q and each sample gives a row ``∇log p(y_s) / sqrt(q)``. The estimate is unbiased
+    for F, with an error proportional to 1/sqrt(q); its squared norm and the normalised Fisher are biased, as for
+    `Sampled`. While `Sampled` draws labels from a vector of C logits, here the samples are drawn beforehand and are
+    part of the example (`models.generate`).
 
-    The draws must come from the same parameters that are explained: others make another quantity.
+    The samples must be drawn from the parameters that are explained, else the estimate is not of their Fisher.
     """
 
     minimum_size = 1
@@ -207,37 +208,38 @@ class Generated(Output):
         return weights / logits.size**0.5
 
     def sample(self, key: jax.Array, logits: Logits, n_samples: int) -> Cotangents:
-        """Some of the draws, with replacement."""
+        """Return rows of samples drawn with replacement from the given ones."""
         drawn = jax.random.randint(key, (n_samples,), 0, logits.size)
         return jax.nn.one_hot(drawn, logits.size, dtype=logits.dtype) / n_samples**0.5
 
     def probabilities(self, logits: Logits) -> Logits:
-        """The weight of each draw in the mean, 1/S."""
+        """Return the weight of each sample in the mean, 1/q."""
         return jnp.full_like(logits, 1 / logits.size)
 
     def kl(self, logits: Logits, perturbed: Logits) -> jax.Array:
-        """An unbiased estimate of KL(p ‖ p_perturbed) between distributions over whole outcomes, never negative.
+        """Estimate KL(p ‖ p_perturbed) between distributions over whole outcomes; unbiased and never negative.
 
-        The mean over draws of e^d − 1 − d with d the change of log p(y_s): E_p[e^d] is 1 as far as the perturbed model
-        writes nothing that p excludes. For small d its variance is of fourth order, that of −d alone of second. Moves
-        that change log-probabilities by several nats make it heavy-tailed: look at `kl_error`.
+        It is the mean over samples of e^d − 1 − d with d the change of log p(y_s). It is unbiased because E_p[e^d] = 1
+        if p excludes no outcome of the perturbed model. For small d its variance is of fourth order, whereas that of −d
+        is of second order. If log-probabilities change by several nats it is heavy-tailed: check `kl_error`.
         """
         return jnp.mean(_excess(perturbed - logits))
 
     def kl_error(self, logits: Logits, perturbed: Logits) -> jax.Array:
-        """The standard error of the mean in `kl`, over the draws; NaN for a single one."""
+        """Compute the standard error of the mean over samples in `kl`; NaN for a single sample."""
         return jnp.std(_excess(perturbed - logits), ddof=1) / logits.size**0.5
 
 
 def _excess(d: jax.Array) -> jax.Array:
-    """e^d − 1 − d, by its series where the difference would cancel."""
-    series = d**2 / 2 * (1 + d / 3 * (1 + d / 4 * (1 + d / 5 * (1 + d / 6))))  # below 0.1 its error is under 1e-8
+    """Compute e^d − 1 − d, by its series for small d, where the difference would cancel."""
+    series = d**2 / 2 * (1 + d / 3 * (1 + d / 4 * (1 + d / 5 * (1 + d / 6))))  # error below 1e-8 for |d| < 0.1
     return jnp.where(jnp.abs(d) < 0.1, series, jnp.expm1(d) - d)
 
 
 def _others(values: Float[Array, "*c C"], top: Int[Array, ""]) -> Float[Array, "*c C"]:
-    """For each entry the sum of all others. That of ``top``, the likeliest class, is not a difference: 1 − p of a
-    confident p is exact.
+    """Return per entry the sum of all others.
+
+    For ``top``, the likeliest class, it is summed directly instead of subtracted, so that 1 − p is accurate for p ≈ 1.
     """
     own = (jnp.arange(values.shape[-1]) == top).reshape((1,) * (values.ndim - 1) + (-1,))
     rest = jnp.sum(jnp.where(own, jnp.zeros_like(values), values), axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Raw text and images as a checkpoint's model takes them: its own tokenizer, its own image settings."""
+"""Encoding of raw text and images with a checkpoint's own tokenizer or image settings."""
 
 import dataclasses
 import logging
@@ -19,13 +19,13 @@ _LOG = logging.getLogger("npeff_jax")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextProcessor:
-    """Strings to token ids, all of one length.
+    """Encoder of strings to token ids of one length.
 
     Attributes:
         tokenizer: a ``transformers`` tokenizer.
-        max_length: L. Longer texts are cut (the longer of a pair first), and how many is logged; shorter ones are
-            padded. Of a causal language model, which is explained after a text, the end is kept.
-        label_names: the names of the model's classes, if it has them; readers of data sets match labels to them.
+        max_length: L. Longer texts are truncated (the longer of a pair first) and their number is logged; shorter ones
+            are padded. For a causal language model, the end of the text is kept.
+        label_names: names of the model's classes, if known; readers of data sets match labels to them.
     """
 
     tokenizer: Any
@@ -33,14 +33,14 @@ class TextProcessor:
     label_names: tuple[str, ...] | None = None
 
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """``input_ids``, ``attention_mask`` and, where the model has them, ``token_type_ids``: (n, L) integers.
+        """Return ``input_ids``, ``attention_mask`` and, if the model uses them, ``token_type_ids``: (n, L) integers.
 
         Args:
             texts: n strings.
-            pairs: n second strings, for tasks on pairs: premise and hypothesis, two questions.
+            pairs: n second strings, for tasks on pairs (premise and hypothesis, two questions).
 
         Raises:
-            ValueError: no texts, entries that are not strings of characters, or pairs of another number.
+            ValueError: no texts, entries that are not valid strings, or a different number of pairs.
         """
         _check_texts("texts", texts)
         if pairs is not None:
@@ -59,25 +59,25 @@ class TextProcessor:
 
 
 def said_truncated(n_cut: int, n_texts: int, max_length: int) -> None:
-    """Log how many texts were cut, if any."""
+    """Log how many texts were truncated, if any."""
     if n_cut:
         _LOG.warning("%d of %d texts are longer than %d tokens and were cut", n_cut, n_texts, max_length)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageProcessor:
-    """Images to the size, scale and mean that a model was trained on.
+    """Encoder of images to the size, scale and mean that a model was trained with.
 
     Attributes:
         settings: a ``transformers`` image processor.
-        label_names: the names of the model's classes, if it has them; readers of data sets match labels to them.
+        label_names: names of the model's classes, if known; readers of data sets match labels to them.
     """
 
     settings: Any
     label_names: tuple[str, ...] | None = None
 
     def __call__(self, images: Sequence[Any]) -> dict[str, np.ndarray]:
-        """``pixel_values``: (n, height, width, channels), channels last.
+        """Return ``pixel_values`` (n, height, width, channels).
 
         Args:
             images: n PIL images, or arrays (height, width, 3) of bytes.
@@ -95,17 +95,17 @@ def huggingface_processor(
     label_names: Sequence[str] | None = None,
     revision: str | None = None,
 ) -> TextProcessor | ImageProcessor:
-    """What turns raw text or images into the examples of `from_huggingface`'s model of the same directory.
+    """Make the encoder of raw text or images for the model that `from_huggingface` makes from the same directory.
 
     Args:
         directory_or_id: a directory, or a name on the Hugging Face hub.
-        max_length: L for text, cut to the positions that the model has.
-        label_names: of the model's classes, where they are not those of its configuration: those of a `NewHead`.
-        revision: of a model on the hub.
+        max_length: L for text, limited to the model's number of positions.
+        label_names: names of the model's classes, if not those of its configuration, such as those of a `NewHead`.
+        revision: revision of a model on the hub.
 
     Raises:
-        FileNotFoundError: the directory has no tokenizer and no image settings.
-        ValueError: the tokenizer belongs to another model: it knows more words, or pads with another one.
+        FileNotFoundError: the directory has neither a tokenizer nor image settings.
+        ValueError: the tokenizer belongs to another model: its vocabulary is larger, or its padding token differs.
     """
     with needs("a Hugging Face processor"):
         import transformers
@@ -114,7 +114,7 @@ def huggingface_processor(
     config = adapter_config(directory) if is_adapter(directory) else read_config(directory)
     names = _class_names(config) if label_names is None else tuple(map(str, label_names))
     if (directory / "preprocessor_config.json").is_file():
-        # The PIL backend needs no PyTorch, and is the one that resizes as the models' training did.
+        # The PIL backend needs no PyTorch, and resizes as in the models' training.
         return ImageProcessor(transformers.AutoImageProcessor.from_pretrained(directory, backend="pil"), names)
     tokenizer = read_tokenizer(directory)
     if tokenizer is None:
@@ -124,14 +124,14 @@ def huggingface_processor(
         )
     _check_tokenizer(tokenizer, config, directory)
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # GPT-2 has none; what stands in masked places does not matter
+        tokenizer.pad_token = tokenizer.eos_token  # GPT-2 has none; masked tokens have no effect
     if any(writes(name) for name in config.architectures or []):
         tokenizer.truncation_side = "left"
     return TextProcessor(tokenizer, min(max_length, _positions(config)), names)
 
 
 def _class_names(config: Any) -> tuple[str, ...] | None:
-    """The names of a classifier's classes; None of a model that is none, whose configuration may hold defaults."""
+    """Return the class names of a classifier; None for other models, whose configuration may hold default names."""
     classifies = any(name.endswith("Classification") for name in config.architectures or [])
     return read_label_names(config) if classifies and config.num_labels > 1 else None
 
@@ -160,10 +160,10 @@ def _check_tokenizer(tokenizer: Any, config: Any, directory: pathlib.Path) -> No
 
 
 def _positions(config: Any) -> int:
-    """The longest text: RoBERTa numbers its positions from one past its padding id."""
+    """Return the maximum length of a text. RoBERTa numbers positions from its padding id + 1."""
     skipped = config.pad_token_id + 1 if config.model_type == "roberta" else 0
     return getattr(config, "max_position_embeddings", _NO_LIMIT) - skipped
 
 
 _NO_LIMIT = 1 << 30
-"""Of a model whose positions are relative."""
+"""Maximum length of a text for a model with relative positions."""

@@ -15,7 +15,7 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, padded by half its size on either side, and a frozen BatchNorm."""
+    """A convolution without bias, padded by half its size on each side, followed by a frozen BatchNorm."""
 
     features: int
     size: int
@@ -27,15 +27,15 @@ class ConvNorm(nn.Module):
         conv = nn.Conv(
             self.features, (self.size,) * 2, self.stride, padding=[(half, half)] * 2, use_bias=False, name="convolution"
         )
-        # PyTorch's epsilon for BatchNorm, in no configuration.
+        # PyTorch's default epsilon of BatchNorm, which no configuration contains.
         return nn.BatchNorm(use_running_average=True, epsilon=1e-5, name="normalization")(conv(x))
 
 
 class Block(nn.Module):
-    """Convolutions beside a shortcut, which is a convolution where the shape changes.
+    """Residual block: convolutions, and a shortcut, which is a convolution if the shape changes.
 
     Attributes:
-        convolutions: features, size and stride of each.
+        convolutions: features, size and stride of each convolution.
     """
 
     convolutions: tuple[tuple[int, int, int], ...]
@@ -49,16 +49,16 @@ class Block(nn.Module):
         if x.shape[-1] != out_features or stride != 1:
             shortcut = ConvNorm(out_features, 1, stride, name="shortcut")(x)
         for i, (features, size, stride) in enumerate(self.convolutions):
-            # Inside a block Hugging Face's ResNet always applies ReLU, whatever the configuration names.
+            # Hugging Face's ResNet always uses ReLU inside a block, whatever activation the configuration names.
             x = ConvNorm(features, size, stride, name=f"layer_{i}")(x if i == 0 else nn.relu(x))
         return self.activation(x + shortcut)
 
 
 class ResNet(nn.Module):
-    """Images (..., height, width, channels) to logits.
+    """ResNet classifier, from images (..., height, width, channels) to logits.
 
     Attributes:
-        stages: the blocks of each stage, each a tuple of convolutions.
+        stages: per stage, its blocks, each a tuple of convolutions.
     """
 
     stem_features: int
@@ -101,7 +101,7 @@ _BLOCK = r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
 
 
 def resnet(config: Any) -> Architecture:
-    """ResNetForImageClassification, with basic or bottleneck blocks."""
+    """Return the architecture of ResNetForImageClassification, with basic or bottleneck blocks."""
     module = ResNet(
         stem_features=config.embedding_size,
         stages=_stages(config),
@@ -124,7 +124,9 @@ def resnet(config: Any) -> Architecture:
 
 
 def _stages(config: Any) -> tuple[Any, ...]:
-    """Where the stride goes: into the first block of every stage but, unless the configuration says so, the first."""
+    """Return the convolutions of each stage. The first block of each stage has the stride, except that of the first
+    stage unless the configuration says so.
+    """
     stages = []
     for i, (features, depth) in enumerate(zip(config.hidden_sizes, config.depths)):
         stride = 1 if i == 0 and not config.downsample_in_first_stage else 2

@@ -1,4 +1,4 @@
-"""PyTorch modules as models, through torchax."""
+"""Models from PyTorch modules, run through torchax."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,34 +15,33 @@ from npeff_jax.models._torch_function import Forward, TorchFunction
 
 
 def from_torch(module: Any, *, forward: Forward | None = None, trainable: Mask = None, **options: Any) -> Model:
-    """A model from a PyTorch module in evaluation mode.
+    """Make a model from a PyTorch module in evaluation mode.
 
-    The module's own code runs, its operations computed by JAX (torchax), on one device or many. Parameters are named as
-    in its state dict; tied ones count once; buffers, and tensors that are plain attributes, are constants. Parameters
-    are copied (JAX's arrays do not change when the module does), and the module is left as it is.
+    The module's own code runs with its operations computed by JAX (torchax), on one or several devices. Parameters are
+    named as in the state dict, and tied parameters count once. Buffers, and tensors that are plain attributes, are
+    constants. Parameters are copied, and the module is not changed.
 
-    By default an example is an array, given to the module as ``module(x[None])``, or a dictionary, given as
-    ``module(**batch)``, and the module returns logits (batch, C), or an object that has them as ``.logits``. Integers
-    are 32-bit, as JAX has them.
+    By default an example is an array, passed as ``module(x[None])``, or a dictionary, passed as ``module(**batch)``,
+    and the module returns logits (batch, C), or an object with an attribute ``logits``. Integers are 32-bit, as in JAX.
 
     Args:
         module: a ``torch.nn.Module`` after ``eval()``.
-        forward: ``(module, batch) -> logits`` in PyTorch, for a module that is called otherwise or returns otherwise.
-            ``batch`` is an example with a batch axis of 1 and logits are (1, C).
+        forward: PyTorch function ``(module, batch) -> logits``, for a module with another calling convention. ``batch``
+            is an example with a batch axis of size 1, and the logits have shape (1, C).
         trainable: which parameters to explain, globs over their names (``"*.lora_*"``) or a predicate ``(name, array)
             -> bool``; by default those that require gradients.
         **options: further fields of `Model`, such as ``output`` or ``label_names``.
 
     Returns:
-        A model whose parameters are a flat dictionary, all of the module's, of their own types. Those that are not
-        explained are arguments of the computation too, so that a large base model is not compiled in.
+        A model whose ``params`` are a flat dictionary of all parameters of the module, with their dtypes. Parameters
+        that are not explained are arguments of the computation too, so that a large base model is not compiled in as a
+        constant.
 
     Raises:
-        ImportError: PyTorch or torchax is missing, or they do not fit each other.
-        ValueError: a part of the module behaves differently in training and is in training mode; nothing is to be
-            explained; parameters that JAX cannot hold. When the model is first called: the forward pass draws random
-            numbers, branches on values of its inputs, uses an operation that torchax does not have, or returns
-            something else than logits.
+        ImportError: PyTorch or torchax is missing, or their versions do not match.
+        ValueError: a part of the module is in training mode, no parameter is to be explained, or JAX cannot hold a
+            parameter. When the model is first called: the forward pass draws random numbers, branches on values of its
+            inputs, uses an operation that torchax does not support, or does not return logits.
 
     Examples:
         >>> import torch
@@ -54,12 +53,12 @@ def from_torch(module: Any, *, forward: Forward | None = None, trainable: Mask =
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module is a {type(module).__name__}; expected a torch.nn.Module")
     if "mask" in options:
-        raise TypeError("pass trainable=, globs over the module's parameter names, in place of mask=")
+        raise TypeError("pass trainable=, globs over the module's parameter names, instead of mask=")
     return model_of(module, forward, trainable, **options)
 
 
 def model_of(module: Any, forward: Forward | None, trainable: Mask, *, owned: bool = False, **options: Any) -> Model:
-    """`from_torch`, for a module that nobody else has if ``owned``: its memory may then be shared instead of copied."""
+    """Make a model as `from_torch`. If ``owned``, no caller holds the module, so memory is shared instead of copied."""
     _check_evaluation_mode(module)
     params, frozen = _parameters(module, owned)
     explained = _explained(params, frozen, trainable)
@@ -69,7 +68,7 @@ def model_of(module: Any, forward: Forward | None, trainable: Mask, *, owned: bo
 
 
 def _parameters(module: Any, owned: bool) -> tuple[dict[str, jax.Array], set[str]]:
-    """Every parameter as a JAX array, the same object under each name of a tied one, and the names that are frozen."""
+    """Return all parameters as JAX arrays (tied ones as the same object), and the names of frozen parameters."""
     arrays: dict[int, jax.Array] = {}
     params, frozen = {}, set()
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -118,7 +117,7 @@ def _explained(params: Mapping[str, jax.Array], frozen: set[str], trainable: Mas
 
 
 def _check_evaluation_mode(module: Any) -> None:
-    """Refuse PyTorch's own parts that behave otherwise in evaluation mode. `TorchFunction` checks all others."""
+    """Raise if a PyTorch layer that differs in evaluation mode is in training mode. `TorchFunction` checks others."""
     for path, part in module.named_modules():
         if part.training and _differs_in_training(part):
             raise ValueError(

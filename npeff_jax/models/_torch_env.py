@@ -1,8 +1,8 @@
-"""Where PyTorch code runs on JAX arrays: a torchax environment that refuses what would give other numbers than PyTorch.
+"""A torchax environment that runs PyTorch code on JAX arrays, and rejects code that would compute other values.
 
-torchax answers every PyTorch operation with a JAX one. What it leaves to its caller is done here: no random number is
-drawn, ``torch.no_grad`` and ``detach`` stop gradients, an ``autograd.Function`` keeps its own backward pass, and plain
-CPU tensors become constants where they meet a traced one.
+torchax maps every PyTorch operation to a JAX operation. In addition, here random numbers are rejected,
+``torch.no_grad`` and ``detach`` stop gradients, an ``autograd.Function`` keeps its own backward pass, and plain CPU
+tensors become constants when combined with traced ones.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ _ADVICE = "pip install 'npeff_jax[torch]' (PyTorch, and torchax>=0.0.14.dev20260
 
 
 class Refused(Exception):
-    """What a module does that cannot be explained, as the end of a sentence that begins with the module's name."""
+    """Unsupported behaviour of a module. The message is the end of a sentence that begins with the module's name."""
 
 
 @functools.cache
 def import_torch() -> Any:
-    """The module ``torch``, with torchax loaded.
+    """Import torch and torchax, and return the module ``torch``.
 
-    Importing torchax names PyTorch's spare device type "jax", which lasts; what else it changes (the fast path of
-    attention, JAX's client options, an environment variable) is put back.
+    Importing torchax renames PyTorch's private device type to "jax", permanently. Its other global changes (the fast
+    path of attention, JAX's client options, an environment variable) are reverted.
 
     Raises:
-        ImportError: one of them is missing, or they do not fit each other.
+        ImportError: one of them is missing, or their versions do not match.
     """
     try:
         import torch
@@ -46,7 +46,7 @@ def import_torch() -> Any:
     before = getattr(jax.config, option, None), os.environ.get(variable), torch.backends.mha.get_fastpath_enabled()
     try:
         import torchax  # noqa: F401
-    except (ImportError, AttributeError) as error:  # AttributeError: an operator that this PyTorch no longer has
+    except (ImportError, AttributeError) as error:  # AttributeError: an operator missing in this PyTorch
         raise ImportError(f"PyTorch models run through torchax, which does not load ({error}); {_ADVICE}") from error
     finally:
         if getattr(jax.config, option, None) != before[0]:
@@ -58,11 +58,11 @@ def import_torch() -> Any:
 
 
 def to_numpy(tensor: Any, *, copy: bool = True) -> np.ndarray:
-    """A PyTorch tensor on the host, of the same type; not copied if it need not be and ``copy`` is False."""
+    """Convert a PyTorch tensor to NumPy with the same dtype; without a copy if possible and ``copy`` is False."""
     import torch
 
     tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+    if tensor.dtype == torch.bfloat16:  # not a NumPy dtype
         array = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     else:
         array = tensor.numpy()
@@ -70,7 +70,7 @@ def to_numpy(tensor: Any, *, copy: bool = True) -> np.ndarray:
 
 
 class Environment:
-    """Runs PyTorch code on JAX arrays, one call at a time."""
+    """Environment that runs PyTorch code on JAX arrays, one call at a time."""
 
     def __init__(self) -> None:
         import_torch()
@@ -78,7 +78,7 @@ class Environment:
         self._lock = threading.RLock()
 
     def wrap(self, array: Any) -> Any:
-        """A JAX array as a tensor. A NumPy array stays concrete: code may branch on its values."""
+        """Wrap a JAX array as a tensor. A NumPy array stays concrete, so that code may branch on its values."""
         from torchax.tensor import Tensor
 
         if isinstance(array, np.ndarray):
@@ -88,18 +88,18 @@ class Environment:
 
     @contextlib.contextmanager
     def running(self, stand_ins: Mapping[int, Any], folds: bool) -> Iterator[None]:
-        """Inside it, PyTorch operations compute on JAX arrays.
+        """Context in which PyTorch operations compute on JAX arrays.
 
         Args:
-            stand_ins: tensors by the ``id`` of the placeholder that code may still hold for them.
-            folds: whether what depends on shapes alone is computed while tracing, so that code may branch on it. It
-                takes longer to trace.
+            stand_ins: tensors, by the ``id`` of the placeholder tensor that they replace.
+            folds: whether values that depend only on shapes are computed while tracing, so that code may branch on
+                them, which makes tracing slower.
         """
         torch = import_torch()
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._lock)
             stack.enter_context(warnings.catch_warnings())
-            # PyTorch code asks for 64-bit integers everywhere; JAX has 32-bit ones, and would say so each time.
+            # PyTorch code uses 64-bit integers, and JAX would warn about each conversion to 32 bits.
             warnings.filterwarnings("ignore", message="Explicitly requested dtype")
             stack.enter_context(_no_random_numbers())
             stack.enter_context(
@@ -108,8 +108,8 @@ class Environment:
             stack.enter_context(_data_is_detached())
             fast = torch.backends.mha.get_fastpath_enabled()
             stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-            torch.backends.mha.set_fastpath_enabled(False)  # its fused operator is not one that torchax has
-            stack.enter_context(torch.enable_grad())  # so that no_grad is seen where the module's own code says it
+            torch.backends.mha.set_fastpath_enabled(False)  # torchax lacks its fused operator
+            stack.enter_context(torch.enable_grad())  # so that the module's own no_grad is detected
             self._torchax.stand_ins, self._torchax.folds = stand_ins, folds
             stack.enter_context(self._torchax)
             yield
@@ -121,15 +121,15 @@ class Environment:
         return isinstance(tensor, Tensor | View)
 
     def unwrap(self, tensor: Any) -> jax.Array:
-        """The JAX array of a tensor; one that the code made on the CPU as a constant."""
+        """Return the JAX array of a tensor; a CPU tensor created by the code becomes a constant."""
         return self._torchax.t2j_iso(tensor)
 
 
 @contextlib.contextmanager
 def _no_random_numbers() -> Iterator[None]:
-    """Refuse random numbers drawn on the host; those of torchax are refused where they are asked for.
+    """Reject random numbers drawn on the host. Those of torchax are rejected at the call.
 
-    Python's own generator is not watched: checkers of types at run time (beartype) draw from it.
+    Python's own generator is not checked, because run-time type checkers (beartype) use it.
     """
     before = _random_states()
     yield
@@ -140,7 +140,7 @@ def _no_random_numbers() -> Iterator[None]:
 def _random_states() -> tuple[Any, ...]:
     import torch
 
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (the one that a module may draw from)
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (the generator that a module may use)
     return torch.get_rng_state().numpy().tobytes(), np.asarray(keys).tobytes(), kind, *rest
 
 
@@ -152,7 +152,7 @@ _RANDOM = (
 
 @contextlib.contextmanager
 def _data_is_detached() -> Iterator[None]:
-    """``tensor.data`` without a gradient, as in PyTorch; torchax returns the tensor itself."""
+    """Make ``tensor.data`` stop gradients, as in PyTorch; in torchax it is the tensor itself."""
     from torchax.tensor import Tensor
 
     own = Tensor.__dict__["data"]
@@ -165,7 +165,7 @@ def _data_is_detached() -> Iterator[None]:
 
 @functools.cache
 def _environment_class() -> Any:
-    """A subclass of torchax's environment; made when it is first needed, since torchax is optional."""
+    """Return a subclass of torchax's environment, defined on first use because torchax is optional."""
     import torch
     from torch.utils import _pytree as pytree
     from torchax.tensor import Environment as Base
@@ -176,7 +176,7 @@ def _environment_class() -> Any:
     data = data.__get__
 
     class Functions(torch.overrides.TorchFunctionMode):
-        """Every call of a PyTorch function, on its way to JAX."""
+        """Interceptor of every call of a PyTorch function."""
 
         def __init__(self, environment: Any) -> None:
             self.environment = environment
@@ -189,9 +189,9 @@ def _environment_class() -> Any:
             with self._constants((args, kwargs)):
                 try:
                     result = self.environment.dispatch(func, types, args, kwargs)
-                except OperatorNotFound:  # made of others, in C++, each of which is dispatched in turn
+                except OperatorNotFound:  # composite in C++; its parts are dispatched in turn
                     result = func(*args, **kwargs)
-            if func == data:  # of a view
+            if func == data:  # `data` of a view
                 return self.environment.stop_gradient(result)
             in_place = bool(args) and result is args[0]
             if func in (torch.detach, torch.Tensor.detach) or not (torch.is_grad_enabled() or in_place):
@@ -199,7 +199,7 @@ def _environment_class() -> Any:
             return result
 
         def _constants(self, arguments: Any) -> Any:
-            """Compute what depends on no input at once, where code needs the values."""
+            """Compute values that depend on no input eagerly, if code needs them."""
             tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor | View)]
             if self.environment.folds and not any(isinstance(t.jax(), jax.core.Tracer) for t in tensors):
                 return jax.ensure_compile_time_eval()
@@ -211,10 +211,10 @@ def _environment_class() -> Any:
             self._function_mode = Functions(self)
             self.stand_ins: Mapping[int, Any] = {}
             self.folds = False
-            # No key: torchax's would be a tracer if a thread's first use were inside a traced function.
+            # No random key: that of torchax would be a tracer if first used inside a traced function.
             self._property = threading.local()
-            self._ops: dict[Any, Any] = {**self._ops}  # a copy: what is changed below is changed here alone
-            for name in ("exponential_", "cauchy_", "exponential", "cauchy"):  # torchax draws them with a fixed key
+            self._ops: dict[Any, Any] = {**self._ops}  # a copy, because it is changed below
+            for name in ("exponential_", "cauchy_", "exponential", "cauchy"):  # torchax uses a fixed key
                 self.override_op_definition(getattr(torch.ops.aten, name), _draw)
             for op in (torch.nn.functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention):
                 self._ops[op] = dataclasses.replace(
@@ -231,7 +231,7 @@ def _environment_class() -> Any:
             raise Refused(_RANDOM)
 
         def _should_use_torchax_tensor(self, device: Any) -> bool:
-            # Without a device, as code written for the CPU has it, a new tensor goes where the inputs are.
+            # A new tensor without an explicit device goes to the device of the inputs.
             return True if device is None else super()._should_use_torchax_tensor(device)
 
         def t2j_iso(self, tensors: Any) -> Any:
@@ -241,7 +241,7 @@ def _environment_class() -> Any:
             if isinstance(tensor, Tensor | View):
                 return tensor.jax()
             if tensor.ndim == 0:
-                return tensor.item()  # as in PyTorch, a scalar tensor does not decide the type of a result
+                return tensor.item()  # as in PyTorch, scalar tensors do not promote dtypes
             with jax.ensure_compile_time_eval():
                 return jnp.asarray(to_numpy(tensor))
 
@@ -266,13 +266,13 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> jax.Array:
-    """PyTorch's ``scaled_dot_product_attention``. A query that sees nothing gives zeros as there; torchax gives NaN."""
+    """Compute PyTorch's ``scaled_dot_product_attention``. A fully masked query gives zeros (NaN in torchax)."""
     if dropout_p > 0:
         raise Refused(_RANDOM)
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = (jnp.repeat(array, groups, axis=-3) for array in (key, value))
-    wide = jnp.promote_types(query.dtype, jnp.float32)  # PyTorch's kernels sum 16-bit scores in 32 bits too
+    wide = jnp.promote_types(query.dtype, jnp.float32)  # PyTorch also sums 16-bit scores in 32 bits
     scores = jnp.einsum("...ld,...sd->...ls", query, key, preferred_element_type=wide)
     scores *= query.shape[-1] ** -0.5 if scale is None else scale
     if attn_mask is not None and attn_mask.dtype != bool:

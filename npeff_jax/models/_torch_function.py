@@ -20,10 +20,10 @@ from npeff_jax.models import _torch_env
 from npeff_jax.models._torch_env import Environment, Refused, to_numpy
 
 Forward = Callable[[Any, Any], Any]
-"""``forward(module, batch)``, PyTorch code that returns logits (batch, C) or an object that has them as ``.logits``."""
+"""PyTorch function ``forward(module, batch)`` that returns logits (batch, C), or an object with ``.logits``."""
 
 _CONCRETE = (
-    jax.errors.ConcretizationTypeError,  # an `if` on a value, a shape from a value
+    jax.errors.ConcretizationTypeError,  # a branch on a value, or a shape from a value
     jax.errors.TracerArrayConversionError,
     jax.errors.NonConcreteBooleanIndexError,
     jax.errors.TracerIntegerConversionError,
@@ -31,11 +31,11 @@ _CONCRETE = (
 
 
 class TorchFunction:
-    """A module without its values, and the pure function that it is of them.
+    """A module as a pure function of its parameters and an example.
 
     Attributes:
-        constants: buffers, and tensors that are attributes, by name: NumPy, tied to no device.
-        held: these, the parts' settings and the forward function: what the function depends on besides parameters.
+        constants: buffers, and tensors that are attributes, by name, as NumPy arrays.
+        held: all dependencies besides parameters: constants, settings of submodules, and the forward function.
     """
 
     def __init__(self, module: Any, forward: Forward | None) -> None:
@@ -58,7 +58,7 @@ class TorchFunction:
         self._placeholder = {name: id(placeholders[id(tensor)]) for name, tensor in tensors.items()} | {
             name: id(placeholders[id(parameter)]) for name, parameter in module.named_parameters(remove_duplicate=False)
         }
-        self._placeholders = placeholders  # kept alive: they are told by their ids
+        self._placeholders = placeholders  # kept alive, because they are identified by id
         self.constants = {name: to_numpy(tensor) for name, tensor in tensors.items()}
         self.held = {"forward": self._forward, "tensors": self.constants, "settings": _settings(module)}
         attributes = {name for name, _ in module.named_buffers(remove_duplicate=False)} | {
@@ -69,13 +69,13 @@ class TorchFunction:
         self._folds = False
 
     def logits(self, params: PyTree, example: Example) -> jax.Array:
-        """The logits (C,) of one example, pure."""
+        """Compute the logits (C,) of one example; pure."""
         if self._in_training:
             self._check_modes(params, example)
         return self._logits(params, example, training=False)
 
     def _check_modes(self, params: PyTree, example: Example) -> None:
-        """Refuse a module given in training mode whose forward pass is another in evaluation mode."""
+        """Raise if a module in training mode has a different forward pass in evaluation mode."""
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)), example)
         try:
             with jax.ensure_compile_time_eval():
@@ -87,7 +87,7 @@ class TorchFunction:
             raise ValueError(f"{self._name} is in training mode ({error}); call module.eval() first") from error
         if traced[0] != traced[1]:
             raise ValueError(
-                f"{self._name} is in training mode, where its forward pass is another; call module.eval() first"
+                f"{self._name} is in training mode, where its forward pass differs; call module.eval() first"
             )
         self._in_training = False
 
@@ -99,7 +99,7 @@ class TorchFunction:
             except _CONCRETE:
                 if self._folds:
                     raise
-                self._folds = True  # perhaps it branches on what depends on shapes alone
+                self._folds = True  # it may branch on values that depend only on shapes
                 return self._run(params, batch, training)
         except (Refused, _BadOutput) as error:
             raise ValueError(f"{self._name} {error}") from error
@@ -161,7 +161,7 @@ class TorchFunction:
 
 
 class _BadOutput(Exception):
-    """A module's output that is no vector of logits."""
+    """The output of a module is not a vector of logits."""
 
 
 def default_forward(module: Any, batch: Any) -> Any:
@@ -178,8 +178,9 @@ def default_forward(module: Any, batch: Any) -> Any:
 
 
 def _attributes(module: Any) -> Iterator[tuple[str, Any, int]]:
-    """Tensors that are attributes of a part but no parameter or buffer, also within lists and dictionaries, with their
-    names and how deep they are.
+    """Yield name, tensor and depth of tensors that are plain attributes, also inside lists and dictionaries.
+
+    Parameters and buffers are not included.
     """
     import torch
 
@@ -202,18 +203,18 @@ def _attributes(module: Any) -> Iterator[tuple[str, Any, int]]:
                 yield from inside(f"{path}.{key}" if path else key, value, 0)
 
 
-_DEEPEST = 4  # containers within containers; deeper ones are no place where a module keeps tensors
+_DEEPEST = 4  # levels of nested containers that are searched
 
 
 def _tensors(module: Any) -> Iterator[tuple[str, Any]]:
-    """Everything that is constant: buffers by all their names, and tensors that are attributes."""
+    """Yield all constant tensors: buffers under each of their names, and tensors that are attributes."""
     yield from module.named_buffers(remove_duplicate=False)
     for name, tensor, _ in _attributes(module):
         yield name, tensor
 
 
 def _settings(module: Any) -> dict[str, Any]:
-    """The class of each part and its settings: what it shows of itself, and attributes that are numbers."""
+    """Return the class and settings of each submodule: its representation, and attributes that are numbers."""
     settings: dict[str, Any] = {}
     for path, part in module.named_modules():
         numbers = {k: v for k, v in vars(part).items() if isinstance(v, bool | int | float) and k != "training"}
@@ -222,7 +223,7 @@ def _settings(module: Any) -> dict[str, Any]:
 
 
 class _restored:
-    """Put back what a forward pass assigns to its module: a computation that is traced leaves nothing behind."""
+    """Context that restores attributes that a forward pass assigns, so that tracing has no side effects."""
 
     def __init__(self, module: Any) -> None:
         self._parts = list(module.modules())
@@ -253,7 +254,7 @@ def _described(output: Any) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """The place in the module's own code that an error came from."""
+    """Return the location in the module's own code that raised an error."""
     import torch
     import torchax
 

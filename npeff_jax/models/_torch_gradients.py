@@ -1,4 +1,4 @@
-"""``torch.autograd.Function`` under JAX: its own backward pass is called, forward is not differentiated."""
+"""``torch.autograd.Function`` under JAX: gradients come from its own backward pass."""
 
 import contextlib
 import threading
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Context:
-    """What a forward pass leaves to its backward pass, as PyTorch's ``ctx``."""
+    """Data that a forward pass saves for its backward pass, as PyTorch's ``ctx``."""
 
     def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
         self.needs_input_grad = needs_input_grad
@@ -20,13 +20,13 @@ class Context:
         self.saved_tensors = tensors
 
     def mark_non_differentiable(self, *tensors: Any) -> None:
-        """Their cotangents are zero here anyway."""
+        """Do nothing: the cotangents of these tensors are zero anyway."""
 
     def mark_dirty(self, *tensors: Any) -> None:
-        """What is written in place is returned."""
+        """Do nothing: tensors written in place are returned."""
 
     def set_materialize_grads(self, value: bool) -> None:
-        """JAX's cotangents always exist."""
+        """Do nothing: cotangents always exist in JAX."""
 
 
 Running = Callable[[], contextlib.AbstractContextManager[None]]
@@ -36,13 +36,13 @@ Running = Callable[[], contextlib.AbstractContextManager[None]]
 def own_gradients(
     is_traced: Callable[[Any], bool], wrap: Callable[..., Any], unwrap: Callable[..., Any], running: Running
 ) -> Iterator[None]:
-    """Inside it, on this thread, ``Function.apply`` of JAX arrays is a JAX function with that backward pass.
+    """Context in which ``Function.apply``, on this thread, is a JAX function with the Function's backward pass.
 
     Args:
-        is_traced: whether a tensor holds a JAX array.
-        wrap: an array as such a tensor.
-        unwrap: a tensor's array.
-        running: where PyTorch code runs; JAX calls the backward pass when the forward pass is over.
+        is_traced: returns whether a tensor holds a JAX array.
+        wrap: wraps an array as such a tensor.
+        unwrap: returns the array of a tensor.
+        running: context that runs PyTorch code; needed because JAX calls the backward pass after the forward pass.
     """
     import torch
 
@@ -93,7 +93,7 @@ def _apply(
 
     def backward(arrays: tuple[jax.Array, ...], cotangent: Any) -> tuple[Any, ...]:
         with running():
-            _, context = forward(arrays)  # again, for what it leaves; XLA computes it once
+            _, context = forward(arrays)  # repeated for its saved data; XLA merges both
             given = cotangent if several[-1] else (cotangent,)
             gradients = cls.backward(context, *map(wrap, given))
             gradients = gradients if isinstance(gradients, tuple) else (gradients,)

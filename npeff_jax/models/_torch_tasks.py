@@ -1,4 +1,4 @@
-"""Which logits of a Hugging Face model an example is explained by, as PyTorch code: by the task its class is for."""
+"""PyTorch functions that compute the explained logits of a Hugging Face model, by the task of its class."""
 
 import inspect
 import pathlib
@@ -8,7 +8,7 @@ from typing import Any
 
 from npeff_jax.models._torch_function import Forward
 
-# The end of a class's name, the class of transformers that finds the architecture's own, and what its example needs.
+# The suffix of a class name, the transformers class that finds an architecture's class, and the example's input.
 TASKS = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForTokenClassification": "AutoModelForTokenClassification",
@@ -22,21 +22,21 @@ LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 
 
 def task_of(class_name: str) -> str | None:
-    """The end of a class's name by which its outputs are known, such as ``"ForCausalLM"``; None for others."""
+    """Return the suffix of a class name that defines its task, such as ``"ForCausalLM"``; None for other tasks."""
     return next((task for task in TASKS if class_name.endswith(task)), None)
 
 
 def writes(class_name: str) -> bool:
-    """Whether a class is of causal language models."""
+    """Return whether a class is a causal language model."""
     return TASKS.get(task_of(class_name) or "") == CAUSAL
 
 
 def forward_of(class_name: str, directory: pathlib.Path | None = None) -> Forward:
-    """The logits that an example of this class is explained by, as PyTorch code.
+    """Return the PyTorch function that computes the explained logits of a class.
 
     Args:
-        class_name: of a model whose name ends in one of the known tasks.
-        directory: where its tokenizer may be, for the token that a masked language model fills.
+        class_name: name of a class that ends in one of the supported tasks.
+        directory: directory that may hold a tokenizer, which gives the mask token of a masked language model.
     """
     task = task_of(class_name)
     if task == "ForTokenClassification":
@@ -50,14 +50,14 @@ def forward_of(class_name: str, directory: pathlib.Path | None = None) -> Forwar
 
 def _classify(module: Any, batch: Mapping[str, Any]) -> Any:
     batch = dict(batch)
-    if "pixel_values" in batch:  # (height, width, channels), as image files and our examples have them
+    if "pixel_values" in batch:  # examples have shape (height, width, channels)
         dtype = next(module.parameters()).dtype
         batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2).to(dtype)
     return module(**batch)
 
 
 def _at_position(module: Any, batch: Mapping[str, Any], *, token_id: int | None, what: str) -> Any:
-    """Logits at ``position``, by default where ``token_id`` stands."""
+    """Compute the logits at ``position``, by default at the token ``token_id``."""
     batch = dict(batch)
     position = batch.pop("position", None)
     if position is None:
@@ -68,20 +68,20 @@ def _at_position(module: Any, batch: Mapping[str, Any], *, token_id: int | None,
 
 
 def _next_token(module: Any, batch: Mapping[str, Any]) -> Any:
-    """Logits after the last token that ``attention_mask`` shows, or after ``position``."""
+    """Compute the logits after the last token that ``attention_mask`` shows, or after ``position``."""
     ids, mask, end = _prompt(batch)
     rest = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask", "position")}
     return _logits_after(module, ids, mask, end, rest)[:, 0]
 
 
 def at_places(module: Any, batch: Mapping[str, Any]) -> Any:
-    """Logits (1, p V) after each of ``places`` (1, p), one place after the other."""
+    """Compute the logits after each of ``places`` (1, p), concatenated to shape (1, p V)."""
     places = batch["places"][0].long()
     return _logits_after(module, batch["input_ids"], batch["attention_mask"], places, {}).reshape(1, -1)
 
 
 def _prompt(batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """``input_ids`` and ``attention_mask`` (1, L), and the place (1,) after which something is written."""
+    """Return ``input_ids`` and ``attention_mask`` (1, L), and the index of the prompt's last token (1,)."""
     import torch
 
     ids = batch["input_ids"]
@@ -92,11 +92,11 @@ def _prompt(batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def _logits_after(module: Any, ids: Any, mask: Any, places: Any, rest: Mapping[str, Any]) -> Any:
-    """(batch, p, words): the logits after each of ``places`` (p,), the output layer applied there alone if possible."""
+    """Compute the logits (batch, p, words) after ``places`` (p,), applying the output layer only there if possible."""
     plain = module.get_base_model() if hasattr(module, "get_base_model") else module
     accepted = inspect.signature(plain.forward).parameters
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **rest}
-    if "position_ids" in accepted:  # counted from the first token shown: padding may stand on either side
+    if "position_ids" in accepted:  # counted from the first token shown, as padding may be on either side
         given.setdefault("position_ids", (mask.cumsum(-1) - 1).clamp(min=0))
     if "logits_to_keep" in accepted:
         return module(**given, logits_to_keep=places).logits
@@ -104,7 +104,7 @@ def _logits_after(module: Any, ids: Any, mask: Any, places: Any, rest: Mapping[s
 
 
 def _mask_token(directory: pathlib.Path | None) -> int | None:
-    """The id of the token to be filled in, from a checkpoint's tokenizer if it has one."""
+    """Return the id of the mask token from a checkpoint's tokenizer; None without one."""
     if directory is None or not any(
         (directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
     ):

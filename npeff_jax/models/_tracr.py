@@ -1,8 +1,8 @@
-"""Programs compiled by Tracr as models: the transformer's forward pass in plain JAX, logits before the argmax.
+"""Models from programs compiled by Tracr: the transformer's forward pass in plain JAX, with logits before the argmax.
 
 Tracr (Lindner et al., 2023) compiles a RASP program to the weights of a transformer without layer normalisation. Its
-own forward returns the argmax of the outputs; here the unembedding, a constant of the compiled model that is not among
-its parameters, is recovered once and applied to the residual stream at one position.
+own forward pass returns the argmax of the outputs. Here the unembedding, a constant of the compiled model that is not
+among its parameters, is recovered once and applied to the residual stream at one position.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from npeff_jax._types import Example, PyTree
 from npeff_jax.models._model import Model
 from npeff_jax.models._outputs import Categorical, Gaussian, Output
 
-MASKED = -1e30  # the logit of a position that a causal model may not see, as in Tracr
+MASKED = -1e30  # attention logit of a masked position, as in Tracr
 
 
 def from_tracr(
@@ -30,28 +30,28 @@ def from_tracr(
     padding: bool = True,
     **options: Any,
 ) -> Model:
-    """A model from a program compiled by Tracr, reading its output at one position.
+    """Make a model from a program compiled by Tracr, from its output at one position.
 
-    Every weight of the compiled transformer is a parameter, under the names Tracr gives them. A categorical program has
-    a logit an output value: the indicator, 0 or 1, of what the program returns. With three values a softmax of them
-    gives the right one a probability of 0.576 only, so lower the temperature where confident predictions are wanted. A
-    numerical program has one output, the mean of a normal distribution.
+    Every weight of the compiled transformer is a parameter, under the name Tracr gives it. A categorical program has
+    one logit per output value, which is 1 for the program's result and 0 otherwise. With three values, a softmax gives
+    the result a probability of only 0.576; lower the temperature for confident predictions. A numerical program has one
+    output, the mean of a normal distribution.
 
     Args:
-        compiled: what ``tracr.compiler.compiling.compile_rasp_to_model`` returned.
-        position: the token whose output is read, counted without the BOS token that the compiler puts first, which
-            carries no output; the last by default.
-        temperature: of the softmax, for categorical programs.
+        compiled: result of ``tracr.compiler.compiling.compile_rasp_to_model``.
+        position: token whose output is used, not counting the BOS token that the compiler adds at the start; by default
+            the last.
+        temperature: temperature of the softmax, for categorical programs.
         scale: standard deviation of the output, for numerical programs.
-        padding: False leaves out what never has a gradient. Tracr gives each layer the number of heads and hidden units
-            of the largest; the rest have weights of zero, and no example moves the output by way of them. In a deep
-            program that is most of the parameters: same outputs, same Fishers, a fraction of the time.
+        padding: whether to keep padding parameters. Tracr gives every layer the heads and hidden units of the largest
+            layer; unused ones have zero weights and never a gradient. In a deep program they are most of the
+            parameters. Without them, outputs and Fishers are the same in a fraction of the time.
         **options: further fields of `Model`, such as ``mask``.
 
     Returns:
         A model of examples made by `encode_tokens`. Its ``intermediates_fn`` gives the residual stream (T, D) after the
-        embedding and after every block, ``layer_0/attn``, ``layer_0/mlp`` and so on, and last ``output``, the (D,)
-        vector that is read.
+        embedding and after every block (``layer_0/attn``, ``layer_0/mlp`` and so on), and finally ``output``, the (D,)
+        vector at the position.
 
     Examples:
         >>> from tracr.compiler.compiling import compile_rasp_to_model
@@ -80,7 +80,7 @@ def from_tracr(
     def logits_fn(params: PyTree, tokens: Example) -> jax.Array:
         return intermediates_fn(params, tokens)["output"] @ unembedding
 
-    # A program's kind of output shows in its decoder: only categorical values have a table.
+    # Only the decoder of a categorical program has a table of values.
     values = getattr(compiled.output_encoder, "encoding_map", None)
     output: Output = Gaussian(scale) if values is None else Categorical(temperature)
     names = None if values is None else tuple(str(value) for value in values)
@@ -91,19 +91,19 @@ def from_tracr(
 
 
 def encode_tokens(compiled: Any, tokens: Sequence[Any]) -> Int[np.ndarray, "*n T"]:
-    """Token ids of one input, or of several of equal length, behind the BOS token that the compiled program expects.
+    """Encode one input, or several of equal length, as token ids that begin with the BOS token.
 
     Args:
-        compiled: what ``compile_rasp_to_model`` returned.
-        tokens: one input, a sequence of tokens of the program's vocabulary, or a list of such sequences. The BOS token
-            may be left out.
+        compiled: result of ``compile_rasp_to_model``.
+        tokens: one input, a sequence of tokens of the program's vocabulary, or a list of inputs. The BOS token may be
+            omitted.
 
     Returns:
-        (T,) ids of one input, or (n, T) of n, with T one more than the number of tokens.
+        Ids (T,) of one input, or (n, T) of n inputs, where T is the number of tokens plus one.
 
     Raises:
-        ValueError: a token outside the vocabulary, an empty or too long input, or inputs of different lengths, which
-            cannot share an array: Tracr's padding token is visible to the program.
+        ValueError: a token outside the vocabulary, an empty or too long input, or inputs of different lengths (they
+            cannot be padded, because the program sees padding tokens).
     """
     table = compiled.input_encoder.encoding_map
     one = len(tokens) > 0 and not isinstance(tokens[0], list | tuple)
@@ -124,7 +124,7 @@ def encode_tokens(compiled: Any, tokens: Sequence[Any]) -> Int[np.ndarray, "*n T
 
 
 def _without_padding(params: PyTree, config: Any) -> PyTree:
-    """The parameters without unused heads and hidden units. Output biases stay: they do have gradients."""
+    """Remove unused heads and hidden units from the parameters. Output biases stay, because they have gradients."""
     kept = {name: dict(module) for name, module in params.items()}
     for layer in range(config.num_layers):
         name = f"transformer/layer_{layer}"
@@ -148,13 +148,13 @@ def _without_padding(params: PyTree, config: Any) -> PyTree:
 
 
 def _used(params: PyTree, first: str, second: str, size: int) -> Bool[np.ndarray, "units"]:
-    """Which units between two linear maps have any weight, whole blocks of ``size`` at a time."""
+    """Return which units between two linear maps have a non-zero weight, in whole blocks of ``size`` units."""
     reads, writes = np.asarray(params[first]["w"]).any(0), np.asarray(params[second]["w"]).any(1)
     return np.repeat((reads | writes).reshape(-1, size).any(1), size)
 
 
 def _unembedding(compiled: Any) -> jax.Array:
-    """The (D, C) matrix from the residual stream to the outputs: the compiled unembedding applied to the identity."""
+    """Return the (D, C) matrix from residual stream to outputs: the compiled unembedding applied to the identity."""
     import haiku as hk
 
     width = np.shape(compiled.params["token_embed"]["embeddings"])[1]
@@ -167,7 +167,7 @@ def _unembedding(compiled: Any) -> jax.Array:
 
 
 def _residual_stream(config: Any) -> Callable[[PyTree, jax.Array], Iterator[tuple[str, jax.Array]]]:
-    """The forward pass of Tracr's transformer, as pairs of a block's name and the residual stream (T, D) after it."""
+    """Return Tracr's forward pass, which yields the name of each block and the residual stream (T, D) after it."""
 
     def dense(params: PyTree, x: jax.Array) -> jax.Array:
         return x @ params["w"] + params["b"]

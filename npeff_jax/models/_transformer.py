@@ -1,4 +1,4 @@
-"""What the transformers have in common: attention, the feed-forward activation, and Hugging Face's names for it.
+"""Parts shared by the transformers: attention, LayerNorm, and activations by their Hugging Face names.
 
 Every module here takes one example, or examples with any leading batch axes.
 """
@@ -24,10 +24,10 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The function that a configuration's ``hidden_act`` names.
+    """Return the activation function named by a configuration's ``hidden_act``.
 
     Raises:
-        ValueError: it is not among those known here.
+        ValueError: the activation is not supported.
     """
     if name not in _ACTIVATIONS:
         raise ValueError(f"the configuration's activation {name!r} is not one of {', '.join(sorted(_ACTIVATIONS))}")
@@ -35,15 +35,15 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation with the variance of the centred values: E[x²] − E[x]² would cost float32 its digits."""
+    """Layer normalisation with the variance of centred values, because E[x²] − E[x]² is inaccurate in float32."""
 
     use_fast_variance: bool = False
 
 
 def visible_positions(mask: jax.Array) -> jax.Array:
-    """Number the tokens that a Boolean mask (..., L) shows from 0, whichever side is padded.
+    """Number the tokens shown by a Boolean mask (..., L) from 0, with padding on either side.
 
-    The numbers in masked places mean nothing, but are inside the table of positions.
+    Numbers at masked tokens have no meaning but are valid positions.
     """
     return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
@@ -51,29 +51,29 @@ def visible_positions(mask: jax.Array) -> jax.Array:
 def attention(
     query: jax.Array, key: jax.Array, value: jax.Array, *, heads: int, visible: jax.Array, scale: float
 ) -> jax.Array:
-    """Multi-head attention of (..., L, d) arrays.
+    """Compute multi-head attention of (..., L, d) arrays.
 
     Args:
-        query: (..., L, d).
-        key: (..., L, d).
-        value: (..., L, d).
-        heads: how many heads d is split into.
-        visible: Boolean, broadcasts to (..., L, L): which keys each query sees.
-        scale: of the scores.
+        query: (..., L, d), queries of all heads.
+        key: (..., L, d), keys of all heads.
+        value: (..., L, d), values of all heads.
+        heads: number of heads that d is split into.
+        visible: Boolean, broadcastable to (..., L, L), which keys each query attends to.
+        scale: factor of the scores.
     """
 
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], heads, -1)
 
     scores = jnp.einsum("...qhd,...khd->...hqk", split(query), split(key)) * scale
-    # The least finite number, not −inf: a row that sees nothing (padding) stays finite, and so do its gradients.
+    # The smallest finite number instead of −inf keeps fully masked rows (padding) and their gradients finite.
     scores = jnp.where(visible[..., None, :, :], scores, jnp.finfo(scores.dtype).min)
     mixed = jnp.einsum("...hqk,...khd->...qhd", nn.softmax(scores), split(value))
     return mixed.reshape(query.shape)
 
 
 class SelfAttention(nn.Module):
-    """Separate projections to queries, keys and values, attention, and a projection back."""
+    """Self-attention with separate query, key, value and output projections."""
 
     heads: int
     use_bias: bool = True

@@ -1,4 +1,4 @@
-"""A model against PyTorch: the same logits, and the same gradient of each logit, by a plain autograd loop."""
+"""Verification of a model against PyTorch: logits, and the gradient of each logit, by a plain autograd loop."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,22 +17,22 @@ from npeff_jax.models._torch_env import import_torch, to_numpy
 from npeff_jax.models._torch_function import Forward, default_forward
 
 Translate = Callable[[Mapping[str, np.ndarray]], PyTree]
-"""From arrays by the reference's parameter names to a pytree shaped like the model's parameters."""
+"""Function from arrays by the reference's parameter names to a pytree shaped like the model's parameters."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Verification:
-    """How far a model is from its PyTorch reference.
+    """Differences between a model and its PyTorch reference.
 
     Attributes:
-        logit_errors: (n,), the largest difference of an example's logits, relative to the largest of them.
-        row_errors: (n, c), for each gradient row of an example the L2 norm of the difference over that of the row.
-        parameter_errors: by parameter, the largest L2 norm of its part of a row's difference over that of the whole
-            row, the worst first: where to look for a fault.
-        spread: how much the examples' logits differ among one another, relative to the largest. Near 0 the model hardly
-            computes anything from its input, and agreement says little.
-        tolerance: what `passed` allows.
-        rounding: the largest errors of PyTorch itself, logits and rows, where it was compared with float64.
+        logit_errors: (n,), largest difference of an example's logits, relative to the largest logit.
+        row_errors: (n, c), relative L2 error of each gradient row of each example.
+        parameter_errors: per parameter, the largest L2 norm of its part of a row's difference, relative to the row;
+            largest first. It locates a fault.
+        spread: difference between the logits of different examples, relative to the largest. Near 0, the output hardly
+            depends on the input, and agreement says little.
+        tolerance: tolerance of `passed`.
+        rounding: largest errors of PyTorch itself, in logits and rows, if compared with float64.
     """
 
     logit_errors: np.ndarray
@@ -44,10 +44,10 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether no error is above the tolerance, or above four times PyTorch's own rounding where that is known.
+        """Whether every error is at most the tolerance, or at most four times PyTorch's own rounding error if known.
 
-        The largest of a few rounding errors differs by such a factor between two ways to round. Beyond a hundred
-        times the tolerance nothing passes.
+        The factor allows for the spread of the largest of a few rounding errors. Errors above a hundred times the
+        tolerance never pass.
         """
         own = self.rounding or (0.0, 0.0)
         allowed = [max(self.tolerance, min(4 * least, 100 * self.tolerance)) for least in own]
@@ -87,21 +87,21 @@ def verify(
     max_rows: int = 8,
     tolerance: float = 1e-5,
 ) -> Verification:
-    """Compare a model's logits and per-example gradient rows with PyTorch's own, example by example.
+    """Compare the logits and per-example gradient rows of a model with those of a PyTorch module.
 
-    The rows are those of the Jacobian of the logits over the explained parameters; every PEF is made of them.
+    The rows are those of the Jacobian of the logits over the explained parameters, from which PEFs are computed.
 
     Args:
-        model: of `from_torch`, `from_huggingface`, or written by hand.
+        model: a model from `from_torch` or `from_huggingface`, or written by hand.
         reference: the PyTorch module in evaluation mode, with the same weights.
-        examples: a few examples, as the model takes them.
+        examples: a few examples of the model.
         forward: ``(module, batch) -> logits`` for the reference, as for `from_torch`.
-        translate: from the reference's parameters to the model's, where their names or layouts differ. It must be
-            linear: gradients are passed through it.
+        translate: function from the reference's parameters to the model's, if their names or layouts differ. It must be
+            linear, because gradients are passed through it.
         exact: the reference in float64, ``copy.deepcopy(module).double()``. Errors are then measured from it, and those
-            of the reference itself beside them: what float32 can give.
-        max_rows: for more classes than these, the rows of the likeliest so many.
-        tolerance: of `Verification.passed`. Float32 alone accounts for 1e-6 to 1e-5 in a few layers.
+            of the reference are reported beside them as the accuracy of float32.
+        max_rows: maximum number of rows per example, those of the likeliest classes.
+        tolerance: tolerance of `Verification.passed`. In float32, a few layers give errors of 1e-6 to 1e-5.
 
     Returns:
         The errors, which print as a table.
@@ -145,7 +145,7 @@ def verify(
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
-    """Logits (C,) of one example and, for some classes, their gradient by explained parameter, in float64."""
+    """Logits (C,) of one example and, for some classes, their gradients per explained parameter, in float64."""
 
     logits: np.ndarray
     classes: np.ndarray
@@ -153,7 +153,7 @@ class _Side:
 
 
 def _errors(side: _Side, truth: _Side) -> tuple[float, list[float], np.ndarray]:
-    """The error of the logits, of each row, and of each parameter's part of each row (c, parameters)."""
+    """Return the error of the logits, of each row, and of each parameter's part of each row (c, parameters)."""
     differences = [
         [_norm(ours - theirs) for ours, theirs in zip(a, b, strict=True)]
         for a, b in zip(side.rows, truth.rows, strict=True)
@@ -173,14 +173,14 @@ def _theirs(
     max_rows: int,
     classes: np.ndarray | None = None,
 ) -> _Side:
-    """PyTorch's side: one backward pass for each class, of those given or of the likeliest."""
+    """Compute PyTorch's logits and gradients, one backward pass per class, for the given or the likeliest classes."""
     import torch
 
     weights = dict(module.named_parameters(remove_duplicate=False))
     frozen = [weight for weight in weights.values() if not weight.requires_grad]
     try:
         for weight in frozen:
-            weight.requires_grad_(True)  # a row may be asked of a frozen one
+            weight.requires_grad_(True)  # explained parameters may be frozen in PyTorch
         with torch.enable_grad():
             logits = _their_logits(module, example, forward)
             if classes is None:
@@ -195,7 +195,7 @@ def _theirs(
 def _ours(
     model: Model, params: PyTree, example: Example, classes: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Logits (C,), and for each explained parameter the rows (c, *shape) of the Jacobian."""
+    """Compute the model's logits (C,), and the rows (c, *shape) of the Jacobian per explained parameter."""
     logits, pull = jax.vjp(
         lambda selected: model.selected_logits(selected, params, example), model.space.select(params)
     )
@@ -222,7 +222,7 @@ def _their_logits(reference: Any, example: Example, forward: Forward | None) -> 
 
 
 def _their_row(model: Model, weights: Mapping[str, Any], logit: Any, translate: Translate | None) -> list[np.ndarray]:
-    """The gradient of one logit, a float64 array for each explained parameter of the model."""
+    """Compute the gradient of one logit as a float64 array per explained parameter of the model."""
     import torch
 
     names = [p.name for p in model.space.layout.parameters] if translate is None else list(weights)
@@ -252,7 +252,7 @@ def _peak(array: np.ndarray) -> float:
 
 
 def _relative(difference: float, size: float) -> float:
-    """An error relative to ``size``; a difference from something that is zero is no small one."""
+    """Return ``difference / size``; infinite for a non-zero difference from zero."""
     if size > 0:
         return float(difference / size)
     return 0.0 if difference == 0 else float("inf")

@@ -1,4 +1,4 @@
-"""A checkpoint as `from_huggingface` reads it, against transformers in PyTorch."""
+"""Verification of a checkpoint read by `from_huggingface` against transformers in PyTorch."""
 
 import copy
 import pathlib
@@ -28,19 +28,19 @@ def verify_checkpoint(
     tolerance: float = 1e-5,
     in_float64: bool = False,
 ) -> Verification:
-    """Compare a checkpoint's model with PyTorch, whichever way `from_huggingface` runs it.
+    """Compare the model that `from_huggingface` makes of a checkpoint with PyTorch.
 
     Args:
         directory: a checkpoint, or a PEFT adapter.
-        examples: as the model takes them; random ones by default.
-        n_examples: how many random ones.
-        seed: of these.
-        tolerance: of `Verification.passed`.
-        in_float64: measure from PyTorch in float64; takes memory for two more copies of the model.
+        examples: examples of the model; by default random ones.
+        n_examples: number of random examples.
+        seed: seed of random examples.
+        tolerance: tolerance of `Verification.passed`.
+        in_float64: whether to measure errors from PyTorch in float64, with memory for two more copies of the model.
 
     Raises:
         ImportError: PyTorch is missing.
-        ValueError: the checkpoint cannot be read, or examples of its kind cannot be made up.
+        ValueError: the checkpoint cannot be read, or random examples cannot be made for it.
     """
     directory = locate(directory)
     config, name = _class(directory)
@@ -60,16 +60,16 @@ def verify_checkpoint(
 
 
 def _log_probabilities(forward: Forward, module: Any, batch: Any) -> Any:
-    """What GPT-2's own converter returns in place of logits; the distribution is the same."""
+    """Compute log-probabilities, which the native GPT-2 returns instead of logits."""
     return forward(module, batch).log_softmax(-1)
 
 
 def converter_layout(directory: str | pathlib.Path, reference: Any) -> Translate:
-    """How the converter of a checkpoint's architecture lays out PyTorch's parameters, for `verify`.
+    """Return the function from PyTorch's parameters to those of a native model, as ``translate`` of `verify`.
 
     Args:
-        directory: the checkpoint, of an architecture with a converter of its own.
-        reference: its PyTorch module, for what is no parameter.
+        directory: a checkpoint of an architecture with a native converter.
+        reference: the PyTorch module of the checkpoint, which supplies buffers.
     """
     import torch
     from transformers.core_model_loading import revert_weight_conversion
@@ -81,7 +81,7 @@ def converter_layout(directory: str | pathlib.Path, reference: Any) -> Translate
 
     def translate(arrays: Mapping[str, np.ndarray]) -> PyTree:
         given = {name: torch.from_numpy(np.array(array)) for name, array in {**state, **arrays}.items()}
-        stored = revert_weight_conversion(reference, given)  # classes of transformers 5 name some weights anew
+        stored = revert_weight_conversion(reference, given)  # transformers 5 renamed some weights
         tensors = without_prefix({name: to_numpy(t) for name, t in stored.items()}, architecture.base_prefix)
         return map_weights(tensors, architecture.rules, expected, ignored=architecture.ignored)["params"]
 
@@ -89,22 +89,22 @@ def converter_layout(directory: str | pathlib.Path, reference: Any) -> Translate
 
 
 def random_examples(config: Any, class_name: str, n: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
-    """Examples of random tokens, right-padded to different lengths, or of random images.
+    """Make examples of random tokens, right-padded to different lengths, or of random images.
 
     Raises:
-        ValueError: the configuration says neither a vocabulary nor an image's size.
+        ValueError: the configuration has neither a vocabulary size nor an image size.
     """
     rng = np.random.default_rng(seed)
     part = getattr(config, "vision_config", config)
     if class_name.endswith("ForImageClassification"):
         size = getattr(part, "image_size", 224)
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        coarse = rng.normal(size=(n, 4, 4, getattr(part, "num_channels", 3)))  # few large patches still differ pooled
+        coarse = rng.normal(size=(n, 4, 4, getattr(part, "num_channels", 3)))  # large patches still differ pooled
         rows, columns = (np.arange(extent) * 4 // extent for extent in (height, width))
         return {"pixel_values": coarse[:, rows][:, :, columns].astype(np.float32)}
     words = getattr(config.get_text_config(), "vocab_size", None)
     if words is None:
-        raise ValueError(f"no examples can be made up for a {class_name}; pass some")
+        raise ValueError(f"no random examples can be made for a {class_name}; pass examples=")
     length = min(16, getattr(config, "max_position_embeddings", 16) - 2)
     mask = (np.arange(length) < rng.integers(length // 2, length + 1, n)[:, None]).astype(np.int32)
     padding = getattr(config, "pad_token_id", None) or 0
@@ -116,7 +116,7 @@ def random_examples(config: Any, class_name: str, n: int = 3, seed: int = 0) -> 
 
 
 def _class(directory: pathlib.Path) -> tuple[Any, str]:
-    """The configuration of a checkpoint, and the class of transformers it is run as in PyTorch."""
+    """Return the configuration of a checkpoint, and the transformers class that runs it in PyTorch."""
     if _huggingface_torch.is_adapter(directory):
         config = _huggingface_torch.adapter_config(directory)
         return config, _huggingface_torch.adapter_class(directory, config)

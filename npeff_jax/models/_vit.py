@@ -1,4 +1,4 @@
-"""ViT for image classification. Its patch embedding is a reshape and a dense layer rather than a convolution."""
+"""ViT for image classification. The patch embedding is a reshape and a dense layer instead of a convolution."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from npeff_jax.models._weight_maps import Architecture, Rule, conv_kernel, layer
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network, each on a normalised input, added to it."""
+    """Pre-norm block: attention and a feed-forward network on normalised inputs, with residuals."""
 
     heads: int
     inner_width: int
@@ -31,10 +31,10 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images (..., height, width, channels) to logits.
+    """ViT classifier, from images (..., height, width, channels) to logits.
 
     Attributes:
-        image_size: height and width that the positions were learned for.
+        image_size: height and width of the images that the position embeddings are for.
         patch_size: height and width of a patch.
     """
 
@@ -72,7 +72,7 @@ class ViT(nn.Module):
         return nn.Dense(self.n_labels, name="classifier")(pooled)
 
     def _patches(self, images: jax.Array) -> jax.Array:
-        """(..., height, width, channels) to (..., patches, values of a patch), row by row."""
+        """Split images (..., height, width, channels) into patches (..., patches, values per patch), row by row."""
         *batch, height, width, channels = images.shape
         high, wide = self.patch_size
         grid = images.reshape(*batch, height // high, high, width // wide, wide, channels)
@@ -80,7 +80,7 @@ class ViT(nn.Module):
 
 
 def _patch_kernel(tensor: np.ndarray) -> np.ndarray:
-    """The kernel of a convolution over patches as a dense layer's."""
+    """Convert the kernel of the patch convolution to that of a dense layer."""
     return conv_kernel(tensor).reshape(-1, tensor.shape[0])
 
 
@@ -100,7 +100,7 @@ _RULES = (
 
 
 def vit(config: Any) -> Architecture:
-    """ViTForImageClassification."""
+    """Return the architecture of ViTForImageClassification."""
     image_size, patch_size = _pair(config.image_size), _pair(config.patch_size)
     if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
         raise ValueError(f"patch_size={patch_size} does not divide image_size={image_size}")

@@ -1,4 +1,4 @@
-"""From a checkpoint's names to a parameter pytree: regular expressions, one map per architecture."""
+"""Maps from a checkpoint's names to a parameter pytree, by regular expressions, one map per architecture."""
 
 import dataclasses
 import re
@@ -16,28 +16,28 @@ NOTHING = r"(?!)"
 
 
 def keep(tensor: np.ndarray) -> np.ndarray:
-    """As it is stored."""
+    """Return a weight as it is stored."""
     return tensor
 
 
 def transpose(tensor: np.ndarray) -> np.ndarray:
-    """A linear layer: PyTorch stores (out, in), Flax (in, out)."""
+    """Convert the weight of a linear layer from PyTorch's (out, in) to Flax's (in, out)."""
     return tensor.T
 
 
 def conv_kernel(tensor: np.ndarray) -> np.ndarray:
-    """A convolution: PyTorch stores (out, in, height, width), Flax (height, width, in, out)."""
+    """Convert a convolution kernel from PyTorch's (out, in, height, width) to Flax's (height, width, in, out)."""
     return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Where a weight goes.
+    """A map from a name in a checkpoint to a variable.
 
     Attributes:
-        pattern: a regular expression that matches a checkpoint's whole name.
-        path: the path in the variables, by slashes, with the pattern's groups as in `re.Match.expand`.
-        convert: how its array is laid out anew.
+        pattern: a regular expression that matches the whole name in the checkpoint.
+        path: path of the variable, separated by slashes, with groups of the pattern as in `re.Match.expand`.
+        convert: function that converts the layout of the array.
     """
 
     pattern: str
@@ -47,16 +47,16 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A Hugging Face class of models, for one configuration.
+    """A Hugging Face model class for one configuration.
 
     Attributes:
-        module: the Linen module. It takes an example, or examples with leading batch axes, and returns logits; values
-            on the way are sown into ``"intermediates"`` at its top.
-        rules: the map from a checkpoint's names to the module's variables.
-        example: an example of any values, for shapes.
-        ignored: patterns of names that a checkpoint may hold and the module does not need.
-        head: a pattern of the variables' paths that belong to the classification head.
-        base_prefix: what names begin with in a checkpoint with a head; those saved without one lack it.
+        module: the Linen module. It maps an example, or examples with leading batch axes, to logits; intermediate
+            values are sown into ``"intermediates"`` at the top level.
+        rules: rules from a checkpoint's names to the module's variables.
+        example: an example with arbitrary values, for shapes.
+        ignored: patterns of names that a checkpoint may contain and the module does not need.
+        head: pattern of the paths of variables that belong to the classification head.
+        base_prefix: prefix of the base model's names in a checkpoint with a head; absent in one without a head.
         is_language_model: whether its classes are tokens rather than the configuration's labels.
     """
 
@@ -70,13 +70,13 @@ class Architecture:
 
 
 def linear(pattern: str, path: str) -> tuple[Rule, Rule]:
-    """Rules for the weight and bias of a linear layer."""
+    """Return the rules for the weight and bias of a linear layer."""
     kernel = Rule(rf"{pattern}\.weight", f"params/{path}/kernel", transpose)
     return kernel, Rule(rf"{pattern}\.bias", f"params/{path}/bias")
 
 
 def layer_norm(pattern: str, path: str) -> tuple[Rule, Rule]:
-    """Rules for a LayerNorm, which checkpoints from TensorFlow days call gamma and beta."""
+    """Return the rules for a LayerNorm, whose weights are named gamma and beta in checkpoints from TensorFlow."""
     scale = Rule(rf"{pattern}\.(?:weight|gamma)", f"params/{path}/scale")
     return scale, Rule(rf"{pattern}\.(?:bias|beta)", f"params/{path}/bias")
 
@@ -84,20 +84,20 @@ def layer_norm(pattern: str, path: str) -> tuple[Rule, Rule]:
 def map_weights(
     tensors: Tensors, rules: Sequence[Rule], expected: PyTree, *, ignored: Sequence[str] = (), absent: str = NOTHING
 ) -> dict[str, Any]:
-    """The variables of a Flax module from a checkpoint.
+    """Map the weights of a checkpoint to the variables of a Flax module.
 
     Args:
-        tensors: the checkpoint's weights, by name.
-        rules: the architecture's map; the first rule that matches a name counts.
+        tensors: weights of the checkpoint, by name.
+        rules: rules of the architecture; the first that matches a name applies.
         expected: shapes of the module's variables, from ``jax.eval_shape`` of its ``init``.
-        ignored: patterns of names that a checkpoint may hold and the model does not need.
-        absent: a pattern of paths that need not be in the checkpoint (a new head); they are left out of the result.
+        ignored: patterns of names that a checkpoint may contain and the model does not need.
+        absent: pattern of paths that may be missing from the checkpoint (a new head); they are left out of the result.
 
     Returns:
-        A nest of dictionaries like ``expected``, of NumPy arrays in the checkpoint's types.
+        Nested dictionaries like ``expected``, of NumPy arrays with the checkpoint's dtypes.
 
     Raises:
-        ValueError: weights are missing, unknown or of another shape; each is named.
+        ValueError: weights are missing, unknown or of the wrong shape; the message names them.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten_paths(expected).items()}
     found: dict[str, np.ndarray] = {}
@@ -126,7 +126,7 @@ def map_weights(
 
 
 def without_prefix(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
-    """The weights under their names without ``prefix``, which a checkpoint may or may not have.
+    """Remove ``prefix`` from the names of weights that have it.
 
     Raises:
         ValueError: two weights of different values would have the same name.
@@ -156,7 +156,7 @@ def _target(name: str, rules: Sequence[Rule]) -> tuple[str | None, Callable[[np.
 
 
 def flatten_paths(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dictionaries by path, by slashes."""
+    """Return the leaves of nested dictionaries by path, separated by slashes."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten_paths(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -164,7 +164,7 @@ def flatten_paths(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest_paths(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """What `flatten_paths` was given."""
+    """Return nested dictionaries from leaves by path; the inverse of `flatten_paths`."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, last = path.split("/")

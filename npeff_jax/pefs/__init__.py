@@ -1,4 +1,4 @@
-"""Model and examples to PEFs: per-example Fisher information matrices, sparsified, in memory or on disk."""
+"""Per-example Fisher information matrices (PEFs) of a model: computation, sparsification, storage."""
 
 from npeff_jax.pefs._batch import BatchRows as BatchRows
 from npeff_jax.pefs._device_rows import DeviceRows as DeviceRows

@@ -1,4 +1,4 @@
-"""A researcher's own arrays as entries of PEFs: checked, sorted, and their norms."""
+"""Conversion of a user's arrays to entries of PEFs, with checks, sorting and norms."""
 
 from typing import Any, NamedTuple
 
@@ -11,11 +11,11 @@ from npeff_jax.models import Model
 from npeff_jax.pefs.representations import FisherKind
 
 ARRAYS = "subset:arrays:"
-"""Begins the digest of PEFs from arrays: of the arrays themselves, which no examples can be compared with."""
+"""Prefix of the digest of PEFs from arrays. It is of the arrays, so cannot be compared with examples."""
 
 
 class Entries(NamedTuple):
-    """Non-zeros of n examples, sorted by row, then parameter, with zeros behind."""
+    """Non-zeros of n examples, sorted by row, then by parameter, and padded with zeros."""
 
     values: Float[np.ndarray, "n K"]
     indices: Int[np.ndarray, "n K"]
@@ -24,7 +24,7 @@ class Entries(NamedTuple):
 
 
 def layout_of(parameters: Any) -> tuple[ParameterLayout | None, Model | None]:
-    """What positions mean, and the model, if it is known."""
+    """Return the layout of the parameters, and the model, if known."""
     if parameters is None or isinstance(parameters, ParameterLayout):
         return parameters, None
     if isinstance(parameters, Model):
@@ -33,7 +33,7 @@ def layout_of(parameters: Any) -> tuple[ParameterLayout | None, Model | None]:
 
 
 def dense_entries(values: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Dense rows as entries."""
+    """Convert dense rows to values, indices, rows and the number of parameters."""
     dense = np.asarray(values)
     dense = dense[:, None] if dense.ndim == 2 else dense
     if dense.ndim != 3 or 0 in dense.shape:
@@ -49,7 +49,7 @@ def dense_entries(values: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]
 
 
 def checked_entries(values: Any, indices: Any, rows: Any, m: int, kind: FisherKind) -> Entries:
-    """Entries that are what they should be, sorted."""
+    """Check entries given by a user, and return them sorted."""
     values, indices = np.asarray(values), np.asarray(indices)
     rows = np.zeros(indices.shape, np.int32) if rows is None else np.asarray(rows)
     if values.ndim != 2 or values.shape != indices.shape or values.shape != rows.shape or 0 in values.shape:
@@ -69,7 +69,7 @@ def checked_entries(values: Any, indices: Any, rows: Any, m: int, kind: FisherKi
     if kind is FisherKind.DIAGONAL and (values.min() < 0 or rows.max() > 0):
         raise ValueError("a diagonal is one row per example, not negative; pass squares, or kind=FisherKind.LOW_RANK")
     used = values != 0
-    rows = np.where(used, rows.astype(np.int64), 2**31)  # behind all others; a narrow type has no room for it
+    rows = np.where(used, rows.astype(np.int64), 2**31)  # sorts last; narrow dtypes cannot hold it
     indices = np.where(used, indices, 0).astype(np.int64)
     order = np.lexsort((indices, rows), axis=1)
     values, indices, rows, used = (np.take_along_axis(a, order, axis=1) for a in (values, indices, rows, used))
@@ -83,7 +83,7 @@ def checked_entries(values: Any, indices: Any, rows: Any, m: int, kind: FisherKi
 
 
 def norms_of(found: Entries, kind: FisherKind) -> Float[np.ndarray, "n"]:
-    """Frobenius norms of the Fishers, L2 norms of diagonals."""
+    """Compute the Frobenius norm of each Fisher, or the L2 norm of each diagonal."""
     if kind is FisherKind.DIAGONAL:
         return np.linalg.norm(found.values, axis=1)
     norms = np.zeros(len(found.values))

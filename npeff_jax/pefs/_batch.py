@@ -1,8 +1,8 @@
-"""A batch of examples on the devices: the per-example Fisher mapped, sharded, compiled once, and brought to the host.
+"""Computation of the rows of a batch of examples on the devices, compiled once.
 
-The form of the mapping is the one that gives right gradients for every architecture: `shard_map` over the examples'
-axis, with the check of varying axes off (with it, gradients of replicated parameters are summed over devices), and
-not automatic partitioning (which corrupts kernel gradients of convolutions).
+The per-example computation is mapped by `shard_map` over the axis of examples, with the check of varying axes disabled
+(with it, gradients of replicated parameters are summed over devices). Automatic partitioning is not used, because it
+corrupts the kernel gradients of convolutions.
 """
 
 import functools
@@ -30,19 +30,19 @@ _LOG = logging.getLogger("npeff_jax")
 
 CPU_OPTIONS: dict[str, Any] = {}
 GPU_OPTIONS: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": "0"}
-"""Of the compiler. On a GPU, products of several cotangents with one activation would be merged, and each gradient
-copied out of the result: twice the memory of the rows."""
+"""Options of the compiler. On a GPU, XLA would merge the products of several cotangents with one activation, and copy
+each gradient out of the result: twice the memory of the rows."""
 
 
 class BatchRows:
-    """``example_rows`` of a batch at a time, padded to one size so that it is compiled once.
+    """Compute `example_rows` of batches, padded to one size so that the program is compiled once.
 
-    Where classes are dropped, once for each power of two of rows that the batches need.
+    If classes are dropped, it is compiled once per power of two of the number of rows that a batch needs.
 
     Attributes:
-        batch_size: examples of a batch, over all devices.
-        at_once: examples whose rows a device holds at a time. Where it is less than a device's share of a batch, and
-            the rows do not leave the devices, the program goes through the share bit by bit.
+        batch_size: examples per batch, over all devices.
+        at_once: examples whose rows a device holds at a time. If it is less than a device's share of a batch and rows
+            stay on the devices, the program loops over the share.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class BatchRows:
         keep: Selection | None = None,
         at_once: int | None = None,
     ):
-        """For batches of ``batch_size`` rounded up to the devices along the examples' axis of ``mesh``.
+        """Prepare batches of ``batch_size`` examples, rounded up to a multiple of the devices.
 
-        With ``keep``, the entries that it selects take the place of an example's rows: selecting is part of the
-        compiled program. The model keeps its programs, so that a second set of examples compiles nothing.
+        With ``keep``, the rows of each example are replaced by the entries that it selects, inside the compiled
+        program. The model caches its programs: a second set of examples compiles nothing.
         """
         self.mesh, self.precision = mesh, precision
         self.batch_size = round_up(batch_size, mesh.shape[EXAMPLES])
@@ -73,18 +73,18 @@ class BatchRows:
         self._made = functools.partial(model.program, _batch_rows, *chosen, compiler_options=options)
         self._count = model.program(_rows_needed, model, representation, mesh)
         self._n_classes, self._needed = model.n_classes, functools.partial(representation.rows_needed, model.output)
-        self._counts: bool | None = None  # whether examples need different numbers of rows: known once one is seen
+        self._counts: bool | None = None  # whether examples need different numbers of rows; known after the first
 
     def __call__(self, examples: Examples, start: int, labels: np.ndarray | None = None) -> Any:
-        """Return the rows of ``examples``, the first of which is number ``start``, on the devices, padded.
+        """Return the padded rows of ``examples`` on the devices; ``start`` is the position of the first example.
 
-        ``labels`` are those of the examples; they are -1 for the representation without them. What fits in the memory
-        of an accelerator is known once the program is compiled: there ``at_once`` is lowered until it does.
+        ``labels`` are the labels of the examples; without them the representation gets -1. On an accelerator,
+        ``at_once`` is lowered until the compiled program fits in memory.
 
         Raises:
-            ValueError: not even one example fits.
+            ValueError: not even a single example fits.
         """
-        # Where jit is switched off to look into logits_fn, a sharded program still has to be one.
+        # A sharded program must be compiled even if a user disables jit to debug logits_fn.
         with jax.default_matmul_precision(self.precision), jax.disable_jit(False):
             while True:
                 arguments = self._arguments(examples, start, labels)
@@ -98,17 +98,17 @@ class BatchRows:
                     self._halve(error)
 
     def begin(self, examples: Examples, start: int, labels: np.ndarray | None = None) -> Iterator[Any]:
-        """Begin a batch; return its examples on the host, one by one.
+        """Start a batch, and return an iterator over its examples on the host.
 
-        Where rows do not leave the devices, they start at once, and the caller has time for something else. Where they
-        do, they are computed when they are asked for: only then is there room for them.
+        If rows stay on the devices, the computation starts immediately and runs asynchronously. Otherwise it starts
+        when the iterator is used, because rows of the previous batch must be freed first.
         """
         if not self._reduces:
             return self._piecewise(examples, start, labels)
         return self._fetched(self(examples, start, labels), examples, start, labels)
 
     def _fetched(self, batch: Any, examples: Examples, start: int, labels: np.ndarray | None) -> Iterator[Any]:
-        """The examples of a batch that was begun, computed again in smaller portions if memory was short meanwhile."""
+        """Yield the examples of a started batch; if memory ran out, compute it again in smaller portions."""
         while True:
             try:
                 jax.block_until_ready(batch)
@@ -119,7 +119,7 @@ class BatchRows:
         yield from on_host(batch, count_examples(examples))
 
     def _piecewise(self, examples: Examples, start: int, labels: np.ndarray | None) -> Iterator[Any]:
-        """The rows of a batch, as many examples at a time as fit."""
+        """Yield the examples of a batch, computed as many at a time as fit."""
         n, first = count_examples(examples), 0
         while first < n:
             last = min(first + self.piece, n)
@@ -134,7 +134,7 @@ class BatchRows:
             first = last
 
     def compiled(self, examples: Examples, labels: np.ndarray | None = None) -> Any:
-        """Return the program for ``examples`` as `jax.stages.Compiled`: what it does and the memory it takes."""
+        """Return the compiled program for ``examples`` as a `jax.stages.Compiled`, which reports its memory."""
         with jax.default_matmul_precision(self.precision), jax.disable_jit(False):
             arguments = self._arguments(examples, 0, labels)
             return self._program(self._room(examples, arguments)).lower(*arguments).compile()
@@ -144,14 +144,14 @@ class BatchRows:
 
     @property
     def piece(self) -> int:
-        """How many examples one call takes: a batch, or, where rows leave the devices, as many as fit."""
+        """Number of examples per call: a batch, or as many as fit if rows are returned."""
         return self.batch_size if self._reduces else self.at_once * self.mesh.shape[EXAMPLES]
 
     def _halve(self, error: Exception) -> None:
-        """Halve what is computed at once after running out of memory; raise ``error`` if it is something else.
+        """Halve ``at_once`` if ``error`` means that memory ran out; otherwise raise ``error``.
 
         Raises:
-            ValueError: one example at a time was too many.
+            ValueError: ``at_once`` is already one.
         """
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise error
@@ -166,11 +166,11 @@ class BatchRows:
         self.at_once //= 2
 
     def _placed(self, params: Any, seed: np.uint32) -> tuple[Any, Any]:
-        """What does not change from batch to batch, on the devices."""
+        """Place parameters and seed, which are the same for all batches, on the devices."""
         return _place(params, self.mesh), jax.device_put(seed, NamedSharding(self.mesh, PartitionSpec()))
 
     def _fits(self, room: int | None, arguments: tuple[Any, ...]) -> bool:
-        """Whether the compiled program fits in what is free on accelerators; lowers ``at_once`` if not."""
+        """Return whether the compiled program fits in the free memory of accelerators; if not, lower ``at_once``."""
         free = free_on_accelerators(self.mesh)
         if free is None or (room, self.at_once) in self._checked:
             return True
@@ -185,11 +185,11 @@ class BatchRows:
         return True
 
     def _size(self, room: int | None, arguments: tuple[Any, ...]) -> float:
-        """The bytes per device that the program takes beside its arguments."""
+        """Return the bytes per device that the program takes beside its arguments."""
         return program_bytes(self._program(room).lower(*arguments).compile())
 
     def _arguments(self, examples: Examples, start: int, labels: np.ndarray | None) -> tuple[Any, ...]:
-        """What the program is called with: everything on the devices, the examples padded to whole shares."""
+        """Return the arguments of the program on the devices, with examples padded to a multiple of the devices."""
         split = sharded(self.mesh, EXAMPLES)
         size = self.mesh.shape[EXAMPLES] * round_up(self.piece // self.mesh.shape[EXAMPLES], self.at_once)
         batch = jax.tree.map(lambda leaf: jax.device_put(pad_rows(leaf, size), split), examples)
@@ -199,7 +199,7 @@ class BatchRows:
         return self._params, self._seed, batch, index, jax.device_put(pad_rows(given, size), split)
 
     def _room(self, examples: Examples, arguments: tuple[Any, ...]) -> int | None:
-        """For how many rows there has to be room, None for all."""
+        """Return the number of rows per example that this batch needs room for; None for all."""
         if self._counts is None:
             logits = jax.ShapeDtypeStruct((self._n_classes(jax.tree.map(lambda leaf: leaf[0], examples)),), jnp.float32)
             self._counts = jax.eval_shape(self._needed, logits) is not None
@@ -222,7 +222,7 @@ def _batch_rows(
     room: int | None,
     at_once: int | None,
 ) -> Any:
-    """Up to ``room`` rows of each example, or the entries that ``keep`` selects, of ``at_once`` examples at a time."""
+    """Compute up to ``room`` rows per example, or the entries that ``keep`` selects from them."""
 
     def of_one(params: Any, seed: Any, example: Any, index: Any, label: Any) -> Any:
         most = representation.n_rows(model.output, model.n_classes(example))
@@ -243,7 +243,7 @@ def _rows_needed(
     representation: Representation,
     mesh: Mesh,
 ) -> jax.Array:
-    """How many rows each example of a batch needs."""
+    """Compute the number of rows that each example of a batch needs."""
 
     def of_one(params: Any, seed: Any, example: Any, index: Any, label: Any) -> jax.Array | None:
         logits = model.logits_fn(params, example).astype(jnp.float32)
@@ -253,9 +253,9 @@ def _rows_needed(
 
 
 def _mapped(of_one: Callable[..., Any], mesh: Mesh, at_once: int | None = None) -> Callable[..., Any]:
-    """``of_one`` for parameters, seed, a batch of examples, their numbers and their labels.
+    """Map ``of_one`` to a function of parameters, seed, a batch of examples, their positions and their labels.
 
-    On each device ``at_once`` of its examples after the other, all by default.
+    Each device processes ``at_once`` of its examples at a time, by default all.
     """
 
     def each(params: Any, seed: Any, *examples: Any) -> Any:
@@ -263,7 +263,7 @@ def _mapped(of_one: Callable[..., Any], mesh: Mesh, at_once: int | None = None) 
             return jax.vmap(of_one, (None, None, 0, 0, 0))(params, seed, *examples)
         return jax.lax.map(lambda one: of_one(params, seed, *one), examples, batch_size=at_once)
 
-    if mesh.size == 1:  # nothing to split, and a cache of JAX would keep what it maps
+    if mesh.size == 1:  # shard_map is not needed, and JAX would cache the function
         return each
     split = PartitionSpec(EXAMPLES)
     return jax.shard_map(
@@ -277,7 +277,7 @@ def _mapped(of_one: Callable[..., Any], mesh: Mesh, at_once: int | None = None) 
 
 
 def on_host(batch: ExampleRows | ExampleEntries, size: int) -> Iterator[HostRows | ExampleEntries]:
-    """The first ``size`` examples of a batch as NumPy, without a copy where the devices share the host's memory."""
+    """Yield the first ``size`` examples of a batch as NumPy, without a copy if devices share the host's memory."""
     if isinstance(batch, ExampleEntries):
         fields = jax.device_get(batch)
         yield from (jax.tree.map(lambda field, i=i: field[i], fields) for i in range(size))
@@ -290,9 +290,9 @@ def on_host(batch: ExampleRows | ExampleEntries, size: int) -> Iterator[HostRows
 
 
 def _parts(array: jax.Array) -> list[np.ndarray]:
-    """An array split by device along its first axis, in order."""
+    """Return the parts of an array on each device, split along the first axis, in order."""
     shape = array.sharding.shard_shape(array.shape)
-    if shape[1:] != array.shape[1:]:  # also split over another axis of the mesh: put it together
+    if shape[1:] != array.shape[1:]:  # also sharded over another mesh axis: gather it
         return [np.asarray(array)]
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return [np.asarray(shards[start]) for start in sorted(shards)]
@@ -305,7 +305,7 @@ def _pick(parts: list[np.ndarray], i: int) -> np.ndarray:
 
 
 def _place(params: Any, mesh: Mesh) -> Any:
-    """Parameters on every device of the mesh, except those that the caller has sharded over it."""
+    """Replicate parameters over the mesh, except those that the caller has sharded over it."""
 
     def place(leaf: Any) -> Any:
         own = getattr(leaf, "sharding", None)

@@ -1,7 +1,7 @@
-"""Positions of set bits, and ranks of magnitudes, inside a compiled program: no sort, no scatter.
+"""Positions of set bits and ranks of magnitudes in a compiled program, without a sort or a scatter.
 
-A streaming read of an example's rows leaves one bit per entry. Population counts and prefix sums of these words, 1/32
-of the rows in size, give the positions of the set ones.
+One pass over an example's rows gives one bit per entry. The positions of the set bits follow from population counts and
+prefix sums of the words, which have 1/32 of the size of the rows.
 """
 
 from collections.abc import Sequence
@@ -15,26 +15,26 @@ WORD = 32
 """Bits per word."""
 
 GROUP = 8
-"""Words counted together: prefix sums are over groups, of which there are 256 times fewer than entries."""
+"""Words per group. Prefix sums are over groups, which are 256 times fewer than entries."""
 
 MANY = 1 << 14
-"""Searches from which one kernel of many steps is worth the longer compilation."""
+"""Number of searches from which a single kernel of many steps is worth its longer compilation."""
 
 INFINITY = 0x7F800000
-"""The magnitude of infinity; those of numbers that are none are above it."""
+"""Magnitude of infinity; NaNs have larger magnitudes."""
 
 _LANES = np.arange(WORD, dtype=np.uint32)
 
 
 def magnitude(x: Float[Array, "*n"]) -> Int[Array, "*n"]:
-    """Return integers that are ordered as the absolute values of float32 numbers are; 0 for zeros of either sign."""
+    """Return integers with the same order as the absolute values of float32 numbers; 0 for zeros of either sign."""
     return jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF
 
 
 def of_rank(magnitudes: Int[Array, "n"], rank: Int[Array, ""]) -> Int[Array, ""]:
-    """Return the magnitude of the given rank from above, from 1; 0 where there are fewer.
+    """Return the magnitude of the given rank (1 for the largest); 0 if there are fewer magnitudes.
 
-    Eight digits of four bits, the highest first, each from fifteen counts in one read.
+    It determines eight digits of four bits, the highest first, each from fifteen counts in one pass.
     """
     digits = jnp.arange(1, 16, dtype=jnp.uint32)
 
@@ -48,9 +48,9 @@ def of_rank(magnitudes: Int[Array, "n"], rank: Int[Array, ""]) -> Int[Array, ""]
 
 
 def pack(masks: Sequence[Bool[Array, "... n"]]) -> UInt32[Array, "lanes words"]:
-    """Pack masks of n bits into words, the last one padded with zeros; leading axes are lanes of their own.
+    """Pack masks of n bits into words, padding the last word with zeros; leading axes become separate lanes.
 
-    One reduction of all: separate ones would each read what the masks are made from.
+    A single reduction packs all masks, because separate ones would each read the data that the masks are computed from.
     """
     lanes = []
     for mask in masks:
@@ -62,7 +62,7 @@ def pack(masks: Sequence[Bool[Array, "... n"]]) -> UInt32[Array, "lanes words"]:
 
 
 def count(words: UInt32[Array, "words"]) -> UInt32[Array, ""]:
-    """Return how many bits are set."""
+    """Return the number of set bits."""
     return jnp.sum(jax.lax.population_count(words), dtype=jnp.uint32)
 
 
@@ -75,7 +75,7 @@ def first_set(words: UInt32[Array, "words"], number: UInt32[Array, ""]) -> UInt3
 
 
 def places(words: UInt32[Array, "words"], size: int) -> tuple[Int[Array, "size"], Int[Array, "size"]]:
-    """Return word and bit of each of the first ``size`` set bits, ascending; arbitrary ones where there are fewer."""
+    """Return word and bit of each of the first ``size`` set bits, ascending; arbitrary if there are fewer."""
     groups = jnp.pad(words, (0, -words.size % GROUP)).reshape(-1, GROUP)
     counts = jnp.sum(jax.lax.population_count(groups).astype(jnp.int32), axis=1)
     ends = jnp.cumsum(counts)
@@ -94,12 +94,12 @@ def places(words: UInt32[Array, "words"], size: int) -> tuple[Int[Array, "size"]
 
 
 def nth(ends: Int[Array, "n"], rank: Int[Array, "k"]) -> Int[Array, "k"]:
-    """Return where the element of each rank, from 0, lies, given running counts; the last place past the end."""
+    """Return the position of the element of each rank (from 0), given running counts; past the end, the last one."""
     method = "scan_unrolled" if rank.size > MANY else "scan"
     found = jnp.searchsorted(ends, rank, side="right", method=method)
     return found.astype(jnp.int32).clip(0, ends.size - 1)
 
 
 def _before(words: UInt32[Array, "words"]) -> Int[Array, "words 32"]:
-    """Count the set bits below each bit. No prefix sum, so that it fuses into what reads it."""
+    """Count the set bits below each bit, without a prefix sum, so that it fuses with its consumer."""
     return jax.lax.population_count(words[:, None] & ((jnp.uint32(1) << _LANES) - 1)).astype(jnp.int32)

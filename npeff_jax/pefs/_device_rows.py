@@ -1,7 +1,7 @@
-"""An example's rows inside a compiled program: rotated on the fly, read leaf by leaf, never joined or sorted.
+"""Rows of an example in a compiled program: rotated while they are read leaf by leaf, never concatenated or sorted.
 
-What `LeafRows` is on the host. Rotated entries are sums of products, each product rounded by itself and added in the
-order of the rows, on the host as here: the same rows and the same rotation give the same bits on every backend.
+The counterpart on the host is `LeafRows`. On both, rotated entries are sums of products that are rounded individually
+and added in the order of the rows, so that the same rows and rotation give bit-identical results on every backend.
 """
 
 import copy
@@ -17,18 +17,18 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from npeff_jax.pefs._bits import WORD, magnitude, pack
 
 SMALL = 1 << 16
-"""Leaves of fewer entries are joined with their neighbours: each part costs a few kernels per read."""
+"""Leaves with fewer entries are concatenated with their neighbours, because each part costs a few kernels per pass."""
 
 SEPARATE = 4
-"""Up to so many rows are handled one by one, which reads each once. More are handled as one matrix: reading them takes
-longer then, and the number of operations to compile does not grow with the square of their number."""
+"""Up to this number, rows are processed separately, which reads each row once. More rows are processed as one matrix,
+which is slower, but keeps the number of operations to compile from growing quadratically."""
 
 _NO_NUMBER = 0x7FD5AA55
-"""Bits of one of the many NaNs: an example with any of them is rejected."""
+"""Bits of a particular NaN. It never occurs in valid rows, because examples with NaN are rejected."""
 
 
 class Part(NamedTuple):
-    """Consecutive parameters: all rows there, flat."""
+    """All rows over a range of consecutive parameters, flattened."""
 
     first: int
     size: int
@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 
 class DeviceRows:
-    """One example's rows inside a compiled program, before a rotation that is applied where they are read."""
+    """Rows of one example in a compiled program, with a rotation that is applied when they are read."""
 
     def __init__(
         self,
@@ -44,18 +44,18 @@ class DeviceRows:
         rotation: Float[Array, "c c"] | None = None,
         wanted: Int[Array, ""] | int | None = None,
     ) -> None:
-        """Make rows from those of each leaf, flat and in the order of the parameters.
+        """Make rows from the flattened rows of each leaf, in the order of the parameters.
 
         Args:
-            leaves: ``leaves[l][i]`` is row i's part in leaf l.
-            rotation: orthogonal.
-            wanted: the first so many rows after the rotation are those to select from, all by default.
+            leaves: ``leaves[l][i]`` is the part of row i in leaf l.
+            rotation: orthogonal matrix.
+            wanted: number of rows, from the first after rotation, to select from; by default all.
 
         Attributes:
             n_rows: c.
             size: m.
             wanted: as given; may be traced.
-            shared: whether parameters are ranked, by the wanted rows' sum of squares, and not entries.
+            shared: whether parameters are ranked (by the sum of squares over wanted rows) instead of entries.
         """
         self.n_rows = len(leaves[0])
         self.size = sum(rows[0].size for rows in leaves)
@@ -63,25 +63,25 @@ class DeviceRows:
         self.wanted = jnp.asarray(self.n_rows if wanted is None else wanted, jnp.int32)
         self.parts = _joined(leaves)
         first = jax.lax.bitcast_convert_type(self.parts[0].rows[0][0].astype(jnp.float32), jnp.int32)
-        self._nothing = (first == _NO_NUMBER).astype(jnp.int32)  # a zero that no compiler knows to be one
+        self._nothing = (first == _NO_NUMBER).astype(jnp.int32)  # zero, but not known to the compiler
         words = np.array([-(-part.size // WORD) for part in self.parts])
         self.first_word, self.n_words = np.cumsum(words) - words, int(words.sum())
 
     @property
     def lanes(self) -> int:
-        """What is ranked at each parameter: its entry in every row, or one sum."""
+        """Number of ranked values per parameter: one per row, or one sum."""
         return 1 if self.shared else self.n_rows
 
     def by_parameter(self) -> "DeviceRows":
-        """Return the same rows, with parameters ranked in place of entries."""
+        """Return the same rows, with parameters ranked instead of entries."""
         found = copy.copy(self)
         found.shared = True
         return found
 
     def reaching(self, least: Int[Array, ""]) -> UInt32[Array, "words"]:
-        """Return one bit per entry, or parameter if shared: whether its magnitude is at least ``least``.
+        """Return one bit per entry (or per parameter if shared): whether its magnitude is at least ``least``.
 
-        One streaming read. Words go by row, then parameter; each part begins a word of its own.
+        It takes one pass. Words are ordered by row, then parameter; each part starts a new word.
         """
         packed = [
             pack([magnitude(score) >= least for score in self._scores(self._turned(part.rows))]) for part in self.parts
@@ -89,9 +89,9 @@ class DeviceRows:
         return jnp.concatenate(packed, axis=1).reshape(-1)
 
     def gram_below(self, least: Int[Array, ""]) -> Float[Array, "c c"]:
-        """Return inner products of the rotated rows with every entry left out that `reaching` would find.
+        """Return inner products of the rotated rows without the entries that `reaching` finds.
 
-        Rows that are not wanted are whole. One streaming read.
+        Rows that are not wanted are complete. It takes one pass.
         """
         grams = []
         for part in self.parts:
@@ -101,20 +101,21 @@ class DeviceRows:
         return functools.reduce(jnp.add, grams)
 
     def sample(self, number: int) -> Int[Array, "_"]:
-        """Return magnitudes of about ``number`` entries or more, evenly spread over the parameters with a jitter."""
+        """Return the magnitudes of at least about ``number`` entries, evenly spaced over the parameters with jitter."""
         fraction, found = min(1.0, number / self.lanes / self.size), []
         for part in self.parts:
             count = min(part.size, int(np.ceil(part.size * fraction)))
             stride = part.size // count
             at = jnp.arange(count, dtype=jnp.uint32)
-            jitter = (at * jnp.uint32(2654435761) >> 8) % jnp.uint32(stride)  # multiplicative hash: no beat with shapes
+            # a multiplicative hash, to avoid aliasing with shapes
+            jitter = (at * jnp.uint32(2654435761) >> 8) % jnp.uint32(stride)
             at = (at * jnp.uint32(stride) + jitter).astype(jnp.int32)
             for score in self._scores(self._turned([row[at] for row in part.rows])):
                 found.append(magnitude(score).reshape(-1))
         return jnp.concatenate(found)
 
     def at(self, part: Int[Array, "k"], inside: Int[Array, "k"]) -> Float[Array, "c k"]:
-        """Return all rotated rows at places ``inside`` parts. Each place reads every part, at its edge but for one."""
+        """Return all rotated rows at positions ``inside`` parts. Every part is read for each position, and masked."""
         rows = [jnp.zeros(part.shape, jnp.float32)] * self.n_rows
         for number, one in enumerate(self.parts):
             places = inside.clip(0, one.size - 1)
@@ -124,12 +125,12 @@ class DeviceRows:
         return jnp.concatenate([row.reshape(-1, row.shape[-1]) for row in turned])
 
     def scores(self, columns: Float[Array, "c k"]) -> Int[Array, "lanes k"]:
-        """Return the magnitudes that decide, of columns from `at`."""
+        """Return the ranked magnitudes of columns from `at`."""
         rows = list(columns) if self.n_rows <= SEPARATE else [columns]
         return jnp.concatenate([magnitude(x).reshape(-1, x.shape[-1]) for x in self._scores(rows)])
 
     def locate(self, word: Int[Array, "k"], bit: Int[Array, "k"]) -> tuple[Array, Array, Array, Array]:
-        """Return lane, part, place inside the part, and parameter of bits of `reaching`."""
+        """Return lane, part, position in the part, and parameter of bits of `reaching`."""
         lane, word = word // self.n_words, word % self.n_words
         part = jnp.zeros(word.shape, jnp.int32)
         for first in self.first_word[1:]:
@@ -139,7 +140,7 @@ class DeviceRows:
         return lane, part, inside, first + inside.astype(jnp.uint32)
 
     def _below(self, rows: list[Float[Array, "..."]], least: Int[Array, ""]) -> list[Bool[Array, "..."]]:
-        """Where entries of rotated rows are not among those that reach ``least``."""
+        """Return masks of the entries of rotated rows that do not reach ``least``."""
         scores = self._scores(rows)
         if self.shared:
             scores = scores * len(rows) if self.n_rows <= SEPARATE else [scores[0][None]]
@@ -148,7 +149,7 @@ class DeviceRows:
         ]
 
     def _scores(self, rows: list[Float[Array, "..."]]) -> list[Float[Array, "..."]]:
-        """What is ranked: the wanted rotated entries, or the sum of their squares."""
+        """Return the ranked values: entries of wanted rotated rows, or the sum of their squares."""
         rows = [jnp.where(wanted, row, 0.0) for wanted, row in zip(self._is_wanted(rows), rows, strict=True)]
         if not self.shared:
             return rows
@@ -161,7 +162,7 @@ class DeviceRows:
         return [jnp.arange(self.n_rows)[:, None] < self.wanted]
 
     def _turned(self, rows: Sequence[Float[Array, "k"]]) -> list[Float[Array, "..."]]:
-        """Rotated rows: one by one if few, else as one matrix."""
+        """Return rotated rows, separately if there are few, else as one matrix."""
         rows = [row.astype(jnp.float32) for row in rows]
         if self.n_rows > SEPARATE:
             if self.rotation is None:
@@ -179,8 +180,8 @@ class DeviceRows:
 def _sum_of(products: Sequence[Float[Array, "..."]], nothing: Int[Array, ""]) -> Float[Array, "..."]:
     """Add products in order, each rounded before it is added.
 
-    A compiler would contract a product and a sum into one operation that rounds once, in some places and not in others.
-    The exclusive or with an unknown zero is what it cannot look through; it costs no memory.
+    A compiler may contract a product and a sum into a fused multiply-add, which rounds once. The exclusive or with a
+    zero unknown to the compiler prevents this, without memory traffic.
     """
     if len(products) == 1:
         return products[0]
@@ -193,7 +194,7 @@ def _sum_of(products: Sequence[Float[Array, "..."]], nothing: Int[Array, ""]) ->
 
 
 def _joined(leaves: Sequence[Sequence[Float[Array, "_"]]]) -> list[Part]:
-    """Parts: each large leaf, and runs of small neighbours joined."""
+    """Return parts: large leaves, and concatenations of neighbouring small leaves."""
     runs: list[list[int]] = []
     for number, rows in enumerate(leaves):
         small = rows[0].size < SMALL
@@ -210,7 +211,7 @@ def _joined(leaves: Sequence[Sequence[Float[Array, "_"]]]) -> list[Part]:
 
 
 def _gram(rows: list[Float[Array, "..."]]) -> Float[Array, "c c"]:
-    """Inner products: of few rows sums of products, which read them once; of a matrix one product."""
+    """Compute inner products: by sums of products for a few rows, which reads them once; else by a matrix product."""
     if rows[0].ndim == 2:
         return jnp.matmul(rows[0], rows[0].T, precision="highest")
     pairs = {(i, j): jnp.sum(rows[i] * rows[j]) for i in range(len(rows)) for j in range(i + 1)}

@@ -1,10 +1,10 @@
-"""The K largest entries of an example's rows inside a compiled program: exact, where the gradient left them.
+"""Exact selection of the K largest entries of an example's rows in a compiled program, without moving the rows.
 
-The rule is that of the host (`_selection`): of equals those of lower row, then lower parameter; zeros never. A
-threshold read off a sample, one streaming read that leaves a bit per entry, the positions of the set bits, and the
-exact K among these survivors by their digits. Where the sample misled, other thresholds are tried, each one more read.
+The rule is that of the host (`_selection`): ties go to the lower row, then the lower parameter; zeros are never kept.
+The steps are: estimate a threshold from a sample; one pass that computes a bit per entry; the positions of the set
+bits; the exact K among these candidates. If the sample was misleading, other thresholds are tried with a pass each.
 
-Batches by `jax.vmap`: every loop ends when the last example of the batch is done.
+Batching is by `jax.vmap`: loops end when the last example of the batch is done.
 """
 
 from typing import Any, NamedTuple
@@ -17,35 +17,35 @@ from npeff_jax.pefs._bits import INFINITY, count, first_set, nth, of_rank, place
 from npeff_jax.pefs._device_rows import DeviceRows
 
 SAMPLE = 1 << 17
-"""Entries sampled for the threshold at least."""
+"""Minimum number of entries sampled for the threshold."""
 
 IN_SAMPLE = 128
-"""Of the K largest, expected in the sample: their number then varies by 9%."""
+"""Expected number of the K largest entries in the sample; its standard deviation is 9%."""
 
 MOST_SAMPLED = 1 << 22
-"""Entries sampled at most: a sample of more than 16 MB would cost as much as what it saves."""
+"""Maximum number of sampled entries: more than 16 MB would cost as much as they save."""
 
 PIECE = 256
-"""Entries whose products are added up before they are added to others."""
+"""Number of products that are summed before being added to the total."""
 
 LIMIT = 1 << 32
-"""Entries of an example that can be counted."""
+"""Number of entries of an example that can be counted in 32 bits."""
 
 
 class Kept(NamedTuple):
-    """What was selected of one example: room for so many entries, the first ``n_kept`` used, by row, then parameter.
+    """Selected entries of one example, sorted by row, then parameter; the first ``n_kept`` of ``room`` are used.
 
     Attributes:
         rows: (room,), row of each entry.
-        indices: (room,), its parameter.
-        values: (room,), zero where not used.
-        n_kept: how many are used.
-        whole: whether every non-zero of all rows is kept.
-        own: (c, c), S Sᵀ of the kept entries S.
-        cross: (c, c), D Sᵀ of the dropped entries D.
+        indices: (room,), parameter of each entry.
+        values: (room,), value of each entry; zero if unused.
+        n_kept: number of kept entries.
+        whole: whether all non-zeros of all rows are kept.
+        own: (c, c), S Sᵀ, with S the kept entries.
+        cross: (c, c), D Sᵀ, with D the dropped entries.
         rest: (c, c), D Dᵀ.
         total: sum of the kept values.
-        passes: streaming reads that looked for the threshold.
+        passes: number of passes over the rows to find the threshold.
     """
 
     rows: Int[Array, "room"]
@@ -61,22 +61,22 @@ class Kept(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Bits of all entries at or above a magnitude, or, where too many tie, those above and the first that tie."""
+    """Bits of all entries at or above a magnitude; if too many are tied, of those above and the first tied ones."""
 
     words: UInt32[Array, "words"]
     number: UInt32[Array, ""]
-    below: Int[Array, ""]  # what `DeviceRows.gram_below` is asked for
+    below: Int[Array, ""]  # argument for `DeviceRows.gram_below`
     all_nonzero: Bool[Array, ""]
     passes: Int[Array, ""]
 
 
 def largest_on_device(rows: DeviceRows, number: Int[Array, ""] | int, room: int) -> Kept:
-    """Keep the ``number`` largest entries of the wanted rows, or parameters where the rows are ranked by parameter.
+    """Select the ``number`` largest entries of the wanted rows, or parameters if the rows are ranked by parameter.
 
     Args:
-        rows: of one example.
-        number: may be traced; at most ``room`` count.
-        room: most entries, or parameters, that are kept; static.
+        rows: rows of one example.
+        number: number of entries or parameters to keep, at most ``room``; may be traced.
+        room: maximum number; static.
     """
     total = rows.lanes * rows.size
     room = min(room, total)
@@ -90,23 +90,23 @@ def largest_on_device(rows: DeviceRows, number: Int[Array, ""] | int, room: int)
     row_of = jnp.arange(rows.n_rows)[:, None]
     own_score = jnp.where(used, _picked(scores, lane), 0)
 
-    # The exact number among the survivors, which are in the order of the rule.
+    # Select the exact number among the candidates, which are in the order of the rule.
     least = of_rank(own_score, number.astype(jnp.int32))
     above, ties = own_score > least, (own_score == least) & (own_score > 0)
     room_for_ties = number.astype(jnp.int32) - jnp.sum(above, dtype=jnp.int32)
     chosen = above | (ties & (jnp.cumsum(ties, dtype=jnp.int32) <= room_for_ties))
-    last = jnp.max(jnp.where(chosen & ties, jnp.arange(cap), -1))  # the last of the ties that are kept
+    last = jnp.max(jnp.where(chosen & ties, jnp.arange(cap), -1))  # last kept tie
     last_lane = jnp.where(last >= 0, lane[last], -1)
 
-    # Of every row at the survivors' parameters: what is kept, dropped, and what the read below left in.
+    # At the candidates' parameters, in every row: entries kept, dropped, and included in `gram_below`.
     lane_of = jnp.zeros_like(row_of) if rows.shared else row_of
     before = (lane_of < last_lane) | ((lane_of == last_lane) & (parameter <= parameter[last]))
     wanted = row_of < rows.wanted
     kept = wanted & (scores > 0) & ((scores > least) | ((scores == least) & before))
     below = ~wanted | (scores < found.below)
-    odd = (below == kept) & wanted  # neither below and dropped nor above and kept
+    odd = (below == kept) & wanted  # in `below` but kept, or not in it but dropped
     weight = jnp.where(used & _picked(odd, lane if not rows.shared else 0 * lane), 1.0, 0.0)
-    if not rows.shared:  # a parameter that survives in several rows is counted in each
+    if not rows.shared:  # a parameter may be a candidate in several rows
         weight = weight / jnp.maximum(jnp.sum(odd, axis=0), 1)
     dropped, low = jnp.where(kept, 0.0, columns), jnp.where(below, columns, 0.0)
     rest = rows.gram_below(found.below) + _product(dropped * weight, dropped) - _product(low * weight, low)
@@ -114,7 +114,7 @@ def largest_on_device(rows: DeviceRows, number: Int[Array, ""] | int, room: int)
     own, cross = _product(jnp.where(kept, columns, 0.0), here), _product(dropped, here)
     whole = found.all_nonzero & (found.number <= number) & (rows.wanted == rows.n_rows) & (not rows.shared)
 
-    # Together at the front, by row, then parameter.
+    # Compact to the front, ordered by row, then parameter.
     if rows.shared:
         at = nth(jnp.cumsum(chosen, dtype=jnp.int32), jnp.arange(room, dtype=jnp.int32))
         there = jnp.arange(room) < jnp.sum(chosen)
@@ -133,22 +133,22 @@ def largest_on_device(rows: DeviceRows, number: Int[Array, ""] | int, room: int)
 
 
 def _survivors(rows: DeviceRows, number: UInt32[Array, ""], room: int, cap: int) -> _Found:
-    """Find the ``number`` largest entries and, up to ``cap``, others; all non-zeros where they are fewer."""
+    """Find candidates: the ``number`` largest entries and others, at most ``cap``; all non-zeros if there are fewer."""
     total = rows.lanes * rows.size
-    if total <= cap:  # all fit: no threshold is needed
+    if total <= cap:  # all fit without a threshold
         words = rows.reaching(jnp.int32(1))
         return _Found(words, count(words), jnp.int32(1), jnp.bool_(True), jnp.int32(1))
     sample = rows.sample(min(MOST_SAMPLED, max(SAMPLE, IN_SAMPLE * total // room)))
     expected = number.astype(jnp.float32) * (sample.size / total)
 
     def guess(expected: Float[Array, ""]) -> Int[Array, ""]:
-        rank = expected + 4 * jnp.sqrt(expected) + 8  # four standard deviations: a second look is rare
+        rank = expected + 4 * jnp.sqrt(expected) + 8  # four standard deviations, so that a second pass is rare
         return jnp.maximum(of_rank(sample, jnp.minimum(rank, sample.size).astype(jnp.int32)), 1)
 
     first, second = guess(expected), guess(2 * expected + 8)
 
     def look(state: Any) -> Any:
-        """One read. Fewer than ``number`` reach ``high``; as many or more reach ``low``, 0 where none was tried."""
+        """Make one pass. Fewer than ``number`` entries reach ``high``; at least as many reach ``low`` (initially 0)."""
         low, high, tried, _, best, best_count, passes = state
         words = rows.reaching(tried)
         n = count(words)
@@ -156,7 +156,7 @@ def _survivors(rows: DeviceRows, number: UInt32[Array, ""], room: int, cap: int)
         taken = enough | (tried == 1)
         low, high = jnp.where(taken, tried, low), jnp.where(enough, high, tried)
         done = (taken & (n <= cap)) | (high - low <= 1)
-        halved = jnp.where(passes == 0, low + 1, low + (high - low) // 2)  # at first: do very many tie?
+        halved = jnp.where(passes == 0, low + 1, low + (high - low) // 2)  # first test for many ties
         following = jnp.where(low > 0, halved, jnp.where(tried > second, second, 1))
         return low, high, following, done, jnp.where(taken, words, best), jnp.where(taken, n, best_count), passes + 1
 
@@ -175,11 +175,11 @@ def _survivors(rows: DeviceRows, number: UInt32[Array, ""], room: int, cap: int)
 
 
 def _picked(of_rows: Array, lane: Int[Array, "k"]) -> Array:
-    """The entry of each column in its own lane."""
+    """Return the entry of each column in its lane."""
     return jnp.take_along_axis(of_rows, lane[None], axis=0)[0]
 
 
 def _product(x: Float[Array, "c k"], y: Float[Array, "c k"]) -> Float[Array, "c c"]:
-    """Return x yᵀ, summed piece by piece: one long float32 sum of 30,000 terms was off by 1e-5 on a CPU."""
+    """Return x yᵀ, summed in pieces, because a single float32 sum of 30,000 terms has an error of 1e-5 on a CPU."""
     x, y = (jnp.pad(z, ((0, 0), (0, -z.shape[1] % PIECE))).reshape(z.shape[0], -1, PIECE) for z in (x, y))
     return jnp.sum(jnp.einsum("ibk,jbk->bij", x, y, precision="highest"), axis=0)

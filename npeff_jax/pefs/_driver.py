@@ -1,4 +1,4 @@
-"""Model and examples to `Pefs`: the loop over batches."""
+"""`compute_pefs`: the loop over batches from a model and examples to `Pefs`."""
 
 import logging
 import os
@@ -58,37 +58,37 @@ def compute_pefs(
     on_failure: OnFailure = "stop",
     progress: Progress = True,
 ) -> Pefs:
-    """Per-example Fishers of a model (eq. 1), normalised and sparsified (section 2.2, Preprocessing).
+    """Compute the per-example Fishers of a model (eq. 1), normalised and sparsified (section 2.2, Preprocessing).
 
     Args:
-        model: what to explain.
-        examples: n of them, a pytree of arrays with a leading axis or a sized source that can be sliced.
-        representation: `LowRank`, `Diagonal`, `Sampled` or an own `Representation`; by default exact for up to 65
+        model: the model to explain.
+        examples: n examples, a pytree of arrays with a leading axis or a sized source that can be sliced.
+        representation: `LowRank`, `Diagonal`, `Sampled` or your own `Representation`; the default is exact for up to 65
             classes, see `default_representation`.
-        labels: (n,) of the data set, each one of the model's classes, kept with the PEFs.
-        keep: K, non-zeros kept of one example over all its rows; `PerRow`, `SharedSupport` or an own `Selection`; all
-            by default.
-        path: write to this directory batch by batch; what is there already is not computed again.
-        on_existing: what to do with PEFs at ``path``: go on where they stop if they are of the same model, examples and
-            settings; refuse; or replace them.
-        mesh: devices to use, JAX's default device without one. Where `jax.distributed` runs several processes and
-            writes to a ``path`` that all can reach, each does its own batches, on its own devices.
-        batch_size: examples at a time, chosen by the free memory of the devices if not given. Results do not depend on
-            it beyond rounding.
+        labels: (n,), labels of the data set, classes of the model, stored with the PEFs.
+        keep: K, number of non-zeros kept per example over all its rows; or `PerRow`, `SharedSupport` or your own
+            `Selection`; by default all.
+        path: directory to write to batch by batch. Existing batches are not computed again.
+        on_existing: what to do if there are PEFs at ``path``: "resume" them if model, examples and settings agree,
+            raise an "error", or "overwrite" them.
+        mesh: devices to use; by default JAX's default device. With several processes of `jax.distributed` and a
+            ``path`` that all can reach, each process computes its own batches on its own devices.
+        batch_size: examples per batch; by default chosen from the free memory of the devices. Results depend on it only
+            by rounding.
         normalization: when Fishers are divided by their norms.
-        precision: of the matrix products behind the gradients.
-        dtype: of the stored values; they are read as float32. "float16" comes with a scale an example. The figures of
-            fidelity leave this rounding out.
-        select_on: where the entries to keep are selected. By default that is an accelerator if the rows are on one, so
-            that only what is stored leaves it, and the host where they are there, or where ``keep`` is most of them or
-            has no way on a device. Results are the same to rounding.
-        on_failure: what to do with an example whose gradients are not finite: stop, or skip it. A skipped example has
-            no rows, a norm of NaN, and is listed by `Pefs.failed`.
+        precision: precision of the matrix products in forward and backward passes.
+        dtype: dtype of the stored values, which are read as float32. "float16" is stored with a scale per example.
+            `Pefs.kept_energy` and `Pefs.fisher_error` do not include this rounding.
+        select_on: where the entries to keep are selected. By default on an accelerator if the rows are there, so that
+            only the kept entries are transferred; and on the host for rows on the host, if ``keep`` is a large part of
+            them, or if the selection has no device version. Results are the same up to rounding.
+        on_failure: whether to stop at an example with non-finite gradients or to skip it. A skipped example has no rows
+            and a norm of NaN, and is listed in `Pefs.failed`.
         progress: True for a bar, False for none, a text stream for JSON lines.
 
     Raises:
-        ValueError: arguments that do not fit together, rows or results that do not fit in memory or on disk, values or
-            gradients that are not finite, or PEFs of something else at ``path``.
+        ValueError: inconsistent arguments, rows or results that do not fit in memory or on disk, non-finite values or
+            gradients, or PEFs of another model, examples or settings at ``path``.
         FileExistsError: there are PEFs at ``path`` and ``on_existing="error"``.
     """
     check_model(model)
@@ -148,7 +148,7 @@ def rows_for(
     precision: str,
     at_once: int | None,
 ) -> BatchRows:
-    """Return what computes the rows of a batch, or, with ``at_once`` examples at a time on a device, their entries."""
+    """Return the computation of a batch's rows or, if ``at_once`` is given, of their kept entries on the devices."""
     selection = None if at_once is None else keep
     return BatchRows(model, representation, mesh, batch_size, precision, selection, at_once)
 
@@ -165,9 +165,9 @@ def describe_run(
     dtype: str = "float32",
     known: Identity | None = None,
 ) -> Schema:
-    """Return the schema of PEFs that are to be computed.
+    """Return the schema of PEFs to be computed.
 
-    ``known`` is the identity of model and examples: finding it reads all examples and runs the model once.
+    ``known`` is the identity of model and examples, which is expensive: it reads all examples and runs the model once.
     """
     diagonal = representation.kind is FisherKind.DIAGONAL
     if known is None:
@@ -192,12 +192,10 @@ def describe_run(
 
 
 def as_representation(representation: Any, output: Output, n_classes: int) -> Representation:
-    """Return the representation that is meant: `default_representation` where none is given.
-
-    Many backward passes per example are said, as they are what takes the time.
+    """Return the given representation, or the default one, and log a large number of backward passes per example.
 
     Raises:
-        TypeError: it is none.
+        TypeError: the argument is not a `Representation`.
     """
     chosen = default_representation(output, n_classes) if representation is None else representation
     found: Representation = as_instance("representation", chosen, Representation, none=True)
@@ -216,25 +214,25 @@ def as_representation(representation: Any, output: Output, n_classes: int) -> Re
 
 
 MANY_ROWS = 400
-"""Backward passes per example that are worth a word: more than ``min_probability=3e-3`` can ask for."""
+"""Backward passes per example above which their number is logged: more than ``min_probability=3e-3`` needs."""
 
 
 def labels_for(representation: Representation, labels: np.ndarray | None) -> np.ndarray | None:
-    """Return the labels that the representation looks at, None if it looks at none.
+    """Return the labels if the representation uses them, else None.
 
     Raises:
-        ValueError: it looks at labels, and there are none.
+        ValueError: the representation uses labels, and there are none.
     """
     if representation.needs_labels and labels is None:
-        raise ValueError(f"{type(representation).__name__} looks at the examples' labels; pass labels=")
+        raise ValueError(f"{type(representation).__name__} uses the examples' labels; pass labels=")
     return labels if representation.needs_labels else None
 
 
 def check_reached(model: Model, examples: Examples) -> None:
-    """Raise where no gradient reaches any explained parameter; warn of those that none reaches.
+    """Warn of explained parameters that no gradient reaches, and raise if none is reached.
 
     Raises:
-        ValueError: the function does not depend on its parameters: every Fisher would be zero.
+        ValueError: the function does not depend on its parameters, so every Fisher would be zero.
     """
     example = first_example(examples)
     names = [parameter.name for parameter in model.space.layout.parameters]
@@ -252,11 +250,11 @@ PRECISIONS = (
     *("default", "high", "highest", "bfloat16", "tensorfloat32", "float32"),
     *("BF16_BF16_F32", "BF16_BF16_F32_X3", "BF16_BF16_F32_X6", "TF32_TF32_F32", "TF32_TF32_F32_X3", "F32_F32_F32"),
 )
-"""Precisions of matrix products that JAX knows by name and that do not lose numbers by their range."""
+"""Matrix-product precisions of JAX that keep the exponent range of float32."""
 
 
 class _Memory:
-    """Arrays in memory, written to like `PefFiles`."""
+    """PEFs in memory, with the writing interface of `PefFiles`."""
 
     committed = batch_size = process = 0
     processes = 1
@@ -285,10 +283,11 @@ def _run(
     on_failure: OnFailure,
     progress: Progress,
 ) -> None:
-    """Batch after batch. Where the devices select, they work on one batch while the host finishes and writes the last.
+    """Compute, sparsify and write all batches.
 
-    Where the host selects, its threads follow each batch of gradients, and writing is behind both: dense rows of one
-    batch are alive at a time, the selected entries of two.
+    If the devices select, they compute a batch while the host finishes and writes the previous one. If the host
+    selects, its threads process the examples of each batch, and writing is asynchronous: the dense rows of one batch,
+    and the selected entries of two, are in memory at a time.
     """
     n, failed = sparsify.schema.n_examples, 0
     size, shown = fishers.batch_size, progress if sink.process == 0 else False
@@ -298,7 +297,7 @@ def _run(
     ):
 
         def finish(turn: _Turn, entries: Iterable[Any]) -> int:
-            """Sparsify, and begin to write, the examples of a turn; return how many were skipped."""
+            """Sparsify the examples of a turn and start writing them; return how many were skipped."""
             work = [threads.submit(sparsify, one, turn.start + i) for i, one in enumerate(entries)]
             found = {name: np.zeros_like(array[: turn.stop - turn.start]) for name, array in blank.items()}
             skips = 0
@@ -324,7 +323,7 @@ def _run(
             if last is not None:
                 failed += finish(*last)
                 last = None
-            if turn.start == turn.stop:  # the last batches were not enough for all
+            if turn.start == turn.stop:  # no batch is left for this process
                 sink.write(n, n, {}, turn.end)
             else:
                 last = turn, entries
@@ -333,7 +332,7 @@ def _run(
 
 
 class _Turn(NamedTuple):
-    """What all processes do at a time, ``first`` to ``end``, and this one's part of it."""
+    """Examples that all processes compute in one turn (``first`` to ``end``), and the part of this process."""
 
     first: int
     start: int

@@ -1,7 +1,7 @@
-"""PEFs on disk: written batch by batch while the next is computed, resumed where the manifest says, read lazily.
+"""PEFs on disk: written batch by batch while the next is computed, resumable, read lazily.
 
-Arrays are preallocated to n examples and a batch is one chunk of each. A batch counts once a manifest that says so has
-been renamed into place, after its chunks are synced: whatever is killed when, what is committed is whole.
+Arrays are preallocated to n examples, and a batch is one chunk of each array. A batch is committed by renaming a new
+manifest into place after its chunks are synced, so committed batches are complete whenever a process is killed.
 """
 
 import logging
@@ -43,16 +43,16 @@ _NAMED = {
 }
 
 WIDE = ("values", "indices", "rows")
-"""What stays on disk when PEFs are loaded: these have K columns."""
+"""Arrays with K columns, which stay on disk when PEFs are loaded."""
 
 
 class PefFiles:
-    """PEFs that are being written. A context: leaving it waits for the last batch and lets go of the directory."""
+    """Writer of PEFs. A context manager: on exit it waits for the last batch and releases the directory."""
 
     def __init__(
         self, path: Path, manifest: dict[str, Any], arrays: dict[str, StoredArray], lock: WriterLock | None
     ) -> None:
-        """With open arrays, the manifest that describes them, and, in the first process, the lock."""
+        """Wrap open arrays, their manifest, and (in the first process) the lock of the directory."""
         self._path, self._manifest, self._arrays, self._lock = path, manifest, arrays, lock
         self.committed: int = manifest["committed"]
         self.process, self.processes = _processes.index(), _processes.count()
@@ -62,7 +62,7 @@ class PefFiles:
 
     @property
     def batch_size(self) -> int:
-        """Of the run that began it: a resumed one computes the same batches, and so the same bits."""
+        """Batch size of the first run. A resumed run uses it too, which gives bit-identical results."""
         return self._manifest["batch_size"]
 
     @classmethod
@@ -75,19 +75,19 @@ class PefFiles:
         batch_size: int,
         on_existing: str,
     ) -> "PefFiles":
-        """Begin PEFs at ``path``, or go on with those that are there.
+        """Create PEFs at ``path``, or resume existing ones.
 
         Args:
-            path: a directory, made if it is not there.
-            schema: of the PEFs.
-            blank: an array for each field, for its shape and type.
-            labels: of the data set.
+            path: a directory, created if it does not exist.
+            schema: schema of the PEFs.
+            blank: an array per field, which gives its shape and dtype.
+            labels: labels of the data set.
             batch_size: examples written at a time.
             on_existing: "resume", "error" or "overwrite".
 
         Raises:
-            FileExistsError: there is something, and it is not to be touched, or another run is writing there.
-            ValueError: what is there are PEFs of something else.
+            FileExistsError: ``path`` must not be overwritten, or another run is writing there.
+            ValueError: the existing PEFs differ in model, examples or settings.
         """
         lock = cls._prepare(path, schema, blank, labels, batch_size, on_existing) if _processes.index() == 0 else None
         _processes.wait_for_all("PEFs are there")
@@ -96,7 +96,7 @@ class PefFiles:
         return cls(path, manifest, open_arrays(path, list(blank), manifest), lock)
 
     def logits(self) -> np.ndarray:
-        """Those of the committed examples."""
+        """Return the logits of the committed examples."""
         return self._arrays["logits"][: self.committed]
 
     @staticmethod
@@ -108,7 +108,7 @@ class PefFiles:
         batch_size: int,
         on_existing: str,
     ) -> WriterLock:
-        """See that PEFs to go on with are there."""
+        """Lock the directory, and create PEFs there unless existing ones can be resumed."""
         manifest = _manifest(path)
         strangers = [] if not path.is_dir() else [entry for entry in path.iterdir() if entry.name not in _names(blank)]
         if manifest is None and path.exists() and (not path.is_dir() or strangers):
@@ -132,12 +132,12 @@ class PefFiles:
         return lock
 
     def write(self, start: int, stop: int, found: dict[str, np.ndarray], end: int) -> None:
-        """Begin to write examples ``start`` to ``stop``; waits for those before, and commits these.
+        """Start writing examples ``start`` to ``stop``, after waiting for the previous batch and committing it.
 
-        ``end`` is where the batches end that all processes write in this turn: one that has none writes none.
+        ``end`` is the end of the batches that all processes write in this turn; a process may have no batch.
 
         Raises:
-            OSError: those before could not be written.
+            OSError: the previous batch could not be written.
         """
         self._settle()
         self._last, self._end = self._writer.submit(self._write, start, stop, found, end), end
@@ -158,7 +158,7 @@ class PefFiles:
                 self._lock.release()
 
     def _settle(self) -> None:
-        """Wait for what was begun to be written, here and, before it is committed, by all processes."""
+        """Wait until the current batch is written by all processes, then commit it."""
         if self._last is None:
             return
         self._last.result()
@@ -188,10 +188,10 @@ class PefFiles:
 
 
 def load_pefs(path: Any) -> Pefs:
-    """PEFs that `compute_pefs` wrote to the directory ``path``. Their non-zeros stay on disk and are read as used.
+    """Load PEFs that `compute_pefs` wrote to the directory ``path``. Their non-zeros stay on disk and are read lazily.
 
     Raises:
-        ValueError: there are none, they are unfinished, or of another version.
+        ValueError: there are no PEFs at ``path``, they are unfinished, or have another version.
     """
     path = absolute_path(path)
     manifest = _manifest(path)
@@ -217,7 +217,7 @@ def load_pefs(path: Any) -> Pefs:
 def _create(
     path: Path, schema: Schema, blank: dict[str, np.ndarray], labels: np.ndarray | None, batch_size: int
 ) -> None:
-    """Empty arrays, in place of whatever PEFs were there, and then the manifest that makes them PEFs."""
+    """Replace any existing PEFs by empty arrays, then write their manifest."""
     (path / "manifest.json").unlink(missing_ok=True)
     for name in (*blank, "labels", "scales"):
         shutil.rmtree(path / name, ignore_errors=True)
@@ -232,7 +232,7 @@ def _create(
 
 
 def _names(blank: dict[str, np.ndarray]) -> set[str]:
-    """What a run that was killed while it began may have left."""
+    """Return the names of files that a run killed at its start may have left."""
     return {*blank, "labels", "scales", ".lock", "manifest.json.part"}
 
 
@@ -249,7 +249,7 @@ def _check(path: Path, manifest: dict[str, Any], schema: Schema, labels: np.ndar
 
 
 def _schema_of(path: Path, manifest: dict[str, Any]) -> Schema:
-    """The schema in a manifest, as of this version."""
+    """Return the schema in a manifest, converted to this version."""
     try:
         for key, low in (("committed", 0), ("batch_size", 1)):
             check_integer(key, manifest.get(key), low)
@@ -259,13 +259,13 @@ def _schema_of(path: Path, manifest: dict[str, Any]) -> Schema:
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of PEFs, of a version that this code reads."""
+    """Read the manifest of PEFs; raise if its version is not supported."""
 
     def oldest(manifest: dict[str, Any]) -> bool:
         if manifest.get("format") != "npeff-pefs":
             return "format" not in manifest
         _check_version(path, manifest)
-        return manifest["schema"]["version"] < 4  # before there was a checksum
+        return manifest["schema"]["version"] < 4  # versions without a checksum
 
     return read_manifest(path, oldest)
 

@@ -1,4 +1,4 @@
-"""How many non-zeros of an example are kept: choices that carry their selection."""
+"""Choices of the non-zeros to keep per example."""
 
 import abc
 import dataclasses
@@ -12,52 +12,52 @@ from npeff_jax.pefs._selection import LeafRows, Selected, largest, shared_suppor
 
 
 class Selection(abc.ABC):
-    """Which entries of an example's rows are kept. An own one is a frozen dataclass with `width` and `select`.
+    """Protocol of the choice of entries to keep. A subclass is a frozen dataclass with `width` and `select`.
 
-    Where the rows are on an accelerator, one with `select_on_device` too spares them the way to the host.
+    With `select_on_device` too, rows on an accelerator need not be transferred to the host.
     """
 
     @abc.abstractmethod
     def width(self, n_rows: int, m: int) -> int:
-        """Return the most non-zeros that an example of at most ``n_rows`` rows over ``m`` parameters keeps.
+        """Return the maximum number of non-zeros kept of an example with up to ``n_rows`` rows over ``m`` parameters.
 
         Raises:
-            ValueError: more than there are.
+            ValueError: the number exceeds the number of entries.
         """
 
     @abc.abstractmethod
     def select(self, rows: LeafRows) -> Selected:
-        """Return the kept entries of one example, at most `width` of them."""
+        """Select the entries to keep of one example, at most `width`."""
 
     def select_on_device(self, rows: DeviceRows) -> Kept:
-        """Return the same as `select`, inside a compiled program: pure, of traced rows.
+        """Select the same entries as `select` in a compiled program; pure, of traced rows.
 
         Raises:
-            NotImplementedError: there is no such way: the rows are brought to the host.
+            NotImplementedError: there is no device version; rows are then transferred to the host.
         """
-        raise NotImplementedError(f"{type(self).__name__} selects on the host alone; define select_on_device")
+        raise NotImplementedError(f"{type(self).__name__} selects on the host only; define select_on_device")
 
     @property
     def on_device(self) -> bool:
-        """Whether `select_on_device` says what `select` does: a class that overrides only the latter has none."""
+        """Whether `select_on_device` matches `select`; not if a subclass overrides only the latter."""
         order = type(self).__mro__
         of = {name: next(i for i, c in enumerate(order) if name in vars(c)) for name in ("select", "select_on_device")}
         return of["select_on_device"] <= of["select"] and order[of["select_on_device"]] is not Selection
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What is written down with the representation: empty where the number of columns says all."""
+        """JSON-serialisable record, stored with the representation; empty if the number of columns determines it."""
         return {"keep": describe(self)}
 
 
 Keep = SupportsIndex | Selection | None
-"""How many non-zeros to keep of one example: K over all its rows, a `Selection` such as `PerRow` (growing with its
-rank) or `SharedSupport` (one support for all its rows), or (None) all."""
+"""Number of non-zeros to keep per example: K over all its rows, a `Selection` such as `PerRow` (proportional to its
+number of rows) or `SharedSupport` (one support for all its rows), or None for all."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PerRow(Selection):
-    """``keep`` that grows with the rank: ``entries`` times c_i non-zeros for example i, over all its rows together."""
+    """Keep ``entries`` times c_i non-zeros of example i over all its rows together, proportional to its rank."""
 
     entries: int
 
@@ -77,9 +77,7 @@ class PerRow(Selection):
 
 @dataclasses.dataclass(frozen=True)
 class SharedSupport(Selection):
-    """``keep`` as ``parameters`` positions per example, the same in each of its rows: those of the largest diagonal
-    entries of its Fisher.
-    """
+    """Keep the same ``parameters`` positions in all rows of an example: the largest diagonal entries of its Fisher."""
 
     parameters: int
 
@@ -99,7 +97,7 @@ class SharedSupport(Selection):
 
 @dataclasses.dataclass(frozen=True)
 class _Largest(Selection):
-    """The K largest entries of all rows together; all of them where K is None."""
+    """Keep the K largest entries of all rows together, or all if K is None."""
 
     entries: int | None
 
@@ -126,11 +124,11 @@ class _Largest(Selection):
 
 
 def as_selection(keep: Any) -> Selection:
-    """Return the selection that ``keep`` stands for.
+    """Return the selection specified by ``keep``.
 
     Raises:
-        TypeError: it is none, and no whole number.
-        ValueError: it is below 1.
+        TypeError: ``keep`` is neither a `Selection` nor an integer.
+        ValueError: ``keep`` is below 1.
     """
     if isinstance(keep, Selection):
         return keep

@@ -1,4 +1,4 @@
-"""What fits: the examples of a batch beside the device's free memory, and results beside the host's or the disk's."""
+"""Batch sizes that fit in the memory of devices, and checks that results fit in memory or on disk."""
 
 import shutil
 from pathlib import Path
@@ -10,18 +10,22 @@ from npeff_jax._machine import free_host_memory, size_text, usable_per_device
 from npeff_jax._sharding import EXAMPLES, round_up
 
 CPU_BATCH_BYTES = 128 << 20
-"""Dense rows of a batch on a CPU where memory does not bind: more gained nothing."""
+"""Bytes of dense rows of a batch on a CPU with enough memory; larger batches are not faster."""
 
 MOST_EXAMPLES = 64
-"""An upper bound a device: the activations of small models with long inputs would outgrow the rows."""
+"""Maximum number of examples per device: for small models with long inputs, activations exceed the rows."""
+
+FEW_EXAMPLES = 16
+"""Batch size for sets of 9 to 63 examples, so that small sets of different sizes share one compiled program: compiling
+takes longer than 15 padded examples of a model small enough for such batches."""
 
 WORKING = 3
-"""Memory an example takes, over that of its dense rows: the gradients they are put together from, and activations. On a
-CPU a BERT-base of 440 MB, whose rows are 880 MB, peaked at 4.1 GB."""
+"""Memory per example, as a multiple of its dense rows, including gradients and activations. On a CPU, a BERT-base of
+440 MB with rows of 880 MB peaked at 4.1 GB."""
 
 ON_DEVICE = 1.3
-"""The same where one program goes from gradients to entries and is compiled for an accelerator. A first guess: the
-compiled program tells."""
+"""The same for a program on an accelerator that computes gradients and selects entries. An initial guess; the actual
+memory is known after compilation."""
 
 TOO_LARGE = (
     "one example does not fit: {what}; explain fewer parameters with mask=..., take fewer rows (LowRank(max_rows=..., "
@@ -30,16 +34,17 @@ TOO_LARGE = (
 
 
 def choose_batch_size(row_bytes: int, n_examples: int, mesh: Mesh, on_device: bool = False) -> int:
-    """Examples a batch, over all devices, for dense rows of ``row_bytes`` an example.
+    """Choose the number of examples per batch, over all devices, for ``row_bytes`` of dense rows per example.
 
-    With ``on_device`` rows need not fit together: a program selects as it goes through a batch, see `choose_at_once`.
+    With ``on_device``, the rows of a batch need not fit in memory together, see `choose_at_once`.
 
     Raises:
-        ValueError: not even one example fits.
+        ValueError: not even a single example fits.
     """
     devices = mesh.shape[EXAMPLES]
+    wanted = round_up(FEW_EXAMPLES if FEW_EXAMPLES // 2 < n_examples < MOST_EXAMPLES else n_examples, devices)
     if on_device:
-        return min(MOST_EXAMPLES * devices, round_up(n_examples, devices))
+        return min(MOST_EXAMPLES * devices, wanted)
     free = free_memory_of(list(mesh.devices.flat))
     room = int(free // (WORKING * row_bytes))
     if room < 1:
@@ -51,11 +56,11 @@ def choose_batch_size(row_bytes: int, n_examples: int, mesh: Mesh, on_device: bo
         )
     if mesh.devices.flat[0].platform == "cpu":
         room = min(room, max(1, CPU_BATCH_BYTES // row_bytes))
-    return min(min(MOST_EXAMPLES, room) * devices, round_up(n_examples, devices))
+    return min(min(MOST_EXAMPLES, room) * devices, wanted)
 
 
 def choose_at_once(row_bytes: int, mesh: Mesh) -> int | None:
-    """Return for how many examples a device has room at a time, by a guess; None on a CPU: as many as there are."""
+    """Estimate how many examples fit on an accelerator at a time; None on a CPU, which has no limit."""
     free = free_on_accelerators(mesh)
     if free is None:
         return max(1, CPU_BATCH_BYTES // row_bytes)
@@ -63,23 +68,19 @@ def choose_at_once(row_bytes: int, mesh: Mesh) -> int | None:
 
 
 def free_on_accelerators(mesh: Mesh) -> float | None:
-    """Return the bytes that may be used on each accelerator of ``mesh``; None where its devices are CPUs."""
+    """Return the usable bytes per accelerator of ``mesh``; None if its devices are CPUs."""
     devices = list(mesh.devices.flat)
     return None if devices[0].platform == "cpu" else free_memory_of(devices)
 
 
 def program_bytes(compiled: Any) -> float:
-    """Return the bytes per device that a compiled program takes beside its arguments, by its own account."""
+    """Return the bytes per device that a compiled program reports to need besides its arguments."""
     found = compiled.memory_analysis()
     return float(found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes)
 
 
 def check_fits(size: int, path: Path | None) -> None:
-    """Raise unless results of ``size`` bytes fit in memory, or on the disk of ``path``.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Raise ValueError unless results of ``size`` bytes fit in memory, or on the disk of ``path``."""
     if path is None:
         free, where = free_host_memory(), "in memory"
         remedy = "write them to a path, or keep fewer entries"
@@ -92,5 +93,5 @@ def check_fits(size: int, path: Path | None) -> None:
 
 
 def free_memory_of(devices: list[Any]) -> float:
-    """Return the bytes that a batch may use on each of some devices: the least of those of this process."""
+    """Return the usable bytes per device for a batch: the minimum over the devices of this process."""
     return usable_per_device(devices, "pass batch_size")

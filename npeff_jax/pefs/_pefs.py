@@ -18,24 +18,24 @@ from npeff_jax.pefs._schema import SOFTMAX, Normalization, Schema
 from npeff_jax.pefs.representations import FisherKind
 
 SPREADS = 5.0
-"""How many robust standard deviations of the log norms above their median an outlier lies. Norms of Fishers spread over
-orders of magnitude, roughly evenly on a log scale; of normal ones, one in three million is so far out."""
+"""Number of robust standard deviations of log norms above the median from which a norm is an outlier. Norms of Fishers
+spread over orders of magnitude; of a normal distribution, one in three million is beyond this threshold."""
 
 TO_DEVIATION = 1.4826
-"""A normal distribution's standard deviation over its median absolute deviation."""
+"""Ratio of the standard deviation of a normal distribution to its median absolute deviation."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NormSummary:
-    """Frobenius norms of the Fishers of all examples that did not fail.
+    """Summary of the Frobenius norms of the Fishers, over examples that did not fail.
 
     Attributes:
-        median: the median norm.
-        largest: the largest of them.
-        threshold: above it an example is an outlier.
-        outliers: examples above the threshold, the largest first.
+        median: median norm.
+        largest: largest norm.
+        threshold: norm above which an example is an outlier.
+        outliers: examples above the threshold, largest first.
         failed: examples that were skipped.
-        uninformative: examples whose Fisher is exactly zero in float32: nothing that they say moves a prediction.
+        uninformative: examples whose Fisher is exactly zero in float32.
     """
 
     median: float
@@ -47,9 +47,9 @@ class NormSummary:
 
     @classmethod
     def of(cls, norms: Float[np.ndarray, "n"]) -> "NormSummary":
-        """Summarise the norms of all examples, NaN where one failed."""
+        """Summarise the norms of all examples (NaN for failed ones)."""
         failed = np.flatnonzero(~np.isfinite(norms))
-        some = norms[norms > 0]  # a Fisher of zero has no logarithm, and is no outlier above
+        some = norms[norms > 0]  # zero has no logarithm
         logs = np.log(some.astype(np.float64)) if some.size else np.zeros(1)
         spread = TO_DEVIATION * float(np.median(np.abs(logs - np.median(logs))))
         threshold = float(np.exp(np.median(logs) + SPREADS * max(spread, float(np.finfo(np.float32).eps))))
@@ -59,7 +59,7 @@ class NormSummary:
             median=float(np.median(norms[usable])) if usable.any() else float("nan"),
             largest=float(np.max(norms[usable])) if usable.any() else float("nan"),
             threshold=threshold,
-            outliers=order[norms[order].astype(np.float64) > threshold],  # which float32 may not hold
+            outliers=order[norms[order].astype(np.float64) > threshold],  # may exceed float32
             failed=failed,
             uninformative=np.flatnonzero(norms == 0),
         )
@@ -82,27 +82,28 @@ class NormSummary:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pefs:
-    """Per-example Fishers F_i = Σ a aᵀ over each example's rows (or, diagonal, one row f_i), K non-zeros an example.
+    """Per-example Fishers F_i = Σ a aᵀ over the rows of example i (or one row f_i if diagonal), with K non-zeros each.
 
-    Non-zeros are sorted by row, then by parameter. Where an example has fewer than K, the rest are zeros at parameter 0
-    of row 0, which change nothing.
+    Non-zeros are sorted by row, then by parameter. An example with fewer than K is padded with zeros at parameter 0 of
+    row 0, which have no effect.
 
     Attributes:
-        schema: what they are of, and how they were made.
-        values: (n, K), entries of the normalised rows (of A; raw where the schema says so).
-        indices: (n, K), the parameter of each entry, a position in ``schema.layout``.
-        rows: (n, K), which of its example's rows each entry belongs to, from 0.
+        schema: model, examples and settings of the PEFs.
+        values: (n, K), entries of the normalised rows (of A), or of raw rows if the schema says so.
+        indices: (n, K), parameter of each entry, a position in ``schema.layout``.
+        rows: (n, K), row of each entry within its example, from 0.
         n_rows: (n,), c_i.
-        norms: (n,), Frobenius norm of the Fisher before entries were dropped, of the classes that have a row; for
+        norms: (n,), Frobenius norm of the Fisher of the classes that have a row, before entries were dropped; for
             diagonal PEFs the L2 norm of f.
-        logits: (n, C).
-        kept_energy: (n,), the fraction of that Fisher's trace that the kept entries hold.
-            NaN where an example failed or has no information.
-        fisher_error: (n,), the relative Frobenius error of the sparsified Fisher; with ``LowRank(sketch=...)`` relative
-            to the Fisher inside the sketch, and ``lost_trace`` is what lies outside. NaN as ``kept_energy``.
-        lost_mass: (n,), probability of the classes that were dropped.
-        lost_trace: (n,), estimated fraction of the trace lost with them, or outside a sketch (one random probe).
-        labels: (n,) of the data set, if given.
+        logits: (n, C), logits of the examples.
+        kept_energy: (n,), fraction of the trace of this Fisher that the kept entries hold; NaN if the example failed or
+            its Fisher is zero.
+        fisher_error: (n,), relative Frobenius error of the sparsified Fisher; NaN like ``kept_energy``. With
+            ``LowRank(sketch=...)`` it is relative to the Fisher inside the sketch, and ``lost_trace`` is the part
+            outside.
+        lost_mass: (n,), probability of the dropped classes.
+        lost_trace: (n,), fraction of the trace of dropped classes, or outside a sketch, estimated by a random probe.
+        labels: (n,), labels of the data set, if given.
     """
 
     schema: Schema
@@ -120,7 +121,7 @@ class Pefs:
 
     @property
     def n_examples(self) -> int:
-        """The number of examples, n."""
+        """Number of examples, n."""
         return self.values.shape[0]
 
     def __repr__(self) -> str:
@@ -154,27 +155,27 @@ class Pefs:
 
     @property
     def total_rows(self) -> int:
-        """N, the rows of all examples together."""
+        """Number of rows over all examples, N."""
         return int(self.n_rows.sum())
 
     @property
     def failed(self) -> Int[np.ndarray, "failed"]:
-        """Examples that were skipped because their gradients were not finite."""
+        """Positions of examples that were skipped because of non-finite gradients."""
         return np.flatnonzero(~np.isfinite(self.norms))
 
     @property
     def uninformative(self) -> Int[np.ndarray, "zero"]:
-        """Examples whose Fisher is exactly zero: a logit margin of 88 or more, or a gradient that vanishes."""
+        """Positions of examples whose Fisher is exactly zero: a logit margin above 88, or vanishing gradients."""
         return np.flatnonzero(self.norms == 0)
 
     @property
     def usable(self) -> Bool[np.ndarray, "n"]:
-        """(n,), whether an example did not fail: what to take means, ranks and correlations over."""
+        """(n,), whether each example did not fail; use it as a mask for statistics."""
         return np.isfinite(self.norms)
 
     @property
     def norm_summary(self) -> NormSummary:
-        """Median and largest norm, and the examples that stand out."""
+        """Median and largest norm, and outliers."""
         return NormSummary.of(self.norms)
 
     def __len__(self) -> int:
@@ -216,20 +217,20 @@ class Pefs:
         """Make PEFs from arrays of your own.
 
         Args:
-            values: dense rows, (n, c, m), or (n, m) where each example has one row or a diagonal. Or, with ``indices``,
-                (n, K) non-zeros; zeros among them are left out.
-            indices: (n, K), the parameter of each value.
-            rows: (n, K), which of its example's rows each value belongs to, from 0; one row each if None.
-            parameters: what the positions mean: the `Model`, its layout, or their number m. Needed with ``indices``.
-            kind: the flavour; diagonals are not negative.
+            values: dense rows (n, c, m), or (n, m) if each example has one row or a diagonal; or, with ``indices``,
+                (n, K) non-zeros, among which zeros are ignored.
+            indices: (n, K), parameter of each value.
+            rows: (n, K), row of each value within its example, from 0; by default one row per example.
+            parameters: the `Model`, its layout, or the number m of parameters; required with ``indices``.
+            kind: low-rank or diagonal; diagonals must be non-negative.
             normalization: ``BEFORE`` divides each example's rows by the square root of its Fisher's Frobenius norm (a
-                diagonal by its L2 norm), ``NONE`` leaves them as they are. The norms are recorded either way.
-            logits: (n, C) of the examples; zeros if not known.
-            labels: (n,) of the data set.
-            name: what the representation is called.
+                diagonal by its L2 norm); ``NONE`` keeps them. The norms are recorded in either case.
+            logits: (n, C), logits of the examples; zeros if not given.
+            labels: (n,), labels of the data set.
+            name: name of the representation.
 
         Raises:
-            ValueError: shapes that do not fit together, positions out of range or twice, values that are not finite.
+            ValueError: inconsistent shapes, positions out of range or repeated, or non-finite values.
         """
         layout, model = layout_of(parameters)
         kind, normalization = as_enum("kind", kind, FisherKind), as_enum("normalization", normalization, Normalization)
@@ -283,7 +284,7 @@ class Pefs:
         )
 
     def fisher_vector_product(self, vector: Float[np.ndarray, "m"]) -> Float[np.ndarray, "n m"]:
-        """F_i v of every example, from what was kept, in the unit of the stored rows."""
+        """Compute F_i v for every example from the kept entries, in the unit of the stored rows."""
         A = self.to_scipy().astype(np.float64)
         if self.schema.kind is FisherKind.DIAGONAL:
             return A.multiply(vector[None]).toarray()
@@ -292,7 +293,7 @@ class Pefs:
         return (owner @ A).toarray()
 
     def to_scipy(self, examples: slice = slice(None)) -> scipy.sparse.csr_array:
-        """A: all rows stacked, (N, m), example by example; or those of a range of examples. A copy in memory."""
+        """Return A (N, m), all rows stacked example by example, or those of some examples, as a copy in memory."""
         values, indices, rows = self.values[examples], self.indices[examples], self.rows[examples]
         first = np.concatenate([[0], np.cumsum(self.n_rows[examples])])
         stored = values != 0
@@ -300,14 +301,14 @@ class Pefs:
         counts = np.bincount(row, minlength=int(first[-1]))
         indptr = np.concatenate([[0], np.cumsum(counts)])
         shape = (int(first[-1]), self.schema.layout.size)
-        # of one type, the narrower where it is enough: SciPy would widen both, and products would read twice as much
+        # One index dtype, int32 if sufficient: otherwise SciPy widens both, and products read twice as much memory.
         index = np.int32 if max(indptr[-1], shape[1]) < 2**31 else np.int64
         entries = values[stored].astype(np.float32), indices[stored].astype(index), indptr.astype(index)
         return scipy.sparse.csr_array(entries, shape=shape)
 
 
 def _positions(examples: Any, n: int) -> Int[np.ndarray, "k"]:
-    """Non-negative positions that a slice, an index or a mask stands for."""
+    """Return the non-negative positions selected by a slice, indices or a mask."""
     if not isinstance(examples, slice):
         examples = np.atleast_1d(np.asarray(examples))
         if examples.size == 0 and examples.dtype != bool:
@@ -324,6 +325,6 @@ def _positions(examples: Any, n: int) -> Int[np.ndarray, "k"]:
 
 
 def _median(values: Float[np.ndarray, "n"]) -> float:
-    """The median of what is not NaN; NaN of nothing."""
+    """Return the median, ignoring NaN; NaN if there are no values."""
     known = values[~np.isnan(values)]
     return float(np.median(known)) if known.size else float("nan")

@@ -1,4 +1,4 @@
-"""What PEFs will cost and lose, from a few examples, before the expensive run."""
+"""Estimates of the cost of PEFs and the loss by sparsification, measured on a few examples."""
 
 import dataclasses
 import time
@@ -28,36 +28,36 @@ from npeff_jax.pefs._step import SelectOn, selects_on_device
 from npeff_jax.pefs.representations import FisherKind, Representation
 
 KEEP = (256, 1024, 4096, 16_384, 65_536, 262_144)
-"""Choices of K to compare: the paper's three and smaller ones."""
+"""Values of K to compare: the paper's three and smaller ones."""
 
 TRACES = (0.9, 0.99, 0.999)
-"""Fractions of the trace for which the rank is found."""
+"""Fractions of the trace for which the rank is computed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunPlan:
-    """What to expect of `compute_pefs` and of what follows.
+    """Estimated cost and accuracy of `compute_pefs`.
 
     Attributes:
-        n_examples: n, of the whole set.
-        n_sampled: examples that were measured.
+        n_examples: n, number of examples in the whole set.
+        n_sampled: number of examples that were measured.
         n_parameters: m.
-        n_rows: mean rows an example, c_i.
-        batch_size: examples at a time.
-        memory_bytes: on all devices together, on top of the model, by the compiled program's own account: rows, the
-            gradients they are put together from, activations, and what selecting on the devices takes.
+        n_rows: mean number of rows per example, c_i.
+        batch_size: examples per batch.
+        memory_bytes: bytes on all devices together, besides the model, as reported by the compiled program: rows,
+            gradients, activations, and the selection on the devices.
         at_once: examples whose rows a device holds at a time.
         on_device: whether the entries to keep are selected on the devices.
-        seconds: to compute the PEFs of all n examples, as measured on those sampled. Compilation comes on top.
-        compile_seconds: the first batch took.
-        keep: K, the choices compared.
+        seconds: time to compute the PEFs of all n examples, without compilation, extrapolated from the sample.
+        compile_seconds: additional time of the first batch, for compilation.
+        keep: values of K that were compared.
         kept_energy: (choices,), median fraction of the trace kept.
         fisher_error: (choices,), median relative Frobenius error.
-        disk_bytes: (choices,), of the PEFs, before compression.
-        max_error: the error that `suggested_keep` may have.
+        disk_bytes: (choices,), size of the PEFs on disk before compression.
+        max_error: largest error allowed for `suggested_keep`.
         min_trace: fractions of the trace.
-        rank: (fractions,), mean rows that hold them: what ``LowRank(min_trace=...)`` would keep. None for
-            diagonal PEFs.
+        rank: (fractions,), mean number of rows that hold these fractions, as kept by ``LowRank(min_trace=...)``. None
+            for diagonal PEFs.
     """
 
     n_examples: int
@@ -80,17 +80,17 @@ class RunPlan:
 
     @property
     def total_rows(self) -> float:
-        """The rows of all examples together, N."""
+        """Estimated number of rows over all examples, N."""
         return self.n_examples * self.n_rows
 
     @property
     def kernel_bytes(self) -> float:
-        """Size of the (N, N) Gram matrix of the kernel form, in float32."""
+        """Size in bytes of the (N, N) Gram matrix of the kernel form, in float32."""
         return 4.0 * self.total_rows**2
 
     @property
     def suggested_keep(self) -> int:
-        """The smallest K compared whose median error is at most ``max_error``; the largest, if none is so good."""
+        """Smallest compared K with a median error of at most ``max_error``; the largest if there is none."""
         good = [k for k, error in zip(self.keep, self.fisher_error, strict=True) if error <= self.max_error]
         return min(good) if good else max(self.keep)
 
@@ -131,7 +131,7 @@ class RunPlan:
         return "\n".join([*lines, *table, f"Medians of {self.n_sampled} examples."])
 
     def figure(self) -> Any:
-        """What is kept and lost against K, as a Matplotlib figure."""
+        """Plot kept energy and error against K, with Matplotlib."""
         import matplotlib.pyplot as plt
 
         fig, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
@@ -161,17 +161,17 @@ def plan(
     precision: str = "highest",
     select_on: SelectOn = "auto",
 ) -> RunPlan:
-    """Measure on a few random examples what PEFs of all of them will cost, and what sparsifying will lose.
+    """Estimate the cost of the PEFs of all examples, and the loss by sparsification, from a few random examples.
 
     Args:
-        model: what to explain.
-        examples: all of them.
+        model: the model to explain.
+        examples: all n examples.
         representation: as for `compute_pefs`.
-        labels: (n,), for representations that look at them.
-        keep: the choices of K to compare; a geometric series by default.
-        n_sampled: how many examples to measure.
-        max_error: the median relative error of a sparsified Fisher that the suggested K may have.
-        seed: of the choice of examples.
+        labels: (n,), for representations that use labels.
+        keep: values of K to compare; by default a geometric series.
+        n_sampled: number of examples to measure.
+        max_error: largest median relative error of a sparsified Fisher allowed for the suggested K.
+        seed: seed of the choice of examples.
         batch_size: as for `compute_pefs`.
         mesh: as for `compute_pefs`.
         precision: as for `compute_pefs`.
@@ -214,7 +214,7 @@ def plan(
     compile_seconds = time.perf_counter() - started
     measured = _measure(rows, sample, given, sparsifiers)
     program, seconds = rows, measured.seconds / n_sampled
-    if on_device:  # the figures above are the host's; time and memory are those of the program that will run
+    if on_device:  # measure time and memory of the program that selects on the devices
         at_once = choose_at_once(4 * c * m, mesh)
         program = rows_for(model, representation, largest, mesh, size, precision, at_once)
         seconds, compile_seconds = _timed(program, sample, given, sparsifiers[-1])
@@ -245,7 +245,7 @@ def plan(
 
 @dataclasses.dataclass
 class _Measured:
-    """Of each sampled example what each sparsifier found and the rank for each of `TRACES`; seconds of one run."""
+    """Per sampled example, the result of each sparsifier and the rank for each of `TRACES`; and the time of a run."""
 
     found: list[list[dict[str, Any]]]
     ranks: list[list[int]]
@@ -253,13 +253,13 @@ class _Measured:
 
 
 def _medians(values: list[list[float]]) -> Float[np.ndarray, "choices"]:
-    """Medians over the examples that have information."""
+    """Return medians over the examples, ignoring NaN."""
     known = np.array([one for one in values if not np.isnan(one).any()])
     return np.median(known, axis=0) if known.size else np.full(len(values[0]), np.nan)
 
 
 def _measure(rows: BatchRows, sample: Examples, labels: Any, sparsifiers: list[Sparsifier]) -> _Measured:
-    """Compute the sampled examples as `compute_pefs` would, and, off the clock, with all other choices of K."""
+    """Compute the sampled examples as `compute_pefs` does, and (not timed) with all other values of K."""
     *others, timed = sparsifiers
     n = count_examples(sample)
     measured = _Measured([], [], 0.0)
@@ -278,7 +278,7 @@ def _measure(rows: BatchRows, sample: Examples, labels: Any, sparsifiers: list[S
 
 
 def _timed(program: BatchRows, sample: Examples, labels: Any, sparsify: Sparsifier) -> tuple[float, float]:
-    """Seconds per example of a full batch on the devices and what follows on the host, and of the first run's rest."""
+    """Return seconds per example of a full batch, including the work on the host, and the extra time of a first run."""
     began, times = time.perf_counter(), []
     some, given = _few(sample, labels, program.batch_size)
     for _ in range(2):
@@ -290,19 +290,19 @@ def _timed(program: BatchRows, sample: Examples, labels: Any, sparsify: Sparsifi
 
 
 def _few(examples: Examples, labels: Any, number: int) -> tuple[Examples, Any]:
-    """The first examples and their labels, if there are any."""
+    """Return the first ``number`` examples and their labels, if any."""
     return jax.tree.map(lambda leaf: leaf[:number], examples), None if labels is None else labels[:number]
 
 
 def _ranks(one: Any) -> Iterator[int]:
-    """How many principal rows hold each fraction of the trace."""
+    """Yield the number of principal rows that hold each fraction of the trace."""
     held = np.cumsum(np.linalg.eigvalsh(one.gram.astype(np.float64))[::-1])
     for trace in TRACES:
         yield 1 + int(np.sum(held < trace * held[-1]))
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it."""
+    """Return a duration as text, with a suitable unit."""
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

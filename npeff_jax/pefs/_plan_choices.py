@@ -1,4 +1,4 @@
-"""What explaining each part of a model would take: groups of parameters by their names, a plan for each."""
+"""Plans for groups of parameters of a model, such as its attention layers or its last layer."""
 
 import dataclasses
 import glob
@@ -22,19 +22,19 @@ KINDS = {
     "norms": r"norm|\bln_|layernorm",
     "head": r"lm_head|classifier|score\b|\bhead\b",
 }
-"""Names by which frameworks call parts of a network. A parameter may be in several groups."""
+"""Patterns of the names that frameworks use for parts of a network. A parameter may be in several groups."""
 
 _LAYER = re.compile(r"(?:layers?|h|blocks?|stages?)[._/](\d+)")
 
 
 def parameter_choices(model: Model) -> dict[str, tuple[str, ...]]:
-    """Return groups of a model's explained parameters by what their names say, each of which can be its ``mask``.
+    """Return groups of a model's explained parameters according to their names, each usable as a ``mask``.
 
-    All of them; attention, feed-forward, embeddings, norms, head and LoRA, as far as there are such names; the last
-    layer, and the last half of the layers. Groups that are empty, or all there is, are left out.
+    The groups are: all; attention, feed-forward, embeddings, norms, head and LoRA; the last layer, and the last half of
+    the layers. Groups without parameters, or equal to all parameters, are left out.
 
     Args:
-        model: names are those of ``model.space``.
+        model: the model.
 
     Examples:
         >>> params = {"layer_0": {"attention": jnp.ones(2)}, "layer_1": {"attention": jnp.ones(2), "mlp": jnp.ones(3)}}
@@ -55,13 +55,13 @@ def parameter_choices(model: Model) -> dict[str, tuple[str, ...]]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ParameterPlans:
-    """A `RunPlan` for each choice of parameters. Printed, it is a table.
+    """A `RunPlan` per choice of parameters. Prints as a table.
 
     Attributes:
-        choices: the mask of each.
-        n_parameters: m of each.
-        plans: of each that fits.
-        refused: why another does not.
+        choices: mask of each choice.
+        n_parameters: m of each choice.
+        plans: plan of each choice that fits in memory.
+        refused: why the other choices do not fit.
     """
 
     choices: dict[str, Any]
@@ -94,21 +94,21 @@ def plan_parameters(
     n_sampled: int = 2,
     **options: Any,
 ) -> ParameterPlans:
-    """Measure what explaining each of several choices of parameters takes: m, memory, time, and the K it wants.
+    """Estimate the cost of explaining each of several choices of parameters: m, memory, time and suggested K.
 
     Args:
-        model: its mask is replaced by each choice.
+        model: the model, whose mask is replaced by each choice.
         examples: as for `plan`.
         representation: as for `plan`.
-        choices: masks by a name for each; `parameter_choices` by default.
-        n_sampled: examples to measure for each.
-        **options: of `plan`.
+        choices: masks by name; by default `parameter_choices`.
+        n_sampled: number of examples to measure per choice.
+        **options: further arguments of `plan`.
 
     Returns:
         The plans; ``dataclasses.replace(model, mask=plans.choices[name])`` is the model of a choice.
 
     Raises:
-        ValueError: no choices, a choice without parameters, or what `plan` refuses for another reason than memory.
+        ValueError: no choices, a choice without parameters, or an error of `plan` other than insufficient memory.
     """
     check_model(model)
     n_sampled = check_integer("n_sampled", n_sampled)
@@ -116,7 +116,7 @@ def plan_parameters(
     if not masks:
         raise ValueError("choices is empty; pass {name: mask, ...}, or leave it out")
     models = {name: dataclasses.replace(model, mask=mask) for name, mask in masks.items()}
-    sizes = {name: one.space.size for name, one in models.items()}  # all are checked before the first is measured
+    sizes = {name: one.space.size for name, one in models.items()}  # checks all before measuring
     plans, refused = {}, {}
     for name, one in models.items():
         try:

@@ -1,21 +1,21 @@
-"""Several processes of `jax.distributed` that write one set of PEFs: each its batches, the first one the manifest."""
+"""Several processes of `jax.distributed` that write one set of PEFs: each writes batches, the first the manifest."""
 
 import jax
 from jax.sharding import Mesh
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return jax.process_count()
 
 
 def index() -> int:
-    """Which of them this is."""
+    """Return the index of this process."""
     return jax.process_index()
 
 
 def wait_for_all(name: str) -> None:
-    """Go on when every process has come here. Each must come to the same places in the same order."""
+    """Wait until every process has called this function. All must make the same calls in the same order."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -23,11 +23,7 @@ def wait_for_all(name: str) -> None:
 
 
 def check_own_devices(mesh: Mesh) -> None:
-    """Raise unless all devices of ``mesh`` are of this process.
-
-    Raises:
-        ValueError: some are of another.
-    """
+    """Raise ValueError unless all devices of ``mesh`` belong to this process."""
     if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
         raise ValueError(
             "the mesh has devices of other processes; each process computes its own batches: pass "

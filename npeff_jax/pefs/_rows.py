@@ -1,7 +1,7 @@
-"""One example's Fisher as rows: cotangents on the logits pulled back through the model (section 2.1).
+"""The Fisher of one example as rows: cotangents on the logits pulled back through the model (section 2.1).
 
 F = Σ_j p_j ∇log p_j ∇log p_jᵀ = Jᵀ S J with J the (C, m) Jacobian of the logits and S = L Lᵀ, so the rows of Lᵀ J are a
-factor of F. Everything here is pure and of one example; the driver maps it over batches and devices.
+factor of F. The functions here are pure and take one example; the driver maps them over batches and devices.
 """
 
 import functools
@@ -20,16 +20,15 @@ from npeff_jax.models import Categorical, Model, Output
 from npeff_jax.pefs.representations import FisherKind, LowRank, Prediction, Pullback, Representation, scaled_cotangents
 
 Leaves = tuple[Float[Array, "c ..."], ...]
-"""Rows in parts: for each explained leaf, its part of all c rows."""
+"""Rows split by leaf: per explained leaf, the part of all c rows."""
 
 Blocks = tuple[tuple[Float[Array, "_ ..."], ...], ...]
-"""Rows as they come from the gradient, some at a time. Stacked they would be copied: 29 ms an example in place of 20
-for two rows of a small BERT."""
+"""Blocks of rows as computed by the backward passes. Stacking them would copy them: 29 ms instead of 20 per example for
+two rows of a small BERT."""
 
 UNROLLED = 8
-"""Rows that are pulled back one after the other in the compiled program. Mapped over, the products behind them come out
-in another order and are copied: 26 ms an example against 17 for two rows of a small BERT. More rows would take long to
-compile."""
+"""Maximum number of rows that are pulled back by unrolled backward passes. With `vmap`, results have another layout and
+are copied: 26 ms instead of 17 per example for two rows of a small BERT. More unrolled rows compile slowly."""
 
 
 class HostRows(NamedTuple):
@@ -47,18 +46,18 @@ class HostRows(NamedTuple):
 
 
 class ExampleRows(NamedTuple):
-    """A Fisher before anything is dropped: F = scale² Σ_j a_j a_jᵀ, or, diagonal, f = scale² a_1.
+    """Dense rows of the Fisher of an example: F = scale² Σ_j a_j a_jᵀ, or f = scale² a_1 if diagonal.
 
     Attributes:
-        blocks: the rows a_1..a_c, some at a time.
-        gram: (c, c), their inner products.
-        leaf_norms: squared norm of each leaf's part: not finite where a gradient is not.
-        scale: what the rows were divided by, so that no product of them underflows.
-        trace: of F, divided by scale².
-        n_rows: how many rows, from the first, represent the example.
-        logits: of the example.
-        lost_mass: probability of the classes that have no row.
-        lost_trace: estimated trace lost with them, as a fraction of the whole.
+        blocks: the rows a_1..a_c, in blocks.
+        gram: (c, c), inner products of the rows.
+        leaf_norms: squared norm of each leaf's part; non-finite if a gradient is.
+        scale: factor that the rows were divided by, so that products of rows do not underflow.
+        trace: trace of F, divided by scale².
+        n_rows: number of rows, from the first, that represent the example.
+        logits: logits of the example.
+        lost_mass: probability of the classes without a row.
+        lost_trace: estimated fraction of the trace of these classes.
     """
 
     blocks: Blocks
@@ -73,7 +72,7 @@ class ExampleRows(NamedTuple):
 
     @property
     def leaves(self) -> Leaves:
-        """The rows a_1..a_c, in parts, (c, ...) each, one an explained leaf."""
+        """The rows a_1..a_c split by explained leaf, (c, ...) each."""
         return tuple(jnp.concatenate(parts) for parts in zip(*self.blocks, strict=True))
 
 
@@ -87,17 +86,17 @@ def example_rows(
     label: Int[Array, ""],
     room: int,
 ) -> ExampleRows:
-    """Compute the rows of one example as gradients give them.
+    """Compute the rows of one example by backward passes, before rotation.
 
     Args:
-        model: its parameters are not looked at: as arguments they are not compiled in as constants.
-        representation: which rows.
+        model: the model. Its parameters are not used but passed separately, so that they are not compiled in.
+        representation: representation of the Fisher.
         selected: the explained parameters.
-        params: all of them.
-        example: without a batch axis.
-        key: the example's own.
-        label: the example's, -1 without labels.
-        room: how many rows there is room for.
+        params: all parameters.
+        example: an example without a batch axis.
+        key: random key of the example.
+        label: label of the example; −1 without labels.
+        room: maximum number of rows.
     """
     logits, push, pull = _jacobian(model, selected, params, example)
     at = Prediction(logits.astype(jnp.float32), model.output, label, key, room, pull, push)
@@ -139,7 +138,7 @@ def _jacobian(
 
 
 def _pullback_of(representation: Representation, at: Prediction) -> Pullback:
-    """What a representation pulls back, whichever way it says so."""
+    """Return the cotangents of a representation as a `Pullback`, and check their shape."""
     found = representation.cotangents(at)
     back = found if isinstance(found, Pullback) else Pullback.of(found)
     if back.rows.ndim != 2 or back.rows.shape[1] != at.logits.size or not 1 <= back.rows.shape[0] <= at.room:
@@ -151,13 +150,13 @@ def _pullback_of(representation: Representation, at: Prediction) -> Pullback:
 
 
 class PulledRows(NamedTuple):
-    """Gradient rows of one example, divided by a common scale so that no product of two of them underflows.
+    """Gradient rows of one example, divided by a common scale so that products of rows do not underflow.
 
     Attributes:
-        blocks: the rows, some at a time, each explained leaf's part (b, ...) in float32; see `leaves`.
-        scale: what they were divided by: the rows are ``scale * leaf``, and their Fisher ``scale**2`` times that of
-            what is here.
-        logits: of the example.
+        blocks: blocks of rows in float32, each split by explained leaf, (b, ...); see `leaves`.
+        scale: factor that the rows were divided by: the actual rows are ``scale * leaf``, and the actual Fisher is
+            ``scale**2`` times that of these rows.
+        logits: logits of the example.
     """
 
     blocks: Blocks
@@ -166,7 +165,7 @@ class PulledRows(NamedTuple):
 
     @property
     def leaves(self) -> Leaves:
-        """For each explained leaf, its part of all rows, (c, ...)."""
+        """The rows split by explained leaf, (c, ...) each."""
         return tuple(jnp.concatenate(parts) for parts in zip(*self.blocks, strict=True))
 
 
@@ -179,16 +178,16 @@ def pull_back(
 ) -> PulledRows:
     """Pull cotangents on one example's logits back to gradient rows: Lᵀ J, in float32 (section 2.1).
 
-    Pure, to be jitted and mapped. Confident predictions have tiny cotangents: they are scaled to a largest entry of 1
-    before the pull-back, as in `compute_pefs`, so that their Fishers do not vanish in float32.
+    Pure: can be jitted and mapped. Cotangents are scaled to a largest entry of 1 before the pull-back, as in
+    `compute_pefs`, because those of confident predictions are tiny and their Fishers would vanish in float32.
 
     Args:
-        model: gives the function and the output family; its own parameters are not looked at.
+        model: the model, for its function and output family; its parameters are not used.
         selected: the explained parameters, ``model.space.select(params)``.
-        params: all of them.
-        example: without a batch axis.
-        cotangents: logits to (c, C) cotangents; the output family's ``factor``, whose rows make the exact Fisher, if
-            None. For weights U on rows, pull back ``U @ rows`` of `scaled_cotangents` in its place.
+        params: all parameters.
+        example: an example without a batch axis.
+        cotangents: function from logits to (c, C) cotangents; by default ``factor`` of the output family, which gives
+            the exact Fisher. For weights U on rows, use ``U @ rows`` of `scaled_cotangents`.
     """
     logits, back_to_leaves = jax.vjp(lambda leaves: model.selected_logits(leaves, params, example), selected)
     rows, scale = scaled_cotangents((cotangents or model.output.factor)(logits.astype(jnp.float32)))
@@ -196,7 +195,7 @@ def pull_back(
 
 
 def pulled(pull: Callable[[jax.Array], tuple[jax.Array, ...]], rows: Cotangents) -> Blocks:
-    """Pull cotangents on the logits back to gradient rows, in float32 whatever the model computes in."""
+    """Pull cotangents on the logits back to gradient rows, in float32 whatever the dtype of the model."""
     if len(rows) > UNROLLED:
         blocks = [jax.vmap(pull)(rows)]
     else:
@@ -205,14 +204,15 @@ def pulled(pull: Callable[[jax.Array], tuple[jax.Array, ...]], rows: Cotangents)
 
 
 def gram_of(blocks: Blocks) -> tuple[Float[Array, "c c"], Float[Array, "leaves"]]:
-    """Inner products of the rows, and each leaf's share of their squared norms."""
+    """Compute inner products of the rows, and the sum of their squared norms per leaf."""
     grams = [_gram([leaf.reshape(leaf.shape[0], -1) for leaf in parts]) for parts in zip(*blocks, strict=True)]
     return functools.reduce(jnp.add, grams), jnp.stack([jnp.trace(gram) for gram in grams])
 
 
 def _gram(blocks: Sequence[Float[Array, "_ size"]]) -> Float[Array, "c c"]:
-    """Inner products of a few long rows. Up to four, sums of products: a CPU's matrix product of such thin matrices,
-    batched, took four times as long.
+    """Compute inner products of a few long rows.
+
+    For up to four rows by sums of products, because a batched matrix product takes four times as long on a CPU.
     """
     rows = [row for block in blocks for row in block]
     if len(rows) > 4:
@@ -223,14 +223,14 @@ def _gram(blocks: Sequence[Float[Array, "_ size"]]) -> Float[Array, "c c"]:
 
 
 def _squared_norm(blocks: Blocks) -> Float[Array, ""]:
-    """Sum of squares over all rows."""
+    """Compute the sum of squares over all rows."""
     return functools.reduce(jnp.add, [jnp.sum(leaf**2) for block in blocks for leaf in block])
 
 
 def unreached(model: Model, example: Example) -> list[str]:
-    """Return the names of the explained parameters that no gradient of the logits reaches, found without running it.
+    """Return the names of explained parameters that the logits do not depend on, without running the model.
 
-    Only what cannot depend on them is named: a parameter whose gradients happen to be zero is not.
+    It is found by tracing: a parameter whose gradients happen to be zero is not included.
     """
     selected = model.space.select(model.params)
     shape = jax.eval_shape(model.logits_fn, model.params, example)
@@ -249,7 +249,7 @@ def unreached(model: Model, example: Example) -> list[str]:
 
 
 def rotated(one: ExampleRows, representation: Representation) -> ExampleRows:
-    """Rotate the rows as the representation wants them, on the device."""
+    """Rotate the rows on the device, as specified by the representation."""
     found = representation.rotation(one.gram, one.n_rows, jnp)
     if found.matrix is None:
         return one._replace(n_rows=found.n_rows)
@@ -258,7 +258,7 @@ def rotated(one: ExampleRows, representation: Representation) -> ExampleRows:
 
 
 def example_key(seed: Any, index: Any) -> jax.Array:
-    """Return the key of one example: of its number alone, whatever the batch and JAX's default generator."""
+    """Return the random key of an example, which depends only on the seed and the example's position."""
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), index)
 
 
@@ -273,21 +273,21 @@ def pef_rows(
     key: jax.Array | None = None,
     label: Any = -1,
 ) -> ExampleRows:
-    """Compute one example's Fisher, exact and dense. Pure: can be jitted, mapped and differentiated.
+    """Compute the dense rows of the Fisher of one example. Pure: can be jitted, mapped and differentiated.
 
     Args:
         logits_fn: ``(params, example) -> (C,)``.
         params: the parameters.
-        example: without a batch axis.
-        representation: `LowRank` (the default), `Diagonal`, `Sampled` or an own one.
+        example: an example without a batch axis.
+        representation: `LowRank` (the default), `Diagonal`, `Sampled` or your own.
         mask: which parameters to explain.
-        output: what the logits mean; a softmax by default.
-        key: for what is random: `Sampled`, the range finder, and the probe of the lost trace.
-        label: of the example, for representations that look at it.
+        output: output family; by default a softmax.
+        key: random key, used by `Sampled`, the range finder, and the probe of the lost trace.
+        label: label of the example, for representations that use it.
 
     Returns:
-        The rows and what is known of the whole Fisher. ``jnp.concatenate([leaf.reshape(c, -1) ...], 1) * scale`` is the
-        (c, m) factor, in the order of `Model.space`.
+        The rows, with norms and losses. The (c, m) factor, in the order of `Model.space`, is
+        ``jnp.concatenate([leaf.reshape(c, -1) ...], 1) * scale``.
     """
     model = Model(logits_fn, params, mask=mask, output=output or Categorical())
     representation = LowRank() if representation is None else representation
@@ -301,16 +301,16 @@ def pef_rows(
 def fisher_vector_product(
     logits_fn: LogitsFn, params: PyTree, example: Example, vector: PyTree, *, output: Output | None = None
 ) -> PyTree:
-    """Compute F v of one example, exactly: one pass forward and one back, whatever the number of classes (eq. 1).
+    """Compute F v of one example exactly, by one JVP and one VJP, whatever the number of classes (eq. 1).
 
     Pure: can be jitted and mapped. F v = Jᵀ L (Lᵀ (J v)) with L Lᵀ the Fisher of the output distribution.
 
     Args:
         logits_fn: ``(params, example) -> (C,)``.
         params: the parameters.
-        example: without a batch axis.
+        example: an example without a batch axis.
         vector: v, shaped like the parameters.
-        output: what the logits mean; a softmax by default.
+        output: output family; by default a softmax.
 
     Returns:
         F v, shaped like the parameters.

@@ -1,4 +1,4 @@
-"""What a set of PEFs is of, and how it was made: compared on open, before anything is read or resumed."""
+"""`Schema`: model, examples and settings of a set of PEFs, compared before they are read or resumed."""
 
 import dataclasses
 import enum
@@ -9,8 +9,8 @@ from npeff_jax._parameters import ParameterLayout
 from npeff_jax.pefs.representations import FisherKind
 
 SCHEMA_VERSION = 4
-"""Version 1 did not say what the logits mean: they were those of a softmax. Version 2 knew no range finder. Version 3
-told models apart by their parameters alone, and in its arrays an absent chunk is zero."""
+"""Version of the schema. Version 1 had no output family (always a softmax), version 2 no range finder. Version 3
+identified models by their parameters only, and missing chunks of its arrays are zeros."""
 
 READABLE_VERSIONS = (1, 2, 3, 4)
 
@@ -19,38 +19,37 @@ SOFTMAX = {"name": "Categorical", "temperature": 1.0}
 
 
 class Normalization(enum.Enum):
-    """When each example's rows are divided by the square root of its Fisher's Frobenius norm."""
+    """When the rows of an example are divided by the square root of its Fisher's Frobenius norm."""
 
     BEFORE = "before"
-    """Before entries are dropped, by the norm of the whole Fisher: the paper's way (section 2.2, Preprocessing)."""
+    """Before entries are dropped, by the norm of the whole Fisher, as in the paper (section 2.2, Preprocessing)."""
     AFTER = "after"
-    """After entries were dropped, so that every kept Fisher has norm 1."""
+    """After entries are dropped, so that every sparsified Fisher has norm 1."""
     NONE = "none"
-    """Raw. Examples with large Fishers then dominate a decomposition."""
+    """Never. Examples with large Fishers then dominate a decomposition."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """Everything that two sets of PEFs must share to be the same, or to be used together.
+    """Description of a set of PEFs, which decides whether two sets are equal or can be used together.
 
     Attributes:
-        kind: the flavour.
-        representation: the fields of the `LowRank`, `Diagonal` or `Sampled` that made them, and its name under
-            ``"name"``.
+        kind: low-rank or diagonal.
+        representation: fields of the `Representation`, and its name under ``"name"``.
         normalization: when rows were divided by the square root of the norm.
         model: fingerprint of the model's parameters.
-        examples: digest of the examples; "" where they are not known.
+        examples: digest of the examples; "" if unknown.
         layout: names, shapes and offsets of the explained parameters.
         n_examples: n.
         n_classes: C.
-        keep: K, non-zeros kept for one example over all its rows; every one if it equals rows times parameters.
-        dtype: of the stored values.
-        precision: of the matrix products behind the gradients.
-        output: what the logits mean: the fields of the output family, and its name under ``"name"``.
-        constants: digest of what the model's function holds besides its parameters, None where it is not known.
-        function: logits of a fixed input, None where they are not known.
-        version: of this schema.
-        code_version: of the package that wrote them.
+        keep: K, non-zeros kept per example over all its rows; all if it equals rows times parameters.
+        dtype: dtype of the stored values.
+        precision: precision of the matrix products in forward and backward passes.
+        output: fields of the output family, and its name under ``"name"``.
+        constants: digest of the constants of the model's function; None if unknown.
+        function: logits of a fixed input; None if unknown.
+        version: version of the schema.
+        code_version: version of the package that wrote the PEFs.
     """
 
     kind: FisherKind
@@ -76,10 +75,10 @@ class Schema:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Schema":
-        """Return a schema of this or an older version, as of this version.
+        """Read a schema of this or an older version, converted to this version.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the schema is damaged.
         """
         try:
             if fields["version"] == 1:
@@ -97,7 +96,7 @@ class Schema:
         return schema
 
     def _check(self) -> None:
-        """Raise where a field has another type than it is written with."""
+        """Raise ValueError if a field has the wrong type."""
         texts = (self.normalization, self.model, self.examples, self.dtype, self.precision, self.code_version)
         wholes = (self.n_examples, self.n_classes, self.keep, self.version)
         named = (self.representation, self.output)
@@ -117,7 +116,7 @@ class Schema:
 
     @property
     def identity(self) -> Identity:
-        """What must agree for two things to belong together, part by part: see `check_same`."""
+        """Identity, compared part by part by `check_same`."""
         named = ("constants", "function", "output", "normalization", "representation", "keep", "dtype", "precision")
         return {name: getattr(self, name) for name in (*named, "examples", "n_examples", "n_classes")} | {
             "parameters": self.model or None,

@@ -1,10 +1,10 @@
-"""The K largest of many, on the host: exact, deterministic, and without a sort, a flat copy or a rotated row.
+"""Exact selection of the K largest entries on the host, without sorting, copying or rotating whole rows.
 
-A threshold that a little more than K entries should pass is read off a sample. One sweep in cache-sized pieces collects
-the parameters where some row may pass: the sum of squares over the rows, which no rotation changes, bounds every
-rotated entry, so few columns are rotated at all. The exact K come from those survivors. If the sample misled, the
-threshold is lowered and the sweep repeated, so the sample costs time at worst. NumPy releases the interpreter's lock in
-every step: threads scale.
+A threshold that slightly more than K entries should exceed is estimated from a sample. One sweep in cache-sized pieces
+collects the parameters where some rotated entry may exceed it: the sum of squares over rows, which is invariant under
+rotation, is an upper bound, so only few columns are rotated. The exact K are selected among these candidates. If the
+sample was misleading, the threshold is lowered and the sweep repeated. NumPy releases the interpreter lock in every
+step, so threads scale.
 """
 
 import dataclasses
@@ -17,23 +17,23 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 PIECE = 1 << 17
-"""Parameters swept at a time: few enough for the cache, and so many that threads seldom meet at the interpreter's lock.
-With a quarter as many two threads were no faster than one."""
+"""Parameters per piece of a sweep: few enough for the cache, and enough that threads seldom compete for the interpreter
+lock. With a quarter as many, two threads were no faster than one."""
 
 WAITING = 1 << 18
-"""Parameters collected before they are rotated and looked at: what bounds memory where the bound lets most pass."""
+"""Number of candidate parameters collected before they are rotated, which limits memory if most are candidates."""
 
 SAMPLE = 1 << 15
-"""Entries sampled for the threshold. At K = 65,536 of 10 million the survivors' number then varies by 7%."""
+"""Entries sampled for the threshold. For K = 65,536 of 10 million, the number of candidates then varies by 7%."""
 
 SMALL = 1 << 16
-"""Below so many entries one partition of all is faster than sampling many short leaves."""
+"""Number of entries up to which partitioning all of them is faster than sampling many short leaves."""
 
 EXACT_ROWS = 16
-"""Up to so many rows are rotated to the same bits as on a device. Beyond, a matrix product is much faster."""
+"""Number of rows up to which rotation is bit-identical to that on a device. For more, a matrix product is faster."""
 
 UNDERFLOW = 1e-15
-"""Below this, float32 squares lose digits."""
+"""Magnitude below which float32 squares lose precision."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Selected:
     """The kept entries of one example. Zeros are never kept.
 
     Attributes:
-        support: parameters, ascending; every kept entry is at one of them.
-        columns: all rows there, wanted or not.
-        kept: which of the wanted rows' entries are kept.
-        whole: whether every non-zero of all rows is kept.
+        support: parameters of the kept entries, ascending.
+        columns: all rows at these parameters, wanted or not.
+        kept: which entries of the wanted rows are kept.
+        whole: whether all non-zeros of all rows are kept.
     """
 
     support: Int[np.ndarray, "u"]
@@ -60,8 +60,9 @@ class Selected:
 
 
 class LeafRows:
-    """An example's rows where the gradient left them: blocks of rows, each a matrix a leaf, and a rotation yet to be
-    applied. No rotated row is ever in memory whole.
+    """Rows of an example as blocks of matrices, one per leaf, with a rotation that is applied on access.
+
+    No complete rotated row is ever in memory.
     """
 
     def __init__(
@@ -71,9 +72,9 @@ class LeafRows:
         rotation: Float[np.ndarray, "c c"] | None = None,
         wanted: int | None = None,
     ) -> None:
-        """Leaves that begin at ``offsets`` of the parameters; the last offset is m.
+        """Wrap leaves that start at the parameters ``offsets``, the last of which is m.
 
-        The rotation is orthogonal. The first ``wanted`` rows after it are those to select from, all by default.
+        The rotation is orthogonal. Entries are selected from the first ``wanted`` rows after rotation, by default all.
         """
         self.blocks, self.offsets, self.rotation = blocks, offsets, rotation
         self.n_rows = sum(len(block[0]) for block in blocks)
@@ -81,32 +82,32 @@ class LeafRows:
 
     @property
     def size(self) -> int:
-        """The number of parameters, m."""
+        """Number of parameters, m."""
         return int(self.offsets[-1])
 
     def pieces(self) -> Iterator[tuple[int, list[Float[np.ndarray, "_"]]]]:
-        """The rows before rotation, some parameters at a time, with the first of these."""
+        """Yield pieces of the rows before rotation: the first parameter, and all rows over a range of parameters."""
         for offset, *parts in zip(self.offsets, *self.blocks):
             rows = [row for part in parts for row in part]
             for start in range(0, len(rows[0]), PIECE):
                 yield int(offset) + start, [row[start : start + PIECE] for row in rows]
 
     def at(self, parameters: Int[np.ndarray, "k"]) -> Float[np.ndarray, "c k"]:
-        """All rows at some parameters, given in ascending order."""
+        """Return all rotated rows at the given parameters (ascending)."""
         found = np.empty((self.n_rows, len(parameters)), np.float32)
         bounds = np.searchsorted(parameters, self.offsets)
         for (first, last), offset, *parts in zip(itertools.pairwise(bounds), self.offsets, *self.blocks):
             if first < last:
                 places = parameters[first:last] - offset
                 for i, row in enumerate(row for part in parts for row in part):
-                    np.take(row, places, out=found[i, first:last], mode="clip")  # unbuffered; none is out of range
+                    np.take(row, places, out=found[i, first:last], mode="clip")  # "clip" is unbuffered
         return self.rotated(found)
 
     def rotated(self, columns: Float[np.ndarray, "c k"]) -> Float[np.ndarray, "c k"]:
-        """All rows at some parameters, from the rows before rotation.
+        """Rotate columns of the rows.
 
-        Products are rounded one by one and added in the order of the rows, as in a compiled program (`DeviceRows`): a
-        matrix product would round as its library and its blocks decide.
+        Products are rounded individually and added in the order of the rows, as in `DeviceRows`; the rounding of a
+        matrix product would depend on the library.
         """
         if self.rotation is None:
             return columns
@@ -120,13 +121,13 @@ class LeafRows:
 
 
 def largest(rows: LeafRows, keep: int) -> Selected:
-    """The ``keep`` largest absolute values in the wanted rows; of equals, those of lower row, then lower parameter."""
+    """Select the ``keep`` largest absolute values of the wanted rows; ties go to the lower row, then parameter."""
     total = rows.wanted * rows.size
-    if total <= max(SMALL, 4 * keep):  # little is left out: a look at all costs no more than at survivors
+    if total <= max(SMALL, 4 * keep):  # candidates would be most entries
         return _exactly(rows, _sweep(rows, 0.0), keep)
     sample = np.abs(rows.at(_sampled(rows.size, rows.wanted))[: rows.wanted]).reshape(-1)
     expected = keep * sample.size / total
-    rank = expected + 4 * np.sqrt(expected) + 8  # four standard deviations: a second sweep is rare
+    rank = expected + 4 * np.sqrt(expected) + 8  # four standard deviations, so that a second sweep is rare
     while True:
         threshold = _of_rank(sample, int(rank))
         found = _sweep(rows, threshold)
@@ -136,12 +137,12 @@ def largest(rows: LeafRows, keep: int) -> Selected:
 
 
 def shared_support(rows: LeafRows, parameters: int) -> Selected:
-    """The wanted rows at the ``parameters`` positions whose entries have the largest sum of squares."""
+    """Select the wanted rows at the ``parameters`` positions with the largest sum of squares over these rows."""
     energy = np.empty((1, rows.size), np.float32)
     for start, piece in rows.pieces():
         wanted = rows.rotated(np.stack(piece))[: rows.wanted]
         np.square(wanted, out=wanted)
-        for row in wanted[1:]:  # in this order, each square rounded, as on a device
+        for row in wanted[1:]:  # same order and rounding as on a device
             wanted[0] += row
         energy[0, start : start + wanted.shape[1]] = wanted[0]
     _, support, _ = largest(LeafRows([[energy]], np.array([0, rows.size])), parameters).entries
@@ -151,25 +152,25 @@ def shared_support(rows: LeafRows, parameters: int) -> Selected:
 
 @functools.lru_cache(maxsize=8)
 def _sampled(size: int, n_rows: int) -> Int[np.ndarray, "_"]:
-    """Parameters to look at, in all rows. Any fixed ones will do; strides would beat against the shapes of leaves."""
+    """Return fixed random parameters to sample in all rows. (Regular strides would alias with the shapes of leaves.)"""
     positions = np.random.default_rng(0).integers(0, size, -(-SAMPLE // n_rows))
     return np.sort(positions)
 
 
 class _Columns(NamedTuple):
-    """All rows at some parameters, ascending."""
+    """All rows at some parameters (ascending)."""
 
     support: Int[np.ndarray, "u"]
     columns: Float[np.ndarray, "c u"]
 
 
 def _sweep(rows: LeafRows, threshold: float) -> _Columns:
-    """Where a wanted row's absolute value is at or above the threshold and not zero."""
+    """Return the columns in which a wanted row has a non-zero absolute value at or above the threshold."""
     threshold = max(threshold, float(np.finfo(np.float32).smallest_subnormal))
     found: list[_Columns] = []
     waiting: list[tuple[np.ndarray, list[np.ndarray]]] = []
     number = 0
-    with np.errstate(over="ignore"):  # a sum of squares that overflows passes too
+    with np.errstate(over="ignore"):  # an overflowing sum of squares is a candidate too
         for places, entries in _candidates(rows, threshold):
             waiting.append((places, entries))
             number += places.size
@@ -182,11 +183,11 @@ def _sweep(rows: LeafRows, threshold: float) -> _Columns:
 
 
 def _candidates(rows: LeafRows, threshold: float) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Parameters where the threshold may be reached, and the rows there before rotation, a piece at a time."""
+    """Yield parameters at which the threshold may be reached, with the rows there before rotation, piece by piece."""
     measure: Any = np.abs
     combine: Any = np.maximum
     least, looked_at = threshold, rows.wanted
-    if rows.rotation is not None:  # no entry of a rotated column exceeds the column's norm
+    if rows.rotation is not None:  # a rotated entry is at most the column's norm
         looked_at = rows.n_rows
         if threshold > UNDERFLOW:
             measure, combine, least = np.square, np.add, (1 - 1e-5) * threshold**2
@@ -204,7 +205,7 @@ def _candidates(rows: LeafRows, threshold: float) -> Iterator[tuple[np.ndarray, 
 
 
 def _reaching(rows: LeafRows, threshold: float, waiting: list[tuple[np.ndarray, list[np.ndarray]]]) -> _Columns:
-    """Those of the candidates whose rotated, wanted rows do reach it."""
+    """Return the candidates at which a rotated, wanted row reaches the threshold."""
     if not waiting:
         return _Columns(np.zeros(0, np.int64), np.zeros((rows.n_rows, 0), np.float32))
     support = np.concatenate([places for places, _ in waiting])
@@ -215,7 +216,7 @@ def _reaching(rows: LeafRows, threshold: float, waiting: list[tuple[np.ndarray, 
 
 
 def _exactly(rows: LeafRows, found: _Columns, keep: int, threshold: float = 0.0) -> Selected:
-    """The ``keep`` largest of what a sweep with a threshold found."""
+    """Select the ``keep`` largest entries of the columns that a sweep found."""
     absolute = np.abs(found.columns[: rows.wanted])
     kept = absolute > 0
     if np.count_nonzero(kept) > keep:
@@ -228,6 +229,6 @@ def _exactly(rows: LeafRows, found: _Columns, keep: int, threshold: float = 0.0)
 
 
 def _of_rank(values: np.ndarray, rank: int) -> float:
-    """The value of the given rank from above, from 1; the smallest where there are fewer."""
+    """Return the value of the given rank (1 for the largest); the smallest value if there are fewer."""
     place = max(values.size - rank, 0)
     return float(np.partition(values, place)[place])

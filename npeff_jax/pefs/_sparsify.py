@@ -1,4 +1,4 @@
-"""One example's dense rows to what is kept of them: rotated, selected, scaled, and weighed against the whole."""
+"""Sparsification of the rows of one example: rotation, selection, scaling, and the error of the result."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,23 +14,23 @@ from npeff_jax.pefs._step import ExampleEntries
 from npeff_jax.pefs.representations import FisherKind, Representation, Rotation
 
 CANCELLED = 1e-5
-"""Below this share of ‖F‖² the error of a sparsified Fisher is measured on what was dropped: the device's Gram matrix
-is exact to 1e-7 of it, and the difference of two of them to about its root, 3e-4."""
+"""Squared relative error of a sparsified Fisher below which it is computed from the dropped entries: the device's Gram
+matrix has a relative error of 1e-7, so smaller differences of two Gram matrices are inaccurate."""
 
 TINY = np.float32(1e-45)
-"""The smallest norm that is stored: one of zero says that there is no information."""
+"""Smallest norm stored for a non-zero Fisher; a norm of zero means that the Fisher is zero."""
 
 
 class NotFiniteError(ValueError):
-    """An example whose logits or gradients have NaN or infinity in them."""
+    """The logits or gradients of an example are not finite."""
 
 
 class Fidelity(NamedTuple):
-    """What selection left of one example.
+    """Accuracy of the sparsified Fisher of one example.
 
     Attributes:
-        kept_trace: trace of the kept Fisher, in the unit of the rows.
-        kept_norm: its Frobenius norm.
+        kept_trace: trace of the sparsified Fisher, in the unit of the rows.
+        kept_norm: Frobenius norm of the sparsified Fisher.
         error: ‖F − F_kept‖ / ‖F‖.
     """
 
@@ -40,7 +40,7 @@ class Fidelity(NamedTuple):
 
 
 def diagonal_fidelity(chosen: Selected, rows: LeafRows, squared_norm: float) -> Fidelity:
-    """Measure kept entries of the diagonal itself."""
+    """Compute the fidelity of a sparsified diagonal."""
     kept = chosen.entries[2].astype(np.float64)
     squares = float(kept @ kept)
     missing = squared_norm - squares
@@ -50,12 +50,12 @@ def diagonal_fidelity(chosen: Selected, rows: LeafRows, squared_norm: float) -> 
 
 
 def fidelity(chosen: Selected, rows: LeafRows, gram: Float[np.ndarray, "c c"]) -> Fidelity:
-    """Measure kept entries of a factor A, whose Gram matrix A Aᵀ, of all its c rows, is ``gram``.
+    """Compute the fidelity of a sparsified factor A, given the Gram matrix A Aᵀ of all its c rows.
 
-    From c×c Gram matrices alone, with S the kept entries and D = A − S: ‖F − SᵀS‖² = ‖A Aᵀ‖² − 2 ‖A Sᵀ‖² + ‖S Sᵀ‖²,
-    where every product needs A only where S is not zero; where that cancels, ‖DᵀD + DᵀS + SᵀD‖², which needs all of A.
+    With S the kept entries and D = A − S: ‖F − SᵀS‖² = ‖A Aᵀ‖² − 2 ‖A Sᵀ‖² + ‖S Sᵀ‖², which needs A only where S is not
+    zero. If the terms nearly cancel, it is computed as ‖DᵀD + DᵀS + SᵀD‖², which needs all of A.
     """
-    A = chosen.columns.astype(np.float64)  # what is missing is a small difference
+    A = chosen.columns.astype(np.float64)  # float64, because the error is a small difference
     S = np.zeros(A.shape)
     S[: len(chosen.kept)] = np.where(chosen.kept, A[: len(chosen.kept)], 0.0)
     cross, own = A @ S.T, S @ S.T
@@ -70,7 +70,7 @@ def fidelity(chosen: Selected, rows: LeafRows, gram: Float[np.ndarray, "c c"]) -
 
 
 def device_fidelity(one: ExampleEntries, diagonal: bool) -> Fidelity:
-    """Measure kept entries by the products that a device has formed, S Sᵀ, D Sᵀ and D Dᵀ: nothing cancels."""
+    """Compute the fidelity from the products S Sᵀ, D Sᵀ and D Dᵀ of a device, without cancellation."""
     own, DS, DD, gram = (np.asarray(x, np.float64) for x in (one.kept.own, one.kept.cross, one.kept.rest, one.gram))
     if diagonal:
         return Fidelity(float(one.kept.total), float(own[0, 0]) ** 0.5, _root(float(DD[0, 0]), float(gram[0, 0])))
@@ -80,12 +80,12 @@ def device_fidelity(one: ExampleEntries, diagonal: bool) -> Fidelity:
 
 
 def _missing(DD: Float[np.ndarray, "c c"], DS: Float[np.ndarray, "c c"], own: Float[np.ndarray, "c c"]) -> float:
-    """‖DᵀD + DᵀS + SᵀD‖²."""
+    """Compute ‖DᵀD + DᵀS + SᵀD‖² from c×c products."""
     return float(np.sum(DD**2) + 4 * np.sum(DD * DS) + 2 * np.sum(DD * own) + 2 * np.sum(DS * DS.T))
 
 
 def _dropped(rows: LeafRows, chosen: Selected) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The dropped and the kept entries of all rows, some parameters at a time, in float64; none if all are kept."""
+    """Yield dropped and kept entries of all rows in float64, by ranges of parameters; nothing if all are kept."""
     if chosen.whole:
         return
     for start, piece in rows.pieces():
@@ -99,27 +99,27 @@ def _dropped(rows: LeafRows, chosen: Selected) -> Iterator[tuple[np.ndarray, np.
 
 
 def _root(part: float, whole: float) -> float:
-    """The relative norm of what is missing, NaN of nothing; rounding may make it slightly negative."""
+    """Return sqrt(part / whole), NaN if whole is zero, and 0 if rounding made part slightly negative."""
     return (max(part, 0.0) / whole) ** 0.5 if whole > 0 else float("nan")
 
 
 class Sparsifier:
-    """Rows of one example after the other, or entries a device selected, to the fields of `Pefs`.
+    """Convert the rows of an example, or the entries that a device selected, to fields of `Pefs`.
 
-    Holds no state: threads may share it.
+    It has no state, so threads may share it.
     """
 
     def __init__(self, schema: Schema, representation: Representation, keep: Selection) -> None:
-        """For examples as ``schema`` describes them."""
+        """Prepare for examples as described by ``schema``."""
         self.schema, self.representation, self.keep = schema, representation, keep
         self.normalization = Normalization(schema.normalization)
         self.offsets = np.array([*(p.offset for p in schema.layout.parameters), schema.layout.size])
 
     def __call__(self, one: HostRows | ExampleEntries, number: int) -> dict[str, Any]:
-        """Return the values of example ``number`` by field of `Pefs`.
+        """Return the fields of `Pefs` of example ``number``, by name.
 
         Raises:
-            NotFiniteError: something in it is not finite.
+            NotFiniteError: its logits or gradients are not finite.
         """
         _check_finite(one, self.schema, number)
         if isinstance(one, ExampleEntries):
@@ -133,7 +133,7 @@ class Sparsifier:
             chosen, held = self._kept(one, turned)
             entries, whole = chosen.entries, chosen.whole
         rows, indices, values = entries
-        # The rows come from cotangents divided by ``scale``. F is quadratic in a row of a factor, linear in a diagonal.
+        # Rows come from cotangents divided by ``scale``. F is quadratic in rows of a factor, but linear in a diagonal.
         power = 1.0 if self.schema.kind is FisherKind.DIAGONAL else 0.5
         norm, scale = float(np.linalg.norm(turned.gram)) ** (0.5 / power), float(one.scale) ** (2 * power)
         unit = {Normalization.BEFORE: norm**power, Normalization.AFTER: held.kept_norm**power}
@@ -153,7 +153,7 @@ class Sparsifier:
         }
 
     def _kept(self, one: HostRows, turned: Rotation) -> tuple[Selected, Fidelity]:
-        """The entries to keep of the wanted rows, and what they hold of all rows."""
+        """Return the entries to keep of the wanted rows, and their fidelity to all rows."""
         matrix = None if turned.matrix is None else turned.matrix.astype(np.float32)
         rows = LeafRows(one.blocks, self.offsets, matrix, int(turned.n_rows))
         chosen = self.keep.select(rows)
@@ -163,9 +163,9 @@ class Sparsifier:
 
 
 def blank_arrays(schema: Schema, n_rows: int, n: int | None = None) -> dict[str, np.ndarray]:
-    """One zero array a field, for ``n`` examples. Zeros take no memory until they are written.
+    """Return a zero array per field, for ``n`` examples. They take no memory until they are written.
 
-    Values in half precision: "float16" has a scale an example beside them, "bfloat16" has the range of float32.
+    For dtype "float16" there is also a scale per example; "bfloat16" has the range of float32.
     """
     n, keep = schema.n_examples if n is None else n, schema.keep
     index = np.int32 if schema.layout.size < 2**31 else np.int64
@@ -181,9 +181,9 @@ def blank_arrays(schema: Schema, n_rows: int, n: int | None = None) -> dict[str,
 
 
 def put(arrays: dict[str, np.ndarray], i: int, found: dict[str, Any]) -> None:
-    """What was found of one example into row ``i`` of the arrays."""
+    """Write the fields of one example to row ``i`` of the arrays."""
     if "scales" in arrays and len(found["values"]):
-        # The largest becomes 1, so that float16 neither overflows nor wastes its range.
+        # Scale the largest value to 1, so that float16 neither overflows nor loses precision.
         scale = np.abs(found["values"]).max() if arrays["values"].dtype == np.float16 else np.float32(1)
         found = found | {"values": found["values"] / scale, "scales": scale}
     for name, value in found.items():
@@ -194,7 +194,7 @@ def put(arrays: dict[str, np.ndarray], i: int, found: dict[str, Any]) -> None:
 
 
 def skipped(number_of_classes: int) -> dict[str, Any]:
-    """What stands for an example that failed: no rows, and a norm that says so."""
+    """Return the fields of a skipped example: no rows, and a norm of NaN."""
     nothing = np.zeros(0, np.float32)
     found = dict.fromkeys(("norms", "kept_energy", "fisher_error", "lost_mass", "lost_trace"), np.float32(np.nan))
     return found | {"values": nothing, "n_rows": 0, "logits": np.full(number_of_classes, np.nan, np.float32)}

@@ -1,4 +1,4 @@
-"""From an example's rows to its kept entries in one compiled program, and where that is worth it."""
+"""Selection of an example's kept entries inside the compiled program, and when to use it."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -15,29 +15,28 @@ from npeff_jax.pefs._rows import ExampleRows
 from npeff_jax.pefs.representations import FisherKind, Representation
 
 SelectOn = Literal["auto", "host", "device"]
-"""Where the entries to keep are selected: where the rows are on an accelerator, on the host otherwise ("auto"), or as
-said."""
+"""Where the entries to keep are selected. "auto" means on the device for rows on an accelerator, else on the host."""
 
 WORTH = 16
-"""Entries of an example per entry kept, from which selecting on an accelerator pays: with fewer, what the selection
-takes in memory exceeds the rows."""
+"""Smallest ratio of entries to kept entries of an example for selection on an accelerator; below it, the selection
+needs more memory than the rows."""
 
 
 class ExampleEntries(NamedTuple):
-    """What leaves the devices of one example: its kept entries and small matrices, nothing of size m.
+    """Result of selection on the devices for one example: kept entries and small matrices, without dense rows.
 
     On the host the same fields are NumPy arrays.
 
     Attributes:
-        kept: the entries, and what products of them say of the Fisher.
-        gram: (c, c), of all rotated rows.
-        leaf_norms: squared norm of each leaf's part: not finite where a gradient is not.
-        scale: what the rows were divided by.
-        trace: of F, divided by scale².
-        n_rows: how many rows, from the first, represent the example.
-        logits: of the example.
-        lost_mass: probability of the classes that have no row.
-        lost_trace: estimated trace lost with them, as a fraction of the whole.
+        kept: kept entries, and products of kept and dropped entries.
+        gram: (c, c), inner products of all rotated rows.
+        leaf_norms: squared norm of each leaf's part; non-finite if a gradient is.
+        scale: factor that the rows were divided by.
+        trace: trace of F, divided by scale².
+        n_rows: number of rows, from the first, that represent the example.
+        logits: logits of the example.
+        lost_mass: probability of the classes without a row.
+        lost_trace: estimated fraction of the trace of these classes.
     """
 
     kept: Kept
@@ -52,7 +51,7 @@ class ExampleEntries(NamedTuple):
 
 
 def entries_of(representation: Representation, keep: Selection, one: ExampleRows) -> ExampleEntries:
-    """Rotate, select and measure one example's rows. Pure: it is jitted and mapped behind `example_rows`."""
+    """Rotate the rows of one example and select entries. Pure: it is jitted and mapped after `example_rows`."""
     turned = representation.rotation(one.gram, one.n_rows, jnp)
     leaves = [[row.reshape(-1) for part in parts for row in part] for parts in zip(*one.blocks, strict=True)]
     kept = keep.select_on_device(DeviceRows(leaves, turned.matrix, turned.n_rows))
@@ -63,10 +62,10 @@ def entries_of(representation: Representation, keep: Selection, one: ExampleRows
 def selects_on_device(
     select_on: SelectOn, mesh: Mesh, representation: Representation, keep: Selection, c: int, m: int
 ) -> bool:
-    """Decide where the entries of examples with up to c rows over m parameters are selected.
+    """Decide whether entries are selected on the devices, for examples with up to c rows over m parameters.
 
     Raises:
-        ValueError: ``select_on="device"`` where the selection or the rotation knows no way on a device.
+        ValueError: ``select_on="device"``, but the selection or the rotation has no device version.
     """
     check_choice("select_on", select_on, get_args(SelectOn))
     accelerated = mesh.devices.flat[0].platform != "cpu"
@@ -80,7 +79,7 @@ def selects_on_device(
 
 
 def _hindrance(representation: Representation, keep: Selection, c: int, m: int) -> str:
-    """What keeps the selection from being compiled, empty if nothing."""
+    """Return why the selection cannot be compiled; empty if it can."""
     if not keep.on_device:
         return f"{type(keep).__name__} has no select_on_device of its own"
     if c * m >= LIMIT:

@@ -1,4 +1,4 @@
-"""A component to a move of the parameters, and how far predictions change under it."""
+"""From a component to a perturbation of the parameters, and the change of predictions under it."""
 
 from npeff_jax.perturbation._arguments import check_component as check_component
 from npeff_jax.perturbation._arguments import check_decomposition as check_decomposition
@@ -38,8 +38,8 @@ from npeff_jax.perturbation._gradients import dataset_fisher as dataset_fisher
 from npeff_jax.perturbation._gradients import loss_gradient as loss_gradient
 from npeff_jax.perturbation._gradients import loss_sign as loss_sign
 from npeff_jax.perturbation._own_examples import own_perturbed_kl as own_perturbed_kl
+from npeff_jax.perturbation._scale import scale_to_kl as scale_to_kl
 from npeff_jax.perturbation._span import Aim as Aim
 from npeff_jax.perturbation._span import SpanMove as SpanMove
 from npeff_jax.perturbation._span import TrustRegion as TrustRegion
-from npeff_jax.perturbation._span import scale_to_kl as scale_to_kl
 from npeff_jax.perturbation._span import span_move as span_move

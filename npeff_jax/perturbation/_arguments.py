@@ -1,4 +1,4 @@
-"""What enters the functions of this room and the next: checked before any long work, one sentence per mistake."""
+"""Checks of the arguments of `perturbation` and `evaluation`, made before any long work."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,11 +16,7 @@ from npeff_jax.models import Categorical, Model, check_model
 
 
 def check_decomposition(decomposition: Any) -> None:
-    """Raise unless ``decomposition`` is a `Decomposition`.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """Raise TypeError unless ``decomposition`` is a `Decomposition`."""
     if not isinstance(decomposition, Decomposition):
         raise TypeError(
             f"decomposition is {_described(decomposition)}; expected what decompose, expand or load_decomposition "
@@ -29,10 +25,10 @@ def check_decomposition(decomposition: Any) -> None:
 
 
 def check_decomposition_of(model: Model, decomposition: Decomposition) -> None:
-    """Raise unless the decomposition is of this model and of the parameters that its mask explains.
+    """Raise unless the decomposition was computed from this model, with this mask of explained parameters.
 
     Raises:
-        TypeError: one of the two is something else.
+        TypeError: an argument of the wrong type.
         ValueError: the decomposition is of another model or another mask.
     """
     check_model(model)
@@ -54,10 +50,10 @@ def check_decomposition_of(model: Model, decomposition: Decomposition) -> None:
 
 
 def check_component(decomposition: Decomposition, component: Any) -> int:
-    """Return a component's number as an int; negative numbers do not count from the end.
+    """Return the index of a component as an int. Negative indices are not accepted.
 
     Raises:
-        TypeError: it is not an integer.
+        TypeError: the index is not an integer.
         IndexError: the decomposition has no such component.
     """
     r = decomposition.n_components
@@ -68,15 +64,15 @@ def check_component(decomposition: Decomposition, component: Any) -> int:
 
 
 def choose_components(components: Any, n_components: int) -> Int[np.ndarray, "c"]:
-    """Return the numbers of the chosen components: all for None, the true ones of a Boolean mask.
+    """Return the indices of the chosen components.
 
     Args:
-        components: integers in [0, r), each once, a Boolean mask of length r, or None.
+        components: distinct integers in [0, r), a Boolean mask of length r, or None for all.
         n_components: r.
 
     Raises:
         TypeError: neither integers nor Booleans.
-        ValueError: a mask of another length, no component, or one listed twice.
+        ValueError: a mask of the wrong length, no component, or one listed twice.
         IndexError: there is no such component.
     """
     if components is None:
@@ -106,11 +102,7 @@ def choose_components(components: Any, n_components: int) -> Int[np.ndarray, "c"
 
 
 def check_direction(model: Model, direction: PyTree, name: str = "direction") -> None:
-    """Raise unless ``direction`` is a finite pytree of the parameters' structure and shapes.
-
-    Raises:
-        ValueError: another structure, another shape, or values that are not finite.
-    """
+    """Raise ValueError unless ``direction`` is a finite pytree with the structure and shapes of the parameters."""
     space = model.space
     treedef = jax.tree.structure(direction)
     if treedef != space.treedef:
@@ -131,15 +123,11 @@ def check_direction(model: Model, direction: PyTree, name: str = "direction") ->
                 "parameters"
             )
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
-            raise ValueError(f"{name} has a value that is not finite at {parameter.name!r}; check how it was made")
+            raise ValueError(f"{name} has a non-finite value at {parameter.name!r}; check its computation")
 
 
 def check_directions(model: Model, directions: Any) -> None:
-    """Raise unless ``directions`` is an iterable of directions rather than a single one.
-
-    Raises:
-        TypeError: a single direction, or something that cannot be iterated.
-    """
+    """Raise TypeError unless ``directions`` is an iterable of directions, rather than a single direction."""
     if isinstance(directions, Iterator):
         return
     single = jax.tree.structure(directions) == model.space.treedef
@@ -155,18 +143,18 @@ def check_positive(name: str, value: Any) -> float:
     """Return a positive, finite number as a float.
 
     Raises:
-        TypeError: it is no number.
-        ValueError: it is not positive, or not finite.
+        TypeError: the value is not a number.
+        ValueError: the value is not positive, or not finite.
     """
     return check_real(name, value, 0.0, np.inf, open_low=True, open_high=True)
 
 
 def class_labels(model: Model, examples: Examples, labels: Any) -> Int[np.ndarray, "n"] | None:
-    """Return labels as integers in [0, C), or None.
+    """Return labels as integers in [0, C), or None if they are None.
 
     Raises:
         TypeError: the model's outputs have no classes.
-        ValueError: another number of labels, not integers, or one that is no class of the model.
+        ValueError: wrong number of labels, non-integer labels, or a label that is not a class of the model.
     """
     if not isinstance(model.output, Categorical):
         raise TypeError(f"a loss needs labels, which {type(model.output).__name__} outputs do not have")
@@ -178,7 +166,7 @@ def _is_direction(model: Model, value: Any) -> bool:
 
 
 def _described(value: Any) -> str:
-    """A value for a sentence, without printing an array."""
+    """Describe a value for an error message, without printing arrays."""
     if hasattr(value, "shape"):
         return f"an array of shape {np.shape(value)}"
     if isinstance(value, str | int | float | bool | None):

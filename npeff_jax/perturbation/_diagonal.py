@@ -1,11 +1,11 @@
-"""A component of D-NPEFF as an edit of the parameters (the paper's appendix C).
+"""Edit of the parameters for a component of D-NPEFF (the paper's appendix C).
 
-A diagonal component says how much each parameter matters to its examples, not which way to move it. The way comes from
-the loss gradient's signs on those examples, how far from weighing the component h against the data set's Fisher f:
+A diagonal component h gives the importance of each parameter for its examples, but no direction. The signs s come from
+the loss gradient on those examples, and the sizes from weighing h against the Fisher f of the data set:
 
-    θ' = (w₁ θ + w₂ (θ − δ s)) / (w₁ + w₂),    w₁ = (1−λ) floored f,    w₂ = λ h,
+    θ' = (w₁ θ + w₂ (θ − δ s)) / (w₁ + w₂),    w₁ = (1−λ) floored f,    w₂ = λ h.
 
-so that a parameter moves by up to δ where the component needs it more than the data set does, and hardly otherwise.
+A parameter moves by up to δ if it is more important to the component than to the data set, and hardly otherwise.
 """
 
 import dataclasses
@@ -27,36 +27,36 @@ from npeff_jax.perturbation._gradients import loss_gradient
 
 
 class Floor(enum.Enum):
-    """What the floor does to the data set's Fisher."""
+    """How the floor is applied to the Fisher of the data set."""
 
     RAISED = "raised"
-    """max(f, floor), as meant: parameters that the data set ignores keep a little weight against the component."""
+    """max(f, floor), as described: parameters unused by the data set keep a small weight against the component."""
     CAPPED = "capped"
-    """min(f, floor), as the authors' code has it: hardly any parameter keeps weight, so that far more of them move."""
+    """min(f, floor), as in the authors' code: almost all weights become small, so that far more parameters move."""
 
 
 class Targets(enum.Enum):
-    """Whose labels the loss gradient is taken with."""
+    """Source of the labels for the loss gradient."""
 
     LABELS = "labels"
-    """The data set's; the model's predictions where it has none."""
+    """Labels of the data set, or the model's predictions if there are none."""
     PREDICTIONS = "predictions"
-    """The model's own."""
+    """Predictions of the model."""
 
 
 class UnreachableKLError(NoEditError):
-    """No (δ, λ) brought the mean KL into the range."""
+    """No (δ, λ) gives a mean KL in the requested range."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiagonalMove:
-    """The move of a diagonal component, and the settings that gave it.
+    """The move of a diagonal component, and the settings that produced it.
 
     Attributes:
         change: θ' − θ, a pytree shaped like the parameters.
         delta: δ.
         weight: λ.
-        kl: the mean KL on the top examples; NaN where the norm was given instead of a range of it.
+        kl: mean KL on the top examples, in nats; NaN if the edit has a given norm instead of a KL range.
     """
 
     change: PyTree
@@ -67,18 +67,19 @@ class DiagonalMove:
 
 @dataclasses.dataclass(frozen=True)
 class DiagonalEdit(Edit):
-    """A move of the parameters that a diagonal component needs more than the data set does (the paper's appendix C).
+    """Move of the parameters that matter more to a diagonal component than to the data set (the paper's appendix C).
 
     Attributes:
-        kl_range: (low, high) for the mean KL on the component's top examples, in nats. The default is large enough to
-            stand out of rounding, and small enough for predictions to keep their character.
-        weights: λ, tried in this order until one reaches the range.
-        max_delta: the largest δ tried; parameters of trained networks are of size 0.01 to 1, so 1 destroys most.
-        floor: what is done with the floor.
-        floor_value: the floor, against an f of unit L2 norm.
-        targets: whose labels the loss gradient is taken with.
-        norm: L2 norm of the move, in place of a range of the KL; the first of ``weights`` is then used.
-        fisher: f, the data set's diagonal Fisher (`dataset_fisher`); that of the subject's other examples if None.
+        kl_range: (low, high), range for the mean KL on the component's top examples, in nats. The default is well above
+            rounding, and small enough that predictions change only moderately.
+        weights: values of λ, tried in this order until one reaches the range.
+        max_delta: largest δ tried. Parameters of trained networks have magnitudes from 0.01 to 1, so δ = 1 destroys
+            most predictions.
+        floor: how the floor is applied.
+        floor_value: the floor, for f scaled to unit L2 norm.
+        targets: source of the labels for the loss gradient.
+        norm: L2 norm of the move, instead of a KL range; λ is then the first of ``weights``.
+        fisher: f, diagonal Fisher of the data set (`dataset_fisher`); by default that of the subject's other examples.
     """
 
     kl_range: tuple[float, float] = (0.05, 0.2)
@@ -118,11 +119,11 @@ class DiagonalEdit(Edit):
         return self.find(subject, component, sign).change
 
     def find(self, subject: Subject, component: int, sign: int) -> DiagonalMove:
-        """Find the move, with δ, λ and its KL.
+        """Search for the move, and return it with δ, λ and its KL.
 
         Args:
             subject: model, diagonal components, and the component's top examples.
-            component: j.
+            component: index j.
             sign: +1 for −δ s, which lowers the examples' loss; −1 for its opposite.
 
         Raises:
@@ -132,9 +133,7 @@ class DiagonalEdit(Edit):
         space, fisher = subject.model.space, subject.fisher if self.fisher is None else self.fisher
         h, f = subject.decomposition.pseudo_fisher(component), np.asarray(space.ravel(fisher))
         if not (h.any() and f.any()):
-            raise NoEditError(
-                f"component {component} or the data set's Fisher is zero everywhere; there is nothing to weigh"
-            )
+            raise NoEditError(f"component {component} or the data set's Fisher is zero everywhere, so it has no edit")
         examples, labels = subject.top_examples(component)
         gradient = loss_gradient(subject.model, examples, labels if self.targets is Targets.LABELS else None)
         signs = np.sign(np.asarray(space.ravel(gradient)))
@@ -146,7 +145,7 @@ class DiagonalEdit(Edit):
             along = pattern(self.weights[0])
             length = float(np.linalg.norm(np.asarray(space.ravel(along), np.float64)))
             if length == 0:
-                raise NoEditError(f"component {component}: no parameter that it needs has a loss gradient to follow")
+                raise NoEditError(f"component {component}: the loss gradient is zero at all of its parameters")
             return DiagonalMove(scaled(self.norm / length, along), self.norm / length, self.weights[0], float("nan"))
         reached = []
         for weight in self.weights:
@@ -176,17 +175,17 @@ def diagonal_move(
     sign: int = 1,
     edit: DiagonalEdit = DiagonalEdit(),
 ) -> DiagonalMove:
-    """Find the move of a diagonal component that changes its examples by a mean KL in the asked range.
+    """Find the move of a diagonal component whose mean KL on the component's examples is in a given range.
 
     Args:
         model: the model that was decomposed. It is not changed.
-        decomposition: of diagonal PEFs.
-        component: j.
+        decomposition: a decomposition of diagonal PEFs.
+        component: index j.
         examples: the component's top examples.
-        fisher: f, the data set's diagonal Fisher (`dataset_fisher`).
-        labels: of the examples; the model's predictions if None.
+        fisher: f, diagonal Fisher of the data set (`dataset_fisher`).
+        labels: labels of the examples; by default the model's predictions.
         sign: +1 for −δ s, which lowers the examples' loss; −1 for its opposite.
-        edit: range, λ, floor.
+        edit: settings, such as the KL range.
 
     Raises:
         UnreachableKLError: no (δ, λ) reaches the range.
@@ -211,9 +210,9 @@ def diagonal_move(
 def shares(
     h: Float[np.ndarray, "m"], f: Float[np.ndarray, "m"], weight: float, edit: DiagonalEdit
 ) -> Float[np.ndarray, "m"]:
-    """Compute w₂ / (w₁ + w₂): the part of δ that each parameter moves by, from 0 to 1."""
+    """Compute w₂ / (w₁ + w₂), the fraction of δ by which each parameter moves."""
     f, h = f / np.linalg.norm(f), h / np.linalg.norm(h)
     floored = (np.maximum if edit.floor is Floor.RAISED else np.minimum)(f, edit.floor_value)
     w1, w2 = (1 - weight) * floored, weight * h
-    # A capped floor leaves both at zero where neither the data set nor the component needs a parameter: it stays.
+    # With a capped floor both weights are zero at parameters that neither f nor h uses; these do not move.
     return np.divide(w2, w1 + w2, out=np.zeros_like(w2), where=w2 > 0)

@@ -1,7 +1,7 @@
-"""A component of LRM-NPEFF as a direction in parameter space, plain or after orthogonal rejection (section 2.3).
+"""Direction in parameter space of a component of LRM-NPEFF, plain or after orthogonal rejection (section 2.3).
 
-Every direction is a combination M_j G of the pseudo-Fisher vectors, so all that rejection decides is M (r, r). It needs
-the Gram matrix Γ = G Gᵀ in float64: m' appears in one pass over G for Γ, and in one for M G.
+Each direction is a linear combination M_j G of the pseudo-Fisher vectors, and M (r, r) follows from the Gram matrix
+Γ = G Gᵀ in float64. So G is read in two passes: one for Γ, and one for M G.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from npeff_jax.perturbation._arguments import check_component, check_decompositi
 from npeff_jax.perturbation._edit import Edit, KLBudget, NoEditError, Subject, scaled
 
 PAPER_THRESHOLD = 0.35
-"""The threshold on |cos| that section 2.3 found to work well."""
+"""Threshold on |cos| recommended in section 2.3."""
 
 MINIMUM_REMAINDER = 1e-3
-"""Least norm of what rejection leaves, as a fraction of ‖g_j‖: below it, the rounding of vectors stored in float32
-would be more than a ten-thousandth of the remainder."""
+"""Smallest norm of the remainder after rejection, as a fraction of ‖g_j‖. Below it, rounding errors of float32 vectors
+exceed 1e-4 of the remainder."""
 
 _BLOCK_BYTES = 2**28
-"""Float64 scratch for one block of rows; large enough for BLAS, small beside the vectors themselves."""
+"""Size in bytes of a float64 block of rows: large enough for efficient matrix products, small relative to G."""
 
 
 def component_direction(
@@ -36,18 +36,18 @@ def component_direction(
 ) -> PyTree:
     """Compute the direction δ of a low-rank component: a pytree shaped like the parameters, of unit L2 norm.
 
-    Moving the parameters by ``±norm * direction`` should change the predictions of the examples that the component
-    stands for, and few others. The sign means nothing: g_j and −g_j have the same pseudo-Fisher matrix.
+    Moving the parameters by ``±norm * direction`` should change the predictions of the component's top examples and few
+    others. The sign is arbitrary: g_j and −g_j have the same pseudo-Fisher matrix.
 
     Args:
         model: the model that was decomposed. It is not changed.
-        decomposition: of low-rank PEFs.
-        component: j.
-        reject_below: None for δ ∝ g_j; else the orthogonal rejection of g_j from the span of every g_k with
-            |cos(g_j, g_k)| below this threshold (0.35 in the paper).
+        decomposition: a decomposition of low-rank PEFs.
+        component: index j.
+        reject_below: None for δ ∝ g_j; else the threshold (0.35 in the paper) for orthogonal rejection: δ is the part
+            of g_j orthogonal to every g_k with |cos(g_j, g_k)| below it.
 
     Raises:
-        ValueError: the decomposition is of another model or of diagonal PEFs, or nothing of g_j remains.
+        ValueError: the decomposition is of another model or of diagonal PEFs, or rejection leaves nothing of g_j.
         IndexError: there is no such component.
 
     Examples:
@@ -64,12 +64,12 @@ def component_direction(
 def component_directions(
     model: Model, decomposition: Decomposition, components: Components, reject_below: float | None = None
 ) -> Iterator[PyTree]:
-    """Yield `component_direction` of several components, one at a time. Everything is checked before the first.
+    """Yield the `component_direction` of several components. All arguments are checked before the first is computed.
 
     Args:
         model: the model that was decomposed.
-        decomposition: of low-rank PEFs.
-        components: numbers or a Boolean mask; none gives none.
+        decomposition: a decomposition of low-rank PEFs.
+        components: indices or a Boolean mask; may be empty.
         reject_below: as for `component_direction`.
     """
     check_decomposition_of(model, decomposition)
@@ -86,7 +86,7 @@ class DirectionEdit(Edit):
     """A step of ±norm along a low-rank component's direction (section 2.3).
 
     Attributes:
-        norm: L2 norm of the move, 0.1 in the paper, or a `KLBudget` that chooses it for every component and sign.
+        norm: L2 norm of the move (0.1 in the paper), or a `KLBudget` that chooses it per component and sign.
         reject_below: threshold of the orthogonal rejection (`component_direction`); None for the plain direction.
     """
 
@@ -108,19 +108,19 @@ class DirectionEdit(Edit):
 
 
 def _unit_direction(subject: Subject, component: int, reject_below: float | None) -> PyTree:
-    """`component_direction`, with the Gram matrix and some directions kept.
+    """Return `component_direction`, caching the Gram matrix and directions.
 
-    Both signs need the same one, and rejection takes a pass over G for each: a block of them takes one together.
+    Both signs need the same direction, and rejection needs a pass over G, which a block of components shares.
     """
     kept, decomposition = subject.memo, subject.decomposition
     if ("direction", component, reject_below) not in kept:
         if ("gram", reject_below) not in kept:
             kept["gram", reject_below] = _gram(decomposition, np.arange(decomposition.n_components), reject_below)
         weights = {component: direction_weights(kept["gram", reject_below], component, reject_below)}
-        order = list(subject.top)  # those that will be asked for next
+        order = list(subject.top)  # components whose moves follow
         start = order.index(component) + 1 if component in order else len(order)
         for other in order[start : start + _rows_in_a_block(decomposition.pseudo_fishers.shape[1]) - 1]:
-            with contextlib.suppress(NoEditError):  # said when it is asked for
+            with contextlib.suppress(NoEditError):  # raised when this component's move is computed
                 weights[other] = direction_weights(kept["gram", reject_below], other, reject_below)
         for key in [key for key in kept if key[0] == "direction"]:
             del kept[key]
@@ -136,13 +136,13 @@ def _threshold(reject_below: float | None) -> float | None:
 def _check_low_rank(decomposition: Decomposition) -> None:
     if decomposition.kind is not FisherKind.LOW_RANK:
         raise ValueError(
-            "a component of diagonal PEFs is no direction but a weight for every parameter; use DiagonalEdit or "
+            "a component of diagonal PEFs has no direction, only a weight per parameter; use DiagonalEdit or "
             "diagonal_move"
         )
 
 
 def _gram(decomposition: Decomposition, components: Components, reject_below: float | None) -> np.ndarray:
-    """Γ; for plain directions its diagonal at ``components``, since they need no other component."""
+    """Return Γ, or only its diagonal at ``components`` for plain directions."""
     if reject_below is not None:
         return pseudo_fisher_gram(decomposition.pseudo_fishers)
     gram = np.zeros((decomposition.n_components,) * 2)
@@ -156,14 +156,14 @@ def _unravel(model: Model, decomposition: Decomposition, weights: np.ndarray) ->
 
 
 def _embed(model: Model, decomposition: Decomposition, kept: np.ndarray) -> PyTree:
-    """The pytree of a vector over the parameters that the decomposition has entries for."""
+    """Return a vector over the decomposition's m' parameters as a pytree shaped like the model's parameters."""
     vector = np.zeros(decomposition.schema.layout.size, np.float32)
     vector[decomposition.parameter_indices] = kept
     return model.space.unravel(jnp.asarray(vector))
 
 
 def pseudo_fisher_gram(vectors: RowArray) -> Float[np.ndarray, "r r"]:
-    """Compute Γ = G Gᵀ, accumulated in float64, a pair of row blocks at a time."""
+    """Compute Γ = G Gᵀ in float64, by pairs of row blocks."""
     r, width = vectors.shape
     block = _rows_in_a_block(width)
     gram = np.zeros((r, r))
@@ -179,20 +179,20 @@ def pseudo_fisher_gram(vectors: RowArray) -> Float[np.ndarray, "r r"]:
 def direction_weights(
     gram: Float[np.ndarray, "r r"], component: int, reject_below: float | None
 ) -> Float[np.ndarray, "r"]:
-    """Compute M_j: the unit direction of a component as a combination of pseudo-Fisher vectors.
+    """Compute M_j, the unit direction of a component as a linear combination of the pseudo-Fisher vectors.
 
-    Plain, it is g_j / ‖g_j‖. With a threshold, it is what remains of g_j outside the span of every g_k with
-    |cos(g_j, g_k)| below it. The span's basis is the singular vectors above rounding, because the vectors are neither
-    orthogonal (subtracting them one after the other rejects nothing exactly) nor independent (duplicates make QR reject
-    noise).
+    Without a threshold it is g_j / ‖g_j‖. With one, it is the normalised part of g_j orthogonal to every g_k with
+    |cos(g_j, g_k)| below the threshold. The basis of their span consists of the singular vectors above rounding,
+    because the vectors are neither orthogonal (so subtracting projections one by one is not a rejection) nor
+    independent (so QR would reject noise directions).
 
     Args:
         gram: Γ.
-        component: j.
+        component: index j.
         reject_below: the threshold, or None for the plain direction.
 
     Raises:
-        NoEditError: g_j is zero, or nothing of it remains.
+        NoEditError: g_j is zero, or rejection leaves nothing of it.
     """
     norm = np.sqrt(gram[component, component])
     if not norm > 0:
@@ -208,7 +208,7 @@ def direction_weights(
     if others.size == 0:
         return weights
     eigenvalues, basis = np.linalg.eigh(scaled[np.ix_(others, others)])
-    # Eigenvalues are squared singular values: float32 vectors cannot tell directions apart below eps of the largest.
+    # Eigenvalues are squared singular values, which are rounding noise below float32 eps times the largest.
     kept = eigenvalues > (others.size * np.finfo(np.float32).eps) ** 2 * eigenvalues[-1]
     projection = basis[:, kept] @ ((basis[:, kept].T @ scaled[others, component]) / eigenvalues[kept])
     weights[others] = -projection / norms[others]
@@ -222,7 +222,7 @@ def direction_weights(
 
 
 def combine(weights: Float[np.ndarray, "d r"], vectors: RowArray) -> Float[np.ndarray, "d m_kept"]:
-    """Compute M G by blocks of rows, in float64: rejection cancels digits that float32 does not have."""
+    """Compute M G by blocks of rows, in float64 because rejection cancels leading digits."""
     used = np.flatnonzero(np.any(weights != 0, axis=0))
     total = np.zeros((len(weights), vectors.shape[1]))
     block = _rows_in_a_block(vectors.shape[1])

@@ -1,4 +1,4 @@
-"""Predictions under moved parameters: KL(p_θ ‖ p_{θ+δ}) per example (eq. 2), and predicted classes."""
+"""Predictions of a perturbed model: KL(p_θ ‖ p_{θ+δ}) per example (eq. 2), and predicted classes."""
 
 import dataclasses
 import functools
@@ -21,24 +21,24 @@ from npeff_jax.models import Model, Output, check_model
 from npeff_jax.perturbation._arguments import check_direction, check_directions
 
 Measure = Callable[[Output, jax.Array, jax.Array], jax.Array]
-"""``(output, logits before, logits after)`` to a number, or several; NaN if they do not allow one."""
+"""Function from ``(output, logits before, logits after)`` to one or several numbers; NaN where undefined."""
 
 CALL_BYTES = 2**28
-"""Directions and logits that one call may hold on the device."""
+"""Memory for the directions and logits of one call on the device, in bytes."""
 
 MOST_DIRECTIONS = 16
-"""Directions of one call. They are taken one after the other in the compiled program: mapped over together, a
-convolution took four times and an attention layer 2.5 times as long on two cores."""
+"""Maximum number of directions per call. The compiled program loops over them: with `vmap`, a convolution took four
+times and an attention layer 2.5 times as long (two CPU cores)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Passes:
-    """How forward passes are run.
+    """Settings of forward passes.
 
     Attributes:
-        batch_size: examples of one forward pass.
-        mesh: devices to share the examples; JAX's default device if None.
-        precision: of the model's matrix products.
+        batch_size: examples per forward pass.
+        mesh: devices over which examples are sharded; by default JAX's default device.
+        precision: precision of the model's matrix products.
     """
 
     batch_size: int = 256
@@ -59,19 +59,19 @@ def perturbed_kl(
     mesh: Mesh | None = None,
     precision: str = "highest",
 ) -> Float[np.ndarray, "directions scales n"]:
-    """Compute KL(p_θ ‖ p_{θ + scale · direction}) in nats, for every direction, scale and example.
+    """Compute KL(p_θ ‖ p_{θ + scale · direction}) in nats for every direction, scale and example.
 
-    Both predictions come from one compiled program in at least float32, whatever the parameters are stored in, so that
-    a scale of zero gives exactly zero.
+    Both predictions are computed by the same compiled program, in at least float32 whatever the dtype of the
+    parameters, so that a scale of zero gives exactly zero.
 
     Args:
-        model: the model. Its parameters are never changed, and nothing is drawn.
-        examples: n of them, a pytree or a source.
-        directions: pytrees shaped like the parameters; a generator may make them as they are used.
-        scales: how far to go along each, with signs.
-        batch_size: examples of one forward pass.
-        mesh: devices to share the examples; JAX's default device if None.
-        precision: of the model's matrix products.
+        model: the model. Its parameters are not changed.
+        examples: n examples, a pytree or a source.
+        directions: pytrees shaped like the parameters; may be a generator.
+        scales: signed step sizes along each direction.
+        batch_size: examples per forward pass.
+        mesh: devices over which examples are sharded; by default JAX's default device.
+        precision: precision of the model's matrix products.
 
     Raises:
         TypeError: ``directions`` is a single direction.
@@ -97,11 +97,11 @@ def perturbed_kl_error(
     mesh: Mesh | None = None,
     precision: str = "highest",
 ) -> Float[np.ndarray, "directions scales n"]:
-    """Compute the standard error of each `perturbed_kl`, in nats: zero where the divergence is exact.
+    """Compute the standard error of each `perturbed_kl`, in nats; zero where the divergence is exact.
 
-    It is not where a distribution is known by draws alone, as that of generated answers. The draws of two examples are
-    independent: the error of a mean over examples is the root of the sum of squares, divided by their number. Arguments
-    and errors as for `perturbed_kl`.
+    Divergences are estimates if the distribution is known only through samples, as for generated answers. Samples of
+    different examples are independent, so the squared error of a sum over examples is the sum of squared errors.
+    Arguments and exceptions are those of `perturbed_kl`.
     """
     steps = _steps(scales)
     passes = Passes(batch_size, mesh, precision)
@@ -119,7 +119,7 @@ def perturbed_predictions(
     mesh: Mesh | None = None,
     precision: str = "highest",
 ) -> Int[np.ndarray, "directions scales n"]:
-    """Compute the class with the largest logit at θ + scale · direction. Arguments as for `perturbed_kl`.
+    """Compute the class with the largest logit at θ + scale · direction. Arguments are those of `perturbed_kl`.
 
     Raises:
         TypeError: ``directions`` is a single direction.
@@ -140,16 +140,17 @@ def iterate_perturbed_kl(
     finite: bool = True,
     errors: bool = False,
 ) -> Iterator[Float[np.ndarray, "scales n *both"]]:
-    """Yield `perturbed_kl` of one direction after the other.
+    """Yield `perturbed_kl` direction by direction.
 
     Args:
         model: the model.
-        examples: n of them.
+        examples: n examples.
         directions: pytrees shaped like the parameters.
-        scales: how far to go along each.
+        scales: signed step sizes along each direction.
         passes: batch size, devices and precision.
-        finite: raise where a divergence is not finite; else it is NaN or infinite.
-        errors: also yield `perturbed_kl_error`, along a last axis of two. With a single draw it is NaN.
+        finite: whether to raise if a divergence is not finite; otherwise it is NaN or infinite.
+        errors: whether to also yield `perturbed_kl_error`, along a last axis of size two. It is NaN for a single
+            sample.
     """
     steps = _steps(scales)
     found = _iterate(model, examples, directions, steps, kl_with_error if errors else _divergence, passes)
@@ -184,8 +185,8 @@ def _iterate(
     measure: Measure,
     passes: Passes,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Check the arguments at once, then yield per direction the measures (scales, n), and which examples have finite
-    logits before any move.
+    """Check the arguments, then yield per direction the measures (scales, n), and whether the logits of each example
+    are finite at θ (n,).
     """
     check_model(model)
     check_directions(model, directions)
@@ -214,15 +215,15 @@ def _run(
     while group := list(itertools.islice(waiting, width)):
         for offset, direction in enumerate(group):
             check_direction(model, direction, f"directions[{position + offset}]")
-        width = width if references else len(group)  # all calls have the shape of the first
+        width = width if references else len(group)  # all calls share one shape
         chosen = [model.space.select(direction) for direction in group]
         chosen += [chosen[-1]] * (width - len(group))
         stacked = place(tuple(jnp.stack(leaves) for leaves in zip(*chosen, strict=True)), mesh)
         steps = jnp.asarray(np.concatenate([[0.0], np.tile(scales, width)]))
-        first, last = 1 if references else 0, 1 + len(group) * S  # the first slot is no move at all
+        first, last = 1 if references else 0, 1 + len(group) * S  # slot 0 is the unperturbed model
         parts = []
         for i, batch in enumerate(batches(examples, size)):
-            with jax.default_matmul_precision(passes.precision):  # never while a generator waits
+            with jax.default_matmul_precision(passes.precision):  # not across a yield
                 logits = moved_logits(params, stacked, steps, first, last, batch)
             if first == 0:
                 references.append(logits[0])
@@ -235,7 +236,7 @@ def _run(
 
 
 def _finite(scales: Float[np.ndarray, "scales"]) -> Callable[[int, tuple[np.ndarray, np.ndarray]], np.ndarray]:
-    """A check of what `_iterate` yields, by position."""
+    """Return a function that checks the items of `_iterate`, given their position, and returns the measures."""
 
     def check(position: int, found: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         values, before = found
@@ -257,7 +258,7 @@ def _stacked(found: Iterable[np.ndarray], n_scales: int, examples: Examples) -> 
 
 
 def batches(examples: Examples, size: int) -> Iterator[Examples]:
-    """Yield batches of exactly ``size`` examples; the last one is filled up with copies of the last example."""
+    """Yield batches of exactly ``size`` examples; the last batch is padded with copies of the last example."""
     n = count_examples(examples)
     for start in range(0, n, size):
         batch = slice_examples(examples, slice(start, min(start + size, n)))
@@ -265,7 +266,7 @@ def batches(examples: Examples, size: int) -> Iterator[Examples]:
 
 
 def move(selected: Sequence[jax.Array], direction: Sequence[jax.Array], scale: Any) -> list[jax.Array]:
-    """Return θ + scale · δ, leaf by leaf, in at least float32: bfloat16 would round a small perturbation away."""
+    """Return θ + scale · δ leaf by leaf, in at least float32, because bfloat16 would lose small perturbations."""
 
     def moved(leaf: jax.Array, step: jax.Array) -> jax.Array:
         dtype = jnp.promote_types(jnp.promote_types(leaf.dtype, jnp.result_type(step)), jnp.float32)
@@ -275,7 +276,7 @@ def move(selected: Sequence[jax.Array], direction: Sequence[jax.Array], scale: A
 
 
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Place ``tree`` on every device of ``mesh``; leaves that are sharded over it already stay so."""
+    """Replicate ``tree`` over ``mesh``; leaves that are already sharded over it keep their sharding."""
 
     def put(leaf: Any) -> Any:
         there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(mesh.devices.flat)
@@ -296,10 +297,10 @@ def _moved_logits(
     mesh: Mesh,
     n_scales: int,
 ) -> jax.Array:
-    """Logits (slots, batch, C) of one batch: slot 0 without a move, then every direction at every scale.
+    """Compute the logits (slots, batch, C) of a batch: slot 0 at θ, then one slot per direction and scale.
 
-    Only slots ``first`` to ``last`` are computed. Each runs the same loop body, so that equal parameters give equal
-    bits.
+    Only slots ``first`` to ``last`` are computed, all by the same loop body, so that equal parameters give identical
+    logits.
     """
 
     def share(batch: Examples, params: PyTree, directions: Any, scales: jax.Array, first: Any, last: Any) -> jax.Array:
@@ -313,7 +314,7 @@ def _moved_logits(
         shape = jax.eval_shape(at, jnp.int32(0))
         blank = jnp.full((scales.size, *shape.shape), jnp.nan, shape.dtype)
         done = jax.lax.fori_loop(first, last, lambda slot, found: found.at[slot].set(at(slot)), blank)
-        return done.swapaxes(0, 1)  # examples first, where the mesh splits them
+        return done.swapaxes(0, 1)  # examples first: the sharded axis
 
     split = (True, False, False, False, False, False)
     found = over_examples(share, mesh, split)(batch, params, directions, scales, first, last)
@@ -322,13 +323,13 @@ def _moved_logits(
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _measured(before: jax.Array, after: jax.Array, output: Output, measure: Measure) -> jax.Array:
-    """Measures (slots, batch) of logits (slots, batch, C)."""
+    """Compute the measures (slots, batch) of logits (slots, batch, C)."""
     return jax.vmap(jax.vmap(functools.partial(measure, output)), (None, 0))(before, after)
 
 
 def over_examples(fn: Any, mesh: Mesh, split: tuple[bool, ...]) -> Any:
-    """Return ``fn`` with the flagged arguments, and its result, split over the examples axis of ``mesh``."""
-    if mesh.size == 1:  # nothing to split; and without jit, shard_map knows no mesh whose axes are partly automatic
+    """Wrap ``fn`` in `shard_map`, with its flagged arguments and its result sharded over the examples of ``mesh``."""
+    if mesh.size == 1:  # also, outside jit, shard_map does not support partly automatic axes
         return fn
     specs = tuple(PartitionSpec(EXAMPLES) if flag else PartitionSpec() for flag in split)
     return jax.shard_map(

@@ -1,4 +1,4 @@
-"""`Edit`: how a component moves the parameters, as an object that carries its move; and moves of a stated KL."""
+"""`Edit`, the protocol of moves of the parameters along a component; and the search for moves of a given KL."""
 
 import abc
 import dataclasses
@@ -21,33 +21,33 @@ from npeff_jax.perturbation._divergence import Passes, iterate_perturbed_kl, mov
 from npeff_jax.perturbation._gradients import dataset_fisher
 
 _HALVINGS = 24
-"""Scales of the first look: from the largest down to a sixteen-millionth of it, in one call. Weights that sit on kinks
-leave the quadratic regime at a hundred-thousandth of the norm that suits a trained network."""
+"""Halvings of the scale in the first call, down to 6e-8 of the largest. Weights on ReLU kinks leave the quadratic range
+at 1e-5 of the norm that suits a trained network."""
 
 _INSIDE = 7
-"""Scales tried between two others in one call: each narrows the bracket eight times."""
+"""Scales tried inside the bracket per call, which narrows it by a factor of eight."""
 
 _ROUNDS = 10
-"""Such calls: to a billionth, past which the KL jumps over the range."""
+"""Maximum number of such calls, which narrow the bracket to 1e-9; if they fail, the KL jumps over the range."""
 
 
 class NoEditError(ValueError):
-    """A component has no edit of the asked kind or size. `selectivity` leaves such a component out and says why."""
+    """A component has no edit of the requested kind or size. `selectivity` leaves it out and reports the reason."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
-    """What an edit gets to see: a model, its components, and the examples that each component stands for.
+    """Input of an edit: a model, its components, and the top examples of each component.
 
     Attributes:
         model: the model that was decomposed.
         decomposition: its components.
-        examples: n examples; None for edits that look at none.
-        labels: of the examples; None for the model's predictions.
-        top: for each component the indices of its top examples.
-        others: indices of examples that stand for all of them; all if None.
-        passes: how forward passes are run.
-        memo: what an edit keeps between its moves, under keys of its own.
+        examples: n examples; None for edits that use no examples.
+        labels: labels of the examples; None for the model's predictions.
+        top: per component, the indices of its top examples.
+        others: indices of a representative sample of the examples; None for all.
+        passes: settings of forward passes.
+        memo: cache of an edit between its moves, under keys of its own.
     """
 
     model: Model
@@ -63,7 +63,7 @@ class Subject:
         check_decomposition_of(self.model, self.decomposition)
 
     def top_examples(self, component: int) -> tuple[Examples, Int[np.ndarray, "k"] | None]:
-        """Return a component's top examples and their labels.
+        """Return the top examples of a component and their labels.
 
         Raises:
             ValueError: the subject has no examples, or no top examples of this component.
@@ -78,14 +78,14 @@ class Subject:
 
     @functools.cached_property
     def fisher(self) -> PyTree:
-        """The diagonal Fisher of the other examples (`dataset_fisher`)."""
+        """Diagonal Fisher of the examples ``others`` (`dataset_fisher`)."""
         if self.examples is None:
             raise ValueError("this edit needs the data set's Fisher; pass Subject(..., examples=x), or the Fisher")
         chosen = self.examples if self.others is None else choose_examples(self.examples, self.others)
         return dataset_fisher(self.model, chosen, mesh=self.passes.mesh)
 
     def mean_kl(self, component: int, direction: PyTree, scales: np.ndarray) -> np.ndarray:
-        """Compute the mean KL over the top examples at each scale, in nats; infinite where it overflows."""
+        """Compute the mean KL over the component's top examples at each scale, in nats; infinite where it overflows."""
         examples, _ = self.top_examples(component)
         (kl,) = iterate_perturbed_kl(self.model, examples, [direction], scales, self.passes, finite=False)
         mean = np.asarray(kl, np.float64).mean(axis=1)
@@ -93,9 +93,9 @@ class Subject:
 
 
 class Edit(abc.ABC):
-    """How a component moves the parameters. A subclass is a frozen dataclass whose fields are its settings.
+    """Protocol of moves of the parameters along a component. A subclass is a frozen dataclass of its settings.
 
-    `selectivity` asks for the moves of both signs, and does the rest: KL, nulls of the same norm, predictions, tables.
+    `selectivity` calls `move` with both signs and does the rest: KL, nulls of the same norm, predictions, tables.
 
     Examples:
         >>> @dataclasses.dataclass(frozen=True)
@@ -115,21 +115,21 @@ class Edit(abc.ABC):
 
         Args:
             subject: model, components and examples.
-            component: which.
-            sign: +1 or −1; what it means is the edit's own business.
+            component: index of the component.
+            sign: +1 or −1, with a meaning defined by the edit.
 
         Returns:
-            A pytree shaped like the parameters. What lies outside the model's mask is not moved.
+            A pytree shaped like the parameters. Entries outside the model's mask are ignored.
 
         Raises:
             NoEditError: this component has no such move; others may.
         """
 
     def check(self, subject: Subject) -> None:  # noqa: B027 (nothing to refuse by default)
-        """Raise where this edit suits no component of the subject, before any long work."""
+        """Raise if this edit suits no component of the subject. Called before any long work."""
 
     def apply(self, subject: Subject, component: int, sign: int = 1) -> Model:
-        """Return the model with its parameters moved. The given model stays as it is."""
+        """Return a model with moved parameters; the given model is not changed."""
         if check_integer("sign", sign, -1, 1) == 0:
             raise ValueError(f"sign={sign}; expected +1 or -1")
         self.check(subject)
@@ -139,16 +139,15 @@ class Edit(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class KLBudget:
-    """The size of a move, chosen by what it does: the largest norm that keeps the mean KL on the component's top
-    examples within a budget.
+    """Choose the norm of a move as the largest one whose mean KL on the component's top examples is within a budget.
 
-    Models differ by orders of magnitude in how far they can be moved before equation 2 stops to hold. Moves of the same
-    KL can be compared where moves of the same norm cannot.
+    The norm up to which equation 2 holds differs by orders of magnitude between models, so moves are better compared at
+    equal KL than at equal norm.
 
     Attributes:
-        nats: the budget. The norm found uses at least nine tenths of it, unless the largest norm stays below or the KL
-            jumps over that range.
-        max_norm: the largest L2 norm.
+        nats: the budget, in nats. At least nine tenths of it are used, unless ``max_norm`` gives less or the KL jumps
+            over that range.
+        max_norm: the largest L2 norm to consider.
     """
 
     nats: float = 0.05
@@ -161,13 +160,13 @@ class KLBudget:
         """Find the norm along a unit direction.
 
         Raises:
-            NoEditError: no norm keeps to the budget.
+            NoEditError: no norm keeps the KL within the budget.
         """
         kl_of = functools.partial(subject.mean_kl, component, direction)
         found = find_scale(kl_of, 0.9 * self.nats, self.nats, self.max_norm)
         if found.scale is not None:
             return found.scale
-        if found.below > 0:  # the largest norm, or the last one before a jump over the range
+        if found.below > 0:  # the largest norm, or the last before a jump
             return found.below
         raise NoEditError(
             f"component {component}: no norm up to {self.max_norm:g} keeps the mean KL on its top examples within "
@@ -176,12 +175,12 @@ class KLBudget:
 
 
 class FoundScale(NamedTuple):
-    """What `find_scale` came to.
+    """Result of `find_scale`.
 
     Attributes:
-        scale: one whose KL is in the range, or None.
-        kl: at that scale, or the last that was tried.
-        below: the largest scale tried whose KL, and that of all smaller ones, is below the range; 0 if none is.
+        scale: a scale whose KL is in the range, or None.
+        kl: KL at that scale, or at the last one tried.
+        below: largest scale tried up to which all KLs are below the range; 0 if there is none.
     """
 
     scale: float | None
@@ -190,13 +189,13 @@ class FoundScale(NamedTuple):
 
 
 def find_scale(kl_of: Callable[[np.ndarray], np.ndarray], low: float, high: float, largest: float) -> FoundScale:
-    """Find the smallest scale at which a KL enters [low, high], coming from zero.
+    """Find the smallest scale at which a KL enters [low, high], starting from zero.
 
     Args:
-        kl_of: the KL at each of several scales.
-        low: the least KL.
-        high: the greatest.
-        largest: the largest scale; it is halved until the KL is below ``low``.
+        kl_of: function from several scales to their KLs.
+        low: lower end of the range.
+        high: upper end of the range.
+        largest: largest scale; it is halved until the KL is below ``low``.
     """
     scales = largest * 2.0 ** -np.arange(_HALVINGS, -1, -1)
     below = 0.0
@@ -217,17 +216,17 @@ def find_scale(kl_of: Callable[[np.ndarray], np.ndarray], low: float, high: floa
 
 
 def scaled(scale: float | int, direction: PyTree) -> PyTree:
-    """Return scale · direction, leaf by leaf."""
+    """Return ``scale * direction``, leaf by leaf."""
     return jax.tree.map(lambda leaf: scale * leaf, direction)
 
 
 def perturb(model: Model, direction: PyTree, scale: float | int = 1.0) -> Model:
-    """Return a model whose explained parameters are θ + scale · direction. The given model stays as it is.
+    """Return a model whose explained parameters are θ + scale · direction. The given model is not changed.
 
     Args:
         model: the model.
         direction: a pytree shaped like its parameters.
-        scale: how far to go, with its sign.
+        scale: signed step size.
     """
     space = check_model(model).space
     moved = move(space.select(model.params), space.select(direction), scale)
@@ -235,5 +234,5 @@ def perturb(model: Model, direction: PyTree, scale: float | int = 1.0) -> Model:
 
 
 def no_move(model: Model) -> PyTree:
-    """Return the move that changes nothing."""
+    """Return a move of zeros."""
     return model.space.unravel(jnp.zeros(model.space.size))

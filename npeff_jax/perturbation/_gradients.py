@@ -1,4 +1,4 @@
-"""What gradients say about sets of examples: which way lowers their loss, and how much each parameter matters."""
+"""Loss gradient and diagonal Fisher of a set of examples."""
 
 import abc
 import dataclasses
@@ -31,15 +31,15 @@ def loss_gradient(
     """Compute ∇_θ Σ_i −log p_θ(y_i | x_i): a pytree shaped like the parameters, zero outside the model's mask.
 
     Args:
-        model: with a `Categorical` output.
-        examples: n of them, usually a component's top examples.
-        labels: y, each in [0, C); the model's own predictions if None.
-        batch_size: examples of one backward pass.
-        precision: of the model's matrix products.
+        model: a model with a `Categorical` output.
+        examples: n examples, usually a component's top examples.
+        labels: y, each in [0, C); by default the model's predictions.
+        batch_size: examples per backward pass.
+        precision: precision of the model's matrix products.
 
     Raises:
-        TypeError: the model's output has no labels.
-        ValueError: another number of labels, not integers, or one that is no class of the model.
+        TypeError: the model's outputs have no classes.
+        ValueError: wrong number of labels, non-integer labels, or a label that is not a class of the model.
     """
     check_model(model)
     examples = take_examples(examples)
@@ -53,24 +53,24 @@ def loss_gradient(
         for i, batch in enumerate(batches(examples, size)):
             part = gradient(model.params, batch, y[i], valid[i])
             total = part if total is None else jax.tree.map(jnp.add, total, part)
-    assert total is not None  # n >= 1: count_examples and min reject nothing smaller
+    assert total is not None  # n >= 1
     return model.space.unravel(jnp.concatenate([jnp.ravel(leaf) for leaf in total]))
 
 
 def loss_sign(model: Model, direction: PyTree, examples: Examples, labels: Int[np.ndarray, "n"] | None = None) -> float:
     """Return +1.0 if a small step along ``direction`` lowers the summed loss of ``examples``, else −1.0.
 
-    A component's direction has no sign of its own. The paper tries both; this picks the one that should repair its
-    examples (section 3.5 leaves it to future work).
+    The sign of a component's direction is arbitrary. The paper tries both; this function chooses the one that should
+    repair the component's examples (section 3.5 leaves this to future work).
 
     Args:
-        model: with a `Categorical` output.
+        model: a model with a `Categorical` output.
         direction: a pytree shaped like the parameters.
-        examples: usually a component's top examples.
-        labels: of each example, in [0, C); the model's predictions if None.
+        examples: examples, usually a component's top examples.
+        labels: labels of the examples, in [0, C); by default the model's predictions.
 
     Raises:
-        TypeError: the model's output has no labels.
+        TypeError: the model's outputs have no classes.
         ValueError: the direction is not shaped like the parameters, or labels are not classes of the model.
     """
     check_model(model)
@@ -88,7 +88,7 @@ def _gradient(
     space: ParameterSpace,
     output: Categorical,
 ) -> tuple[jax.Array, ...]:
-    """The gradient of one batch's summed loss. A label of −1 stands for the model's prediction."""
+    """Compute the gradient of the summed loss of a batch. A label of −1 stands for the model's prediction."""
 
     def loss(selected: tuple[jax.Array, ...]) -> jax.Array:
         logits = jax.vmap(logits_fn, (None, 0))(space.join(params, selected), batch)
@@ -100,22 +100,22 @@ def _gradient(
 
 
 class Estimate(abc.ABC):
-    """How an example's expectation over predictions is taken in `dataset_fisher`."""
+    """How `dataset_fisher` computes the expectation over predictions of an example."""
 
     @abc.abstractmethod
     def cotangents(self, output: Output, logits: Logits, position: jax.Array) -> Cotangents:
-        """Return rows on the logits whose pull-backs' squares average to the diagonal Fisher.
+        """Return cotangents on the logits whose squared pull-backs sum to the diagonal Fisher, in expectation.
 
         Args:
             output: the model's output family.
-            logits: of the example.
-            position: of the example, so that what is drawn does not depend on batches.
+            logits: logits of the example.
+            position: position of the example, so that random draws do not depend on batches.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Expectation(Estimate):
-    """The expectation over the model's predictions, exactly: C−1 backward passes per example."""
+    """Exact expectation over the model's predictions, with C−1 backward passes per example."""
 
     def cotangents(self, output: Output, logits: Logits, position: jax.Array) -> Cotangents:
         return output.factor(logits)
@@ -123,11 +123,11 @@ class Expectation(Estimate):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Estimate):
-    """Labels drawn from the model's predictions: unbiased, and cheaper where C is large.
+    """Unbiased estimate from labels sampled from the model's predictions; cheaper for large C.
 
     Attributes:
-        n_samples: draws per example.
-        seed: folded with each example's index, so that batches do not matter.
+        n_samples: sampled labels per example.
+        seed: seed, folded with each example's position so that samples do not depend on batches.
     """
 
     n_samples: int = 1
@@ -137,7 +137,7 @@ class Sampling(Estimate):
         normalise(self, n_samples=check_integer("n_samples", self.n_samples), seed=check_integer("seed", self.seed, 0))
 
     def cotangents(self, output: Output, logits: Logits, position: jax.Array) -> Cotangents:
-        # A stated implementation: others draw by the batch.
+        # Fix the implementation, because draws of others depend on the batch.
         key = jax.random.fold_in(jax.random.key(self.seed, impl="threefry2x32"), position)
         return output.sample(key, logits, self.n_samples)
 
@@ -155,11 +155,11 @@ def dataset_fisher(
 
     Args:
         model: the model.
-        examples: n of them.
-        estimate: how each example's expectation over predictions is taken.
-        batch_size: examples whose gradients are held at once, each with up to C−1 of them.
-        mesh: devices to share the examples; JAX's default device if None.
-        precision: of the model's matrix products.
+        examples: n examples.
+        estimate: how the expectation over predictions is computed.
+        batch_size: examples whose gradients (up to C−1 each) are held at once.
+        mesh: devices over which examples are sharded; by default JAX's default device.
+        precision: precision of the model's matrix products.
 
     Raises:
         ValueError: a gradient is not finite.
@@ -181,7 +181,7 @@ def dataset_fisher(
     with jax.default_matmul_precision(precision):
         for i, batch in enumerate(batches(examples, size)):
             parts, scales = summed(params, batch, index[i], valid[i])
-            # Fishers of confident predictions are of second order in their tiny cotangents: float64 puts them back.
+            # The Fisher of a confident prediction is quadratic in tiny cotangents, so its scale is restored in float64.
             total += np.asarray(scales, np.float64) ** 2 @ np.asarray(parts, np.float64)
     if not np.isfinite(total).all():
         raise ValueError("a gradient is not finite; leave out the examples whose PEFs failed")
@@ -197,7 +197,7 @@ def _sum(
     estimate: Estimate,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-    """(devices, m): each device's sum over its share of a batch, in units of the squares of (devices,) scales."""
+    """Return sums (devices, m) over each device's share of a batch, in units of the squared scales (devices,)."""
 
     def one(params: PyTree, x: PyTree, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         def cotangents(logits: Logits) -> Cotangents:

@@ -1,4 +1,4 @@
-"""`own_perturbed_kl`: KL(p_θ ‖ p_{θ+δ}) where every move is measured on examples of its own, many moves per call."""
+"""`own_perturbed_kl`: KL(p_θ ‖ p_{θ+δ}) of many moves, each on a different subset of the examples."""
 
 import functools
 import itertools
@@ -35,21 +35,20 @@ def own_perturbed_kl(
     rows: Sequence[Int[np.ndarray, "_"]],
     passes: Passes = Passes(),  # noqa: B008 (frozen)
 ) -> Iterator[Float[np.ndarray, "_ 2"]]:
-    """Yield for every move the KL on the examples that it is asked of, in nats, with its standard error.
+    """Yield per move the KL on its own examples in nats, with the standard error.
 
-    The same numbers as `iterate_perturbed_kl` gives for these examples, up to rounding, without the passes of all other
-    pairs of move and example. Moves are taken together in one call: each has a place in the batch for every one of its
-    examples.
+    Equals `iterate_perturbed_kl` on these examples up to rounding, without forward passes for other pairs of move and
+    example. Several moves share a call; each takes one slot per batch of its examples.
 
     Args:
         model: the model.
-        examples: n of them.
-        moves: pytrees shaped like the parameters; a generator may make them as they are used.
-        rows: for every move the positions of its examples, at least one.
+        examples: n examples.
+        moves: pytrees shaped like the parameters; may be a generator.
+        rows: per move, the positions of its examples, at least one.
         passes: batch size, devices and precision.
 
     Raises:
-        ValueError: a move without examples, positions out of range, or another number of moves than of lists.
+        ValueError: a move without examples, positions out of range, or different numbers of moves and lists.
     """
     check_model(model)
     examples = take_examples(examples)
@@ -68,7 +67,7 @@ def _run(
         return
     mesh = default_mesh(passes.mesh)
     longest = max(map(len, rows))
-    chunks = -(-longest // passes.batch_size)  # passes of a move, all of one size
+    chunks = -(-longest // passes.batch_size)  # passes per move, of equal size
     size = round_up(-(-longest // chunks), mesh.shape[EXAMPLES])
     one = first_example(examples)
     C = jax.eval_shape(model.logits_fn, model.params, one).shape[0]
@@ -79,14 +78,14 @@ def _run(
     program = model.program(_logits, model.logits_fn, model.space, mesh)
 
     def logits(stacked: Any, which: np.ndarray, positions: Int[np.ndarray, "slots size"], scale: float) -> np.ndarray:
-        """(slots, size, C): slot s is move which[s] on the examples at positions[s]."""
+        """Compute logits (slots, size, C); slot s is move ``which[s]`` on the examples at ``positions[s]``."""
         used, slots = len(positions), width * chunks
         filled = np.concatenate([positions, np.repeat(positions[-1:], slots - used, axis=0)]).T  # examples first
         batch = jax.tree.map(
             lambda leaf: leaf.reshape(*filled.shape, *leaf.shape[1:]), slice_examples(examples, filled.ravel())
         )
         which = np.concatenate([which, np.zeros(slots - used, which.dtype)])
-        with jax.default_matmul_precision(passes.precision):  # never while a generator waits
+        with jax.default_matmul_precision(passes.precision):  # not across a yield
             return np.asarray(program(params, stacked, jnp.float32(scale), which, used, batch))[:used]
 
     before: np.ndarray | None = None
@@ -100,7 +99,7 @@ def _run(
         chosen = [model.space.select(given) for given in group]
         chosen += [chosen[-1]] * (width - len(group))
         stacked = place(tuple(jnp.stack(leaves) for leaves in zip(*chosen, strict=True)), mesh)
-        if before is None:  # by the same program, at a scale of zero
+        if before is None:  # same program, at a scale of zero
             padded = np.pad(union, (0, round_up(len(union), size) - len(union)), "edge").reshape(-1, size)
             slots = width * chunks
             parts = [padded[i : i + slots] for i in range(0, len(padded), slots)]
@@ -128,7 +127,7 @@ def _logits(
     space: ParameterSpace,
     mesh: Mesh,
 ) -> jax.Array:
-    """Logits (slots, size, C), of the first ``used`` slots; ``batch`` has the axes (size, slots) first."""
+    """Compute logits (slots, size, C) of the first ``used`` slots. The leading axes of ``batch`` are (size, slots)."""
 
     def share(batch: Examples, params: PyTree, moves: Any, scale: Any, which: Any, used: Any) -> jax.Array:
         selected = space.select(params)
@@ -141,7 +140,7 @@ def _logits(
         shape = jax.eval_shape(at, jnp.int32(0))
         blank = jnp.full((which.size, *shape.shape), jnp.nan, shape.dtype)
         done = jax.lax.fori_loop(0, used, lambda slot, found: found.at[slot].set(at(slot)), blank)
-        return done.swapaxes(0, 1)  # examples first, where the mesh splits them
+        return done.swapaxes(0, 1)  # examples first: the sharded axis
 
     split = (True, False, False, False, False, False)
     return over_examples(share, mesh, split)(batch, params, moves, scale, which, used).swapaxes(0, 1)
@@ -149,5 +148,5 @@ def _logits(
 
 @functools.partial(jax.jit, static_argnums=2)
 def _measured(before: jax.Array, after: jax.Array, output: Output) -> jax.Array:
-    """KL and its standard error (slots, size, 2) of logits (slots, size, C)."""
+    """Compute the KL and its standard error (slots, size, 2) of logits (slots, size, C)."""
     return jax.vmap(jax.vmap(functools.partial(kl_with_error, output)))(before, after)

@@ -1,18 +1,20 @@
 """A move in the span of components that the loss gradient chooses, under a KL budget: repairs, and forgetting.
 
-The loss of some examples should fall (a repair) or rise (forgetting), while the predictions on others stay. With G the
-directions, v = G ∇loss of the first and M = G F Gᵀ, F the mean Fisher of the others,
+Some examples should get their labels (a repair), or lose them (forgetting), while predictions on others stay. With G
+the directions, v = G ∇L, L the mean of −log p_y or of −log(1 − p_y) of the first, and M = G F Gᵀ, F the mean Fisher of
+the others,
 
-    min_c ± v·c   with   ½ cᵀ M c ≤ KL,     c ∝ ∓ (M + λ I)⁻¹ v
+    min_c v·c   with   ½ cᵀ M c ≤ KL,     c ∝ −(M + λ I)⁻¹ v
 
 is a trust-region step whose sign, size and combination of components nothing has to guess: the natural gradient in the
-span. Both v and M follow from the derivatives of the logits along each direction, so no Fisher is formed. The budget is
-spent in several such steps, each from where the last one led, and the KL that is held to is the measured one.
+span. M follows from the derivatives of the logits along each direction, so no Fisher is formed; v from one gradient.
+The budget is spent in several such steps, each with v and M from where the last one led, and the KL that is held to is
+the measured one.
 """
 
 import dataclasses
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +29,17 @@ from npeff_jax._sharding import pad_rows, round_up
 from npeff_jax._types import Examples, LogitsFn, PyTree
 from npeff_jax.models import Categorical, Model, check_model
 from npeff_jax.perturbation._arguments import check_direction, check_directions, check_positive, class_labels
-from npeff_jax.perturbation._divergence import Passes, batches, iterate_perturbed_kl, perturbed_predictions
-from npeff_jax.perturbation._edit import NoEditError, no_move, scaled
+from npeff_jax.perturbation._divergence import Passes, batches, move, perturbed_predictions
+from npeff_jax.perturbation._edit import NoEditError, no_move
+from npeff_jax.perturbation._scale import go_to_kl
 
 
 class Aim(enum.Enum):
-    """What becomes of the loss of the examples that a move is made for."""
+    """What becomes of the labels of the examples that a move is made for: REPAIR lowers −log p_y, FORGET −log(1 − p_y).
+
+    To raise −log p_y instead would spend the budget on examples whose label is lost already: its gradient vanishes
+    where the label is sure, that of −log(1 − p_y) where it is gone.
+    """
 
     REPAIR = "repair"
     FORGET = "forget"
@@ -73,7 +80,7 @@ class SpanMove:
     Attributes:
         move: δ, a pytree shaped like the parameters; add it by `perturb`.
         weights: c, (d,), one per direction.
-        loss: mean loss of the examples it was made for, before and after.
+        loss: mean of −log p_y over the examples it was made for, before and after.
         kl: mean KL(p_θ ‖ p_{θ+δ}) on those that should stay, in nats.
         predicted_kl: ½ cᵀ M c at θ, the second-order KL.
         norm: L2 norm of δ.
@@ -122,17 +129,17 @@ def span_move(
     within: TrustRegion = WITHIN,
     passes: Passes = PASSES,
 ) -> SpanMove:
-    """Find the move in the span of directions that changes the loss most for a stated KL elsewhere.
+    """Find the move in the span of directions that mends, or forgets, labels most for a stated KL elsewhere.
 
     Section 3.5 suggests the loss gradient for repairs; here it chooses sign, size and combination at once.
 
     Args:
         model: with a `Categorical` output. It is not changed.
         directions: d of them, such as `component_directions` gives; they need be neither orthogonal nor independent.
-        examples: whose loss is to fall, or to rise.
+        examples: that are to get their labels, or to lose them.
         labels: of these examples; the model's predictions if None.
         others: examples whose predictions should stay as they are.
-        aim: `Aim.REPAIR` lowers the loss, `Aim.FORGET` raises it.
+        aim: which of both.
         within: the budget.
         passes: how passes are run. One device computes the derivatives.
 
@@ -155,161 +162,128 @@ def span_move(
         known = _predictions(model, examples, passes)
     space = model.space
     flat = np.stack([np.asarray(space.ravel(direction), np.float32) for direction in given])
-    derivatives = _Derivatives(model, flat, passes)
-
-    c, spent, first_M, sign = np.zeros(len(flat)), 0.0, None, -1.0 if aim is Aim.REPAIR else 1.0
+    c, spent = np.zeros(len(flat)), 0.0
     for step in range(1, within.steps + 1):
-        v, before = derivatives.loss(c, examples, known)
-        M = derivatives.fisher(c, others)
-        if first_M is None:
-            first_M, loss = M, before
+        loss, v = _loss(model, flat, c, examples, known, aim, passes)
+        M = _fisher(model, flat, c, others, passes)
+        if step == 1:
+            before, first_M = loss, M
         damped = M + within.ridge * max(np.trace(M) / len(M), np.finfo(np.float64).tiny) * np.eye(len(M))
-        ahead = sign * np.linalg.solve(damped, v)
+        ahead = -np.linalg.solve(damped, v)
         curvature = float(ahead @ M @ ahead)
         if not (np.isfinite(ahead).all() and curvature > 0):
             if step == 1:
                 raise NoEditError("no combination of these directions changes both loss and predictions; pass others")
             break
         target = within.nats * (step / within.steps) ** 2  # the KL grows with the square of the way
-        start = np.sqrt(2 * target / curvature) if step == 1 else np.sqrt(2 * target / curvature) / step
-        c, spent = _go(model, flat, c, ahead, start, target, others, passes)
-    _, after = derivatives.loss(c, examples, known)
+        c, spent = go_to_kl(model, flat, c, ahead, np.sqrt(2 * target / curvature) / step, target, others, passes)
+    after, _ = _loss(model, flat, c, examples, known, aim, passes)
     delta = c @ flat
-    assert first_M is not None
     return SpanMove(
         move=space.unravel(jnp.asarray(delta, jnp.float32)),
         weights=c,
-        loss=(loss, after),
+        loss=(before, after),
         kl=spent,
         predicted_kl=float(c @ first_M @ c) / 2,
         norm=float(np.linalg.norm(delta)),
     )
 
 
-def scale_to_kl(
-    model: Model, direction: PyTree, others: Examples, nats: float, *, passes: Passes = PASSES
-) -> tuple[PyTree, float]:
-    """Scale a direction so that the mean KL on some examples is a stated one, and return it with that KL.
-
-    Moves of the same KL can be compared where moves of the same norm cannot.
-
-    Args:
-        model: the model.
-        direction: a pytree shaped like the parameters, of any length; its sign is kept.
-        others: the examples.
-        nats: the mean KL; at least nine tenths of it are used.
-        passes: how forward passes are run.
-
-    Raises:
-        NoEditError: the direction changes no prediction, or the KL jumps over the range.
-    """
-    check_model(model)
-    check_direction(model, direction)
-    flat = np.asarray(model.space.ravel(direction), np.float64)
-    norm = float(np.linalg.norm(flat))
-    if not norm > 0:
-        raise NoEditError("the direction is zero; it changes no prediction")
-    unit = (flat / norm).astype(np.float32)[None]
-    nats = check_positive("nats", nats)
-    c, kl = _go(model, unit, np.zeros(1), np.ones(1), 1e-2, nats, take_examples(others), passes)
-    return scaled(float(c[0]), model.space.unravel(jnp.asarray(unit[0]))), kl
-
-
-TRIES = 40
-"""Step lengths tried for a stated KL; a smooth model needs two or three, one with kinks some more."""
-
-
-def _go(
+def _loss(
     model: Model,
     flat: Float[np.ndarray, "d m"],
     c: Float[np.ndarray, "d"],
-    ahead: Float[np.ndarray, "d"],
-    length: float,
-    target: float,
-    others: Examples,
+    examples: Examples,
+    labels: Int[np.ndarray, "n"],
+    aim: Aim,
     passes: Passes,
-) -> tuple[Float[np.ndarray, "d"], float]:
-    """Return c + t · ahead whose measured KL is between 0.97 and 1 of ``target``, and that KL."""
-    low, high, best = 0.0, np.inf, (c, 0.0)
-    for _ in range(TRIES):
-        tried = c + length * ahead
-        move = model.space.unravel(jnp.asarray(tried @ flat, jnp.float32))
-        (kl,) = iterate_perturbed_kl(model, others, [move], [1.0], passes, finite=False)
-        mean = float(np.mean(np.asarray(kl, np.float64)))
-        if 0.97 * target <= mean <= target:
-            return tried, mean
-        if np.isfinite(mean) and mean < target:
-            low, best = length, (tried, mean)
-        else:
-            high = length
-        guess = length * np.sqrt(0.985 * target / mean) if np.isfinite(mean) and mean > 0 else 10 * length
-        inside = low < guess < high
-        length = guess if inside else (low + high) / 2 if np.isfinite(high) else 10 * length
-    if best[1] > 0:
-        return best
-    raise NoEditError(f"no move along this direction has a mean KL near {target:.2g} nats; try another budget")
+) -> tuple[float, Float[np.ndarray, "d"]]:
+    """The mean of −log p_y at θ + Σ_j c_j d_j, and the derivative along each direction of what the aim lowers."""
+    space = model.space
+    program = model.program(_summed_loss, model.logits_fn, space, model.output, aim)
+    delta = space.unravel(jnp.asarray(c @ flat, jnp.float32))
+    loss, gradient, n = 0.0, np.zeros(space.size), count_examples(examples)
+    for batch, y, valid in _batches(examples, labels, passes):
+        with jax.default_matmul_precision(passes.precision):
+            leaves, part = program(model.params, delta, batch, y, valid)
+        loss += float(part)
+        gradient += np.concatenate([np.ravel(leaf) for leaf in jax.device_get(leaves)])
+    return loss / n, flat @ gradient / n
 
 
-class _Derivatives:
-    """Derivatives of the logits along directions, at θ + Σ_j c_j d_j, and what follows from them."""
-
-    def __init__(self, model: Model, flat: Float[np.ndarray, "d m"], passes: Passes) -> None:
-        self.model, self.flat, self.passes = model, flat, passes
-        parameters = model.space.layout.parameters
-        self.leaves = tuple(
-            jnp.asarray(flat[:, p.offset : p.offset + p.size].reshape(-1, *p.shape)) for p in parameters
-        )
-        self.program = model.program(_sums, model.logits_fn, model.space, model.output)
-
-    def loss(self, c: np.ndarray, examples: Examples, labels: np.ndarray) -> tuple[Float[np.ndarray, "d"], float]:
-        """Derivatives of the mean loss along each direction, and the mean loss."""
-        v, _, loss, n = self._run(c, examples, labels)
-        return v / n, loss / n
-
-    def fisher(self, c: np.ndarray, examples: Examples) -> Float[np.ndarray, "d d"]:
-        """The mean Fisher of the examples in the span."""
-        _, M, _, n = self._run(c, examples, np.zeros(count_examples(examples), np.int64))
-        return M / n
-
-    def _run(self, c: np.ndarray, examples: Examples, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, int]:
-        n = count_examples(examples)
-        size = min(self.passes.batch_size, n)
-        y = pad_rows(np.asarray(labels), round_up(n, size)).reshape(-1, size)
-        valid = (np.arange(y.size) < n).reshape(y.shape)
-        delta = self.model.space.unravel(jnp.asarray(c @ self.flat, jnp.float32))
-        v, M, loss = np.zeros(len(c)), np.zeros((len(c),) * 2), 0.0
-        with jax.default_matmul_precision(self.passes.precision):
-            for i, batch in enumerate(batches(examples, size)):
-                parts = jax.device_get(self.program(self.model.params, delta, self.leaves, batch, y[i], valid[i]))
-                v, M, loss = v + parts[0], M + parts[1].astype(np.float64), loss + float(parts[2])
-        return v, M, loss, n
+def _fisher(
+    model: Model, flat: Float[np.ndarray, "d m"], c: Float[np.ndarray, "d"], examples: Examples, passes: Passes
+) -> Float[np.ndarray, "d d"]:
+    """The mean Fisher of the examples in the span, at θ + Σ_j c_j d_j."""
+    space = model.space
+    leaves = tuple(
+        jnp.asarray(flat[:, p.offset : p.offset + p.size].reshape(-1, *p.shape)) for p in space.layout.parameters
+    )
+    program = model.program(_summed_fisher, model.logits_fn, space, model.output)
+    delta = space.unravel(jnp.asarray(c @ flat, jnp.float32))
+    M, n = np.zeros((len(flat),) * 2), count_examples(examples)
+    for batch, _, valid in _batches(examples, np.zeros(n, np.int64), passes):
+        with jax.default_matmul_precision(passes.precision):
+            M += np.asarray(program(model.params, delta, leaves, batch, valid), np.float64)
+    return M / n
 
 
-def _sums(
+def _batches(
+    examples: Examples, labels: Int[np.ndarray, "n"], passes: Passes
+) -> Iterator[tuple[Examples, np.ndarray, np.ndarray]]:
+    """Batches of one size, their labels, and which of their examples are not filled up."""
+    n = count_examples(examples)
+    size = min(passes.batch_size, n)
+    y = pad_rows(np.asarray(labels), round_up(n, size)).reshape(-1, size)
+    valid = (np.arange(y.size) < n).reshape(y.shape)
+    return zip(batches(examples, size), y, valid, strict=True)
+
+
+def _summed_loss(
     params: PyTree,
     delta: PyTree,
-    directions: tuple[jax.Array, ...],
     batch: Examples,
     labels: jax.Array,
     valid: jax.Array,
     logits_fn: LogitsFn,
     space: ParameterSpace,
     output: Categorical,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of one batch: derivatives of the summed loss (d,), the summed Fisher in the span (d, d), the summed loss."""
-    at = tuple((jnp.asarray(leaf, jnp.float32) + step) for leaf, step in zip(space.select(params), space.select(delta)))
+    aim: Aim,
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Of one batch at θ + δ: the gradient of what the aim lowers, summed, and the sum of −log p_y."""
+    at = tuple(move(space.select(params), space.select(delta), 1.0))
+
+    def loss(selected: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        logits = jax.vmap(logits_fn, (None, 0))(space.join(params, selected), batch).astype(jnp.float32)
+        log_p = jax.nn.log_softmax(logits / output.temperature)
+        own = jax.nn.one_hot(labels, log_p.shape[-1], dtype=bool)
+        log_own = jnp.sum(jnp.where(own, log_p, 0.0), axis=-1)
+        aimed = log_own if aim is Aim.REPAIR else jax.nn.logsumexp(log_p, axis=-1, where=~own)
+        return -jnp.sum(jnp.where(valid, aimed, 0.0)), -jnp.sum(jnp.where(valid, log_own, 0.0))
+
+    return jax.grad(loss, has_aux=True)(at)
+
+
+def _summed_fisher(
+    params: PyTree,
+    delta: PyTree,
+    directions: tuple[jax.Array, ...],
+    batch: Examples,
+    valid: jax.Array,
+    logits_fn: LogitsFn,
+    space: ParameterSpace,
+    output: Categorical,
+) -> jax.Array:
+    """The summed Fisher (d, d) of one batch in the span of the directions, at θ + δ."""
+    at = tuple(move(space.select(params), space.select(delta), 1.0))
 
     def logits_of(selected: tuple[jax.Array, ...]) -> jax.Array:
         return jax.vmap(logits_fn, (None, 0))(space.join(params, selected), batch).astype(jnp.float32)
 
-    logits = logits_of(at)
+    factors = jax.vmap(output.factor)(logits_of(at)) * valid[:, None, None]
     tangents = jax.lax.map(lambda direction: jax.jvp(logits_of, (at,), (direction,))[1], directions)  # (d, batch, C)
-    log_p = jax.nn.log_softmax(logits / output.temperature)
-    own = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
-    by_logits = (jnp.exp(log_p) - jax.nn.one_hot(labels, log_p.shape[-1])) / output.temperature * valid[:, None]
-    factors = jax.vmap(output.factor)(logits) * valid[:, None, None]
     Z = jnp.einsum("dbC,bcC->dbc", tangents, factors).reshape(len(tangents), -1)
-    return jnp.einsum("dbC,bC->d", tangents, by_logits), Z @ Z.T, -jnp.sum(own * valid)
+    return Z @ Z.T
 
 
 def _predictions(model: Model, examples: Examples, passes: Passes) -> Int[np.ndarray, "n"]:

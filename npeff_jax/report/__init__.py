@@ -1,4 +1,4 @@
-"""What people look at: report data, figures, tables, one self-contained HTML file."""
+"""Report data, figures, tables, and the report as one self-contained HTML file."""
 
 from npeff_jax.report._compare import ReportComparison as ReportComparison
 from npeff_jax.report._compare import compare_reports as compare_reports

@@ -1,4 +1,4 @@
-"""What the pseudo-Fisher vectors themselves say: where their energy is, and which are alike. One pass over them."""
+"""Energy by parameter array and pairwise similarity of pseudo-Fisher vectors, in one pass over them."""
 
 import dataclasses
 
@@ -9,20 +9,21 @@ from npeff_jax.factorization import Decomposition
 from npeff_jax.pefs import FisherKind
 
 _EXACT = 2**28
-"""Entries of G up to which similarities are exact; above, 1 GB, from a sketch of each row."""
+"""Largest number of entries of G (1 GB in float32) for which similarities are exact; above, they come from a sketch."""
 
 _SKETCH = 2**14
-"""Width of the sketch: cosines are then off by 1 / sqrt(16384), 0.008."""
+"""Width of the sketch: the standard error of a cosine is 1 / sqrt(16384), 0.008."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-    """Energy and likeness of components.
+    """Energy by parameter array and pairwise similarity of components.
 
     Attributes:
-        energy: (r, arrays), each component's share of energy in each parameter array of the layout; rows sum to 1.
-            Energy is what a parameter adds to the trace of H_j: g² for low-rank components, h for diagonal ones.
-        similarity: (r, r), |cos| of their pseudo-Fisher vectors, for low-rank and diagonal ones alike.
+        energy: (r, arrays), share of each component's energy in each parameter array of the layout; rows sum to 1.
+            The energy of a parameter is its contribution to the trace of H_j: g² for low-rank components, h for
+            diagonal ones.
+        similarity: (r, r), |cos| of the pseudo-Fisher vectors of each pair of components.
     """
 
     energy: Float[np.ndarray, "r arrays"]
@@ -30,7 +31,7 @@ class Anatomy:
 
 
 def anatomy(decomposition: Decomposition) -> Anatomy:
-    """Energy by parameter array and similarity of every two components, reading each vector once."""
+    """Compute energy by parameter array and the similarity of all pairs of components, reading each vector once."""
     layout, indices = decomposition.schema.layout, decomposition.parameter_indices
     array_of = np.searchsorted([p.offset for p in layout.parameters], indices, side="right") - 1
     r, width = decomposition.pseudo_fishers.shape
@@ -51,15 +52,15 @@ def anatomy(decomposition: Decomposition) -> Anatomy:
 
 
 def _hash(width: int) -> tuple[Int[np.ndarray, "width"], Float[np.ndarray, "width"]]:
-    """A bucket and a sign for each column: inner products of sketches are then unbiased (count sketch)."""
+    """Draw a bucket and a sign per column for a count sketch, which keeps inner products in expectation."""
     random = np.random.default_rng(0)
     return random.integers(_SKETCH, size=width), random.choice([-1.0, 1.0], size=width)
 
 
 def layout_by_similarity(similarity: Float[np.ndarray, "r r"], iterations: int = 200) -> Float[np.ndarray, "r 2"]:
-    """Points in [0, 1]² whose distances follow 1 − similarity as well as two dimensions can.
+    """Return points in [0, 1]² whose distances approximate 1 − similarity.
 
-    Classical scaling for a start, then majorisation of the stress (SMACOF), which cannot increase it.
+    Classical scaling gives the start; majorisation (SMACOF) follows, whose iterations never increase the stress.
     """
     r = len(similarity)
     if r == 1:
@@ -69,7 +70,7 @@ def layout_by_similarity(similarity: Float[np.ndarray, "r r"], iterations: int =
     centre = np.eye(r) - 1.0 / r
     values, vectors = np.linalg.eigh(-0.5 * centre @ distance**2 @ centre)
     points = vectors[:, -2:] * np.sqrt(np.maximum(values[-2:], 0))
-    # Ties of the start (all equally unlike) would stay ties for ever: a small fixed spiral parts them.
+    # Points that coincide in the initial layout would never separate: a small fixed spiral breaks the ties.
     angle = np.arange(r) * 2.399963
     points = points + 1e-3 * np.sqrt(np.arange(1, r + 1))[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
     for _ in range(iterations):

@@ -1,4 +1,4 @@
-"""The cards: for each component its examples, what they share, where it lives, and how far to trust it."""
+"""The cards of a report: per component its examples, what they have in common, its parameters, and the evidence."""
 
 import dataclasses
 import functools
@@ -25,16 +25,16 @@ _LARGEST_ARRAYS = 6
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Extras:
-    """What cards may show besides, each optional; arrays have one entry a component.
+    """Optional contents of the cards; arrays and sequences have one entry per component.
 
     Attributes:
-        selectivity: of all components or of some.
+        selectivity: result of `selectivity`, for all components or some.
         stability: (r,) or (runs, r), similarity with the matched component of other runs.
-        notes: r strings.
-        traces: for each component its traces.
-        marks: for each component its marked examples.
-        audit: of all components or of some.
-        collateral: of a move.
+        notes: one string per component.
+        traces: per component, traces of some examples.
+        marks: per component, marked examples.
+        audit: result of `audit`, for all components or some.
+        collateral: result of `collateral`, predicted and measured mean KL per component.
     """
 
     selectivity: Selectivity | None = None
@@ -48,18 +48,18 @@ class Extras:
 
 @dataclasses.dataclass(eq=False)
 class Cards:
-    """Makes cards, and numbers the examples they show, each once.
+    """Builder of cards; it numbers the examples that cards show, each once.
 
     Attributes:
         decomposition: the components.
         shelf: the examples to choose from.
-        shown: how many of them.
-        anatomy: energy and likeness of the components.
-        places: the table "where it lives".
-        extras: what else there is.
-        class_names: of the C classes.
-        segment_names: of the segments of a text, if they have names.
-        numbers: the position in the report of each example shown so far.
+        shown: how many examples a card shows.
+        anatomy: energy and similarity of the components.
+        places: rows and columns of the table "where it lives".
+        extras: optional contents.
+        class_names: C names of the classes.
+        segment_names: names of the segments of a text; may be empty.
+        numbers: position in the report of each example shown so far.
     """
 
     decomposition: Decomposition
@@ -73,25 +73,25 @@ class Cards:
     numbers: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def all(self) -> tuple[Component, ...]:
-        """Every component's card."""
+        """Return the card of every component."""
         squared = np.square(self.decomposition.coefficients, dtype=float).sum(0)
         share = squared / (squared.sum() or 1.0)
         return tuple(self._card(j, float(share[j])) for j in range(self.decomposition.n_components))
 
     @functools.cached_property
     def rates(self) -> Float[np.ndarray, "C"]:
-        """For each class, the fraction of the usable examples that it is predicted for."""
+        """Return, per class, the fraction of usable examples that are predicted as that class."""
         chosen = self.shelf.predicted[self.shelf.usable]
         return np.bincount(chosen, minlength=self.shelf.n_classes) / max(len(chosen), 1)
 
     @functools.cached_property
     def causals(self) -> dict[int, Causal]:
-        """What was measured of each component."""
+        """Return the measured ratios by component."""
         return _causals(self.extras.selectivity)
 
     @property
     def decay_at(self) -> Float[np.ndarray, "points"]:
-        """Ranks from the first example to the last, evenly in their logarithm, as fractions of the examples."""
+        """Return logarithmically spaced ranks from 1 to n, as fractions of n."""
         n = len(self.shelf.coefficients)
         return np.unique(np.round(np.geomspace(1, n, _DECAY_POINTS)).astype(int)) / n
 
@@ -157,7 +157,7 @@ class Cards:
         pairs: tuple[tuple[int, int, float, float], ...],
         words: tuple[tuple[int, str, float, float], ...],
     ) -> str:
-        """What the top examples are: the two classes they are about or those they are predicted as, and a word."""
+        """Return a headline for the top examples: their likeliest pair of classes or predicted classes, and a word."""
         if not n_top:
             return "no example uses it"
         name, said = self.class_names, []
@@ -183,8 +183,10 @@ class Cards:
 
 
 def _tells_apart(pairs: tuple[tuple[int, int, float, float], ...], predicted: tuple[tuple[int, float], ...]) -> bool:
-    """Whether most top examples are undecided between the same two classes, more of them than of all examples, and this
-    says more than the predicted class alone.
+    """Return whether a pair of classes describes the top examples better than their predicted class.
+
+    It does if most of them are undecided between these two classes, clearly more than all examples are, and no class is
+    predicted for nearly all of them.
     """
     if not pairs or not predicted:
         return False
@@ -198,18 +200,18 @@ def _coherence(
     pairs: tuple[tuple[int, int, float, float], ...],
     words: tuple[tuple[int, str, float, float], ...],
 ) -> float:
-    """The largest excess over the fraction of all examples, of one class, one pair of classes, or one word."""
+    """Return the largest excess of a class, pair of classes or word among top examples over its base rate."""
     classes = (fraction - float(rates[k]) for k, fraction in predicted)
     return max([0.0, *classes, *(own - base for _, _, own, base in pairs), *(own - base for _, _, own, base in words)])
 
 
 def as_rows(table: Float[np.ndarray, "a b"]) -> tuple[tuple[float, ...], ...]:
-    """A table as tuples of numbers, as report data has it."""
+    """Return a table as tuples of floats, the form of report data."""
     return tuple(tuple(float(v) for v in row) for row in table)
 
 
 def _causals(table: Selectivity | None) -> dict[int, Causal]:
-    """The ratios of every component that was measured; the nulls' medians are over all of them, and taken once."""
+    """Return the ratios by measured component, computing the medians over null moves once for all of them."""
     if table is None:
         return {}
     columns = (table.kl_ratio, table.pef_norm_ratio, table.null_kl_ratio, table.null_exceeds)
@@ -250,7 +252,7 @@ def _moved(collateral: Collateral | None, j: int) -> Moved | None:
 
 
 def _decay(column: Float[np.ndarray, "n"], at: Float[np.ndarray, "points"]) -> tuple[float, ...]:
-    """Coefficients in descending order at given fractions of their number, as fractions of the largest."""
+    """Return sorted coefficients at the ranks ``at`` (fractions of n), as fractions of the largest."""
     descending = np.sort(column)[::-1]
     ranks = np.clip(np.ceil(at * len(column)).astype(int), 1, len(column)) - 1
     largest = descending[0] if descending[0] > 0 else 1.0

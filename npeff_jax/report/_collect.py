@@ -1,4 +1,4 @@
-"""Results to report data."""
+"""Collection of results into report data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,13 +18,13 @@ from npeff_jax.report._places import places_of
 from npeff_jax.report._shelf import Shelf, shelf_of
 
 _SMALLEST = 1e-8
-"""Coefficients below are drawn as this: solvers leave positive dust that says nothing."""
+"""Smaller positive coefficients are drawn as this value: they are rounding residue of the solvers."""
 
 _TABLE_EXAMPLES = 20_000
-"""Examples up to which all are in the table: about 100 bytes each, 2 MB together."""
+"""Largest number of examples that are all listed in the table: about 100 bytes each, 2 MB together."""
 
 _TABLE_COMPONENTS = 6
-"""Largest coefficients of an example that are listed: beyond, they are small parts of what is explained."""
+"""Number of coefficients listed per example, largest first; further ones explain little of its Fisher."""
 
 
 def collect(
@@ -39,7 +39,7 @@ def collect(
     extras: Extras,
     about: data.About,
 ) -> data.ReportData:
-    """Everything that a report shows. Arguments as in `report_data`, checked there."""
+    """Collect all contents of a report into `ReportData`, from the checked arguments of `report_data`."""
     shelf = shelf_of(decomposition, heldout, None if fit is None else np.asarray(fit.coefficients), model, display)
     bones, places = anatomy(decomposition), places_of(decomposition.schema.layout)
     names = _class_names(class_names, model, decomposition.schema.n_classes)
@@ -128,7 +128,7 @@ def _examples(shelf: Shelf, positions: list[int], display: Display | None, fit: 
 
 
 def _table(shelf: Shelf, positions: list[int], losses: Any) -> data.ExampleTable:
-    """Every example, or those shown where there are more than `_TABLE_EXAMPLES`."""
+    """Return the table of all examples, or of those shown if there are more than `_TABLE_EXAMPLES`."""
     n, r = shelf.coefficients.shape
     rows = np.arange(n) if n <= _TABLE_EXAMPLES else np.array(sorted(positions), int)
     W = shelf.coefficients[rows]

@@ -1,4 +1,4 @@
-"""Two runs side by side: which components are the same, which split or merged, which are in one run only."""
+"""Comparison of two runs: components in both, split or merged components, components in one run only."""
 
 import dataclasses
 import html
@@ -14,21 +14,21 @@ from npeff_jax.report._data import output_file
 from npeff_jax.report._page import Page
 
 SAME = 0.7
-"""Cosine of the coefficients of two matched components from which they count as the same, as in `scan`."""
+"""Smallest cosine of the coefficients at which two matched components count as the same, as in `scan`."""
 
 RELATED = 0.35
-"""Cosine below which two components have nothing to do with each other: the threshold of the paper's section 2.3."""
+"""Cosine of the coefficients below which two components count as unrelated: the paper's threshold (section 2.3)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReportComparison:
-    """What became of the components of one run in another. Printed, it is a table.
+    """Correspondence between the components of two runs. Prints as a table.
 
     Attributes:
-        similarities: (r₁, r₂), cosines of their coefficients on the same examples.
+        similarities: (r₁, r₂), cosine similarities of coefficients on the same examples.
         pairs: (p, 2), the one-to-one assignment with the largest total similarity.
-        headlines: of the components of both runs; empty texts where they are not known.
-        names: of the two runs.
+        headlines: per run, the headlines of its components; empty strings where unknown.
+        names: names of the two runs.
     """
 
     similarities: Float[np.ndarray, "r1 r2"]
@@ -38,32 +38,32 @@ class ReportComparison:
 
     @property
     def same(self) -> list[tuple[int, int, float]]:
-        """(component, component, similarity) of the pairs of at least `SAME`, most alike first."""
+        """Pairs (component, component, similarity) with a similarity of at least `SAME`, largest first."""
         found = [(int(a), int(b), float(self.similarities[a, b])) for a, b in self.pairs]
         return sorted((pair for pair in found if pair[2] >= SAME), key=lambda pair: -pair[2])
 
     @property
     def split(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Components of the first run that two or more of the second are most similar to, by at least `RELATED`."""
+        """Components of the first run that are the closest match of two or more of the second (at least `RELATED`)."""
         return _children(self.similarities)
 
     @property
     def merged(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Components of the second run that two or more of the first are most similar to, by at least `RELATED`."""
+        """Components of the second run that are the closest match of two or more of the first (at least `RELATED`)."""
         return _children(self.similarities.T)
 
     @property
     def vanished(self) -> list[int]:
-        """Components of the first run that are related to none of the second."""
+        """Components of the first run with no related component (at least `RELATED`) in the second."""
         return np.flatnonzero(self.similarities.max(axis=1, initial=0.0) < RELATED).tolist()
 
     @property
     def new(self) -> list[int]:
-        """Components of the second run that are related to none of the first."""
+        """Components of the second run with no related component (at least `RELATED`) in the first."""
         return np.flatnonzero(self.similarities.max(axis=0, initial=0.0) < RELATED).tolist()
 
     def sections(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-        """(title, heads, rows) of each part of the table."""
+        """Return (title, column heads, rows) of each section of the printed table."""
         a, b = self.names
         first, second = (self._named(0), self._named(1))
         r1, r2 = self.similarities.shape
@@ -116,13 +116,13 @@ def compare_reports(
     """Compare two runs by the coefficients of the same examples.
 
     Args:
-        first: coefficients of the first run, fitted or decomposed.
-        second: of the second run, for the same examples in the same order.
-        headlines: what the components of each run are (`Component.headline`).
-        names: of the runs.
+        first: (n, r₁), coefficients of the first run, fitted or decomposed.
+        second: (n, r₂), coefficients of the second run, for the same examples in the same order.
+        headlines: per run, headlines of its components (`Component.headline`), or None.
+        names: names of the runs.
 
     Raises:
-        ValueError: they are of different numbers of examples.
+        ValueError: If the runs have different numbers of examples.
 
     Examples:
         >>> found = compare_reports(np.eye(4)[:, :3], np.eye(4)[:, [1, 2, 3]])
@@ -136,7 +136,7 @@ def compare_reports(
 
 
 def write_comparison(path: str | os.PathLike[str], comparison: ReportComparison) -> Page:
-    """Write a comparison as a page that needs nothing else."""
+    """Write a comparison as a self-contained HTML page."""
     path = output_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     title = html.escape(f"{comparison.names[0]} and {comparison.names[1]}")
@@ -154,7 +154,7 @@ def write_comparison(path: str | os.PathLike[str], comparison: ReportComparison)
 
 
 def _children(similarities: Float[np.ndarray, "a b"]) -> list[tuple[int, tuple[int, ...]]]:
-    """For each row, the columns that are most similar to it and related, where these are two or more."""
+    """Return (row, columns) for each row that is the best match, at least `RELATED`, of two or more columns."""
     if not similarities.size:
         return []
     parents = np.where(similarities.max(axis=0) >= RELATED, similarities.argmax(axis=0), -1)

@@ -1,18 +1,17 @@
-"""The part of the report data that is one component's card."""
+"""The data of one component's card."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Causal:
-    """Is the component what the model uses? Ratios of the mean over its top examples to the mean over others.
+    """Ratios of means over a component's top examples to means over other examples.
 
     Attributes:
-        kl_ratio: of the KL divergence that moving the parameters along the component causes.
-        pef_norm_ratio: of the PEFs' norms, which alone makes some examples react more to anything.
-        null_kl_ratio: of the KL divergence that *other* components' perturbations cause on the same examples, their
-            median.
-        null_exceeds: the fraction of other components whose ratio on the same examples is at least ``kl_ratio``.
+        kl_ratio: ratio of the KL divergence when the parameters move along the component.
+        pef_norm_ratio: ratio of the PEF norms, which measure sensitivity to any move.
+        null_kl_ratio: median of the KL ratios when the parameters move along each *other* component instead.
+        null_exceeds: fraction of other components whose ratio on the same examples is at least ``kl_ratio``.
     """
 
     kl_ratio: float | None
@@ -23,11 +22,11 @@ class Causal:
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """Whether the model uses a component for its examples.
+    """A verdict on whether the model uses a component for its top examples.
 
     Attributes:
         mark: "used by the model", "weak evidence", "no evidence" or "not measured".
-        reason: what the mark is said from, a sentence.
+        reason: the measurements behind the mark, as a sentence.
     """
 
     mark: str
@@ -55,17 +54,17 @@ class Marks:
 
 @dataclasses.dataclass(frozen=True)
 class AuditCheck:
-    """One check of the component's audit. What the checks are stands in the guide "Auditing components".
+    """One check of the component's audit. The guide "Auditing components" defines the checks.
 
     Attributes:
         name: "selective", "found again", "held out", "readable" or "predicted".
         result: "passed", "failed" or "not applicable".
-        statistic: what was measured.
-        null: what chance gives.
-        threshold: the least that passes.
-        at_most: the most that passes; None without an upper bound.
-        p_value: adjusted for the number of components; None where the check is of size alone.
-        note: why it does not apply, or what was found, such as the rule that was read.
+        statistic: the measured value.
+        null: the value under the null hypothesis, a quantile or a ratio depending on the check.
+        threshold: the lower threshold.
+        at_most: the upper threshold; None without one.
+        p_value: adjusted for the number of components; None for a check of effect size only.
+        note: why the check does not apply, or what it found, such as the rule that describes the top examples.
     """
 
     name: str
@@ -80,12 +79,12 @@ class AuditCheck:
 
 @dataclasses.dataclass(frozen=True)
 class Audited:
-    """The component's audit.
+    """Result of the audit of one component.
 
     Attributes:
         passed: whether it passes every check that applies.
-        verdict: the same in words: "passes all 5", "fails: readable".
-        checks: one by one.
+        verdict: the result in words, such as "passes all 5" or "fails: readable".
+        checks: the individual checks.
     """
 
     passed: bool
@@ -95,11 +94,11 @@ class Audited:
 
 @dataclasses.dataclass(frozen=True)
 class Moved:
-    """How far a move of the parameters takes the predictions of the component's top examples, in nats.
+    """Mean KL divergence of a component's top examples under a given change of the parameters, in nats.
 
     Attributes:
-        measured: their mean KL divergence.
-        predicted: the same by equation 5.
+        measured: the divergence from forward passes.
+        predicted: its second-order prediction (equation 5).
     """
 
     measured: float | None
@@ -108,17 +107,17 @@ class Moved:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Where a perturbation along the component enters, and how it reaches the output, to first order.
+    """Effect of a perturbation along the component on each intermediate value and on the logits, to first order.
 
     Attributes:
         example: position in the examples shown from.
-        stages: names of the intermediate values, in the order of the computation.
-        positions: tokens, or numbers of positions.
+        stages: names of the intermediate values, in the order of computation.
+        positions: tokens, or position numbers.
         change: for each stage and position, the relative change of the intermediate value, per unit of length.
         layers: the layers whose parameters were moved.
-        classes: the classes most probable for the example.
-        logits: for each layer and each of these classes, what the layer's parameters alone change of its logit, per
-            unit of length; over layers they add up to the whole.
+        classes: the most probable classes of the example.
+        logits: for each layer and each of these classes, the change of the class's logit due to the layer's parameters
+            alone, per unit of length; the sum over layers is the total change.
     """
 
     example: int
@@ -138,36 +137,37 @@ class Component:
         index: its number.
         headline: what its top examples are, in a few words.
         frozen: whether it was given rather than learned.
-        share: its fraction of Σ W², how much of what was found it carries.
+        share: its fraction of Σ W² over all components.
         breadth: fraction of examples whose coefficient is at least a tenth of its largest.
         top: (position in ``Examples.shown``, coefficient), largest coefficient first.
-        random: likewise, drawn from all examples.
-        near_misses: likewise; of those with hardly any coefficient the ones predicted most like the top examples.
-        n_mix: how many top examples the mixes and words below are over.
-        predicted_mix: (class, fraction) of the top examples it is predicted for, largest first.
-        label_mix: (class, fraction) of the top examples it labels; None without labels.
-        wrong: the fraction of the top examples that is predicted otherwise than labelled; None without labels.
-        pair_mix: (class, class, fraction of the top examples, fraction of all) whose two likeliest classes these are,
-            largest first, at most three; what a prediction's Fisher is mostly about. Empty for two classes.
-        tells_apart: whether the first of these pairs says more of it than the classes it is predicted for.
-        words: (segment, word, fraction of the top examples, fraction of all) whose texts have the word in that segment,
-            the largest difference first.
-        decay: at each of ``ReportData.decay_at``, the coefficient as a fraction of the largest, of the examples shown.
-        decomposed_decay: likewise of the examples that were decomposed.
-        places: its energy's share in each layer and kind; sums to 1.
+        random: the same for examples drawn at random.
+        near_misses: the same for examples with a small coefficient whose predictions are closest to the top examples'.
+        n_mix: number of top examples that the mixes and words below are computed over.
+        predicted_mix: (class, fraction of the top examples predicted as that class), largest first.
+        label_mix: (class, fraction of the top examples with that label); None without labels.
+        wrong: fraction of the top examples whose prediction differs from the label; None without labels.
+        pair_mix: (class, class, fraction of the top examples, fraction of all examples) with these two as the likeliest
+            classes, largest first, at most three. A prediction's Fisher is mostly about this pair. Empty for two
+            classes.
+        tells_apart: whether the first pair describes the top examples better than the predicted classes do.
+        words: (segment, word, fraction of the top examples, fraction of all examples) that contain the word in that
+            segment, largest difference first.
+        decay: sorted coefficients of the examples shown, at the ranks ``ReportData.decay_at``, relative to the largest.
+        decomposed_decay: the same for the examples that were decomposed.
+        places: share of its energy in each layer and kind; sums to 1.
         parameters: (name, share), the parameter arrays with most of its energy.
-        neighbours: (component, similarity), the most similar ones.
-        evidence: whether the model uses it, and what that is said from.
-        coherence: how alike its top examples are, from 0 to 1: by how much the fraction of them in one class, with one
-            typical word, or with one pair of likeliest classes exceeds that of all examples; the largest of the three.
-        causal: is it what the model uses, if that was measured for it.
-        audit: its audit, if it was audited.
-        stability: similarity with its match in other runs, from 0 to 1, the mean over runs, if given.
-        note: what someone or something says of it, if given.
-        traces: of some of its top examples, if made.
-        marks: which parts of some of its top examples its effect depends on, if made.
-        name: what it was asked for as; None for components that were not asked for.
-        moved: what a move, such as one that forgets something, does to its top examples, if that was given.
+        neighbours: (component, similarity), the most similar components.
+        evidence: whether the model uses the component, with the reason.
+        coherence: similarity of its top examples, from 0 to 1: the largest excess of the fraction in one class, with
+            one word, or with one pair of likeliest classes over the same fraction of all examples.
+        causal: KL and norm ratios of a perturbation along it, if measured.
+        audit: result of its audit, if audited.
+        stability: mean similarity with its match in other runs, from 0 to 1, if given.
+        note: a line of text about it, if given.
+        traces: traces of some of its top examples, if computed.
+        marks: attributions on some of its top examples, if computed.
+        name: name of a component that was defined by a user's request; None for the others.
+        moved: effect of a given change of the parameters, such as one that forgets a concept, on its top examples.
     """
 
     index: int

@@ -1,9 +1,8 @@
-"""Report data: everything a report shows, as one versioned JSON document.
+"""Report data: the contents of a report as one versioned JSON document.
 
-The classes below are its schema: a field of theirs is a key of the document, a tuple a list, None null. The HTML, the
-exports and other people's tools read the document; nothing reads the decomposition behind their back. Numbers that no
-one can see differ are rounded to four digits, so that 512 components stay small. `json_schema` says the same in the
-language of JSON Schema.
+The classes below are its schema: their fields are the keys of the document, tuples are lists, None is null. The HTML
+page and the exports read this document only. Numbers are rounded to four significant digits, which keeps a report of
+512 components small. `json_schema` gives the schema as JSON Schema.
 """
 
 import dataclasses
@@ -18,31 +17,30 @@ from npeff_jax.report._json import dumps, from_plain, json_schema_of, to_plain
 
 FORMAT = "npeff-report"
 VERSION = 5
-"""4: the audit of each component, its evidence, coherence and marked parts, a table of all examples, what the report is
-about. 3: a headline for each component. 2: base rates of pairs of classes, words of top texts, wrong predictions, how
-many components exceed a ratio."""
+"""Version of the schema. 4 added audits, evidence, coherence and marks per component, the table of all examples and
+`About`; 3 added headlines; 2 added base rates of class pairs, words, wrong predictions and null exceedances."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What was decomposed, and how it went.
+    """Settings, sizes and loss history of the decomposition.
 
     Attributes:
         flavour: "low_rank" or "diagonal".
         n_components: r.
-        n_frozen: components that were given, not learned; they come first.
+        n_frozen: frozen components (given, not learned); they come first.
         n_decomposed: n, examples whose PEFs were decomposed.
         n_classes: C.
         n_parameters: m, parameters explained.
-        n_kept_parameters: m', of which at least one component uses.
-        model: fingerprint of its parameters.
-        settings: of the decomposition, as recorded with it.
-        pefs: how the PEFs were made: representation, normalization, keep, dtype, precision.
+        n_kept_parameters: m', parameters that at least one component uses.
+        model: fingerprint of the model's parameters.
+        settings: settings recorded with the decomposition.
+        pefs: settings of the PEFs: representation, normalization, keep, dtype, precision.
         stopped: why the iterations ended.
         steps: iteration of each loss.
-        losses: squared norm of what is left, as a fraction of the PEFs' squared norm.
-        seconds: at each loss, since the start.
-        code_version: of the package that wrote this.
+        losses: squared norm of the residual, as a fraction of the PEFs' squared norm.
+        seconds: seconds since the start, at each loss.
+        code_version: version of the package that wrote the document.
     """
 
     flavour: str
@@ -64,7 +62,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Histogram:
-    """Counts between edges; ``counts`` is one shorter than ``edges``."""
+    """A histogram; ``counts`` is one shorter than ``edges``."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -72,14 +70,14 @@ class Histogram:
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """Many images of one size as one picture: row by row, ``columns`` in a row.
+    """A sprite sheet: images of one size, tiled row by row in a single picture.
 
     Attributes:
-        url: the picture, a ``data:`` URL.
-        columns: images in a row.
-        width: of one image, in pixels.
-        height: of one image, in pixels.
-        count: images in it.
+        url: the picture as a ``data:`` URL.
+        columns: images per row.
+        width: width of one image in pixels.
+        height: height of one image in pixels.
+        count: number of images.
     """
 
     url: str
@@ -91,15 +89,15 @@ class Sheet:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An example that some component shows.
+    """An example on at least one component's card.
 
     Attributes:
-        index: its position in the set of examples shown from.
+        index: position among the examples that the report chooses from.
         predicted: (class, probability), most probable first, at most three.
-        label: of the data set, if there are labels.
-        text: its segments, where it is shown as text.
-        output: the model's output where that is no distribution over classes (a Gaussian model, log-probabilities of
-            drawn answers).
+        label: label in the data set, if there are labels.
+        text: segments of the text, if shown as text.
+        output: output of the model, if it is not a distribution over classes (the mean of a Gaussian model, the
+            log-probabilities of sampled answers).
     """
 
     index: int
@@ -111,16 +109,16 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleTable:
-    """Every example in columns, an entry per example: what a component-wise view leaves out.
+    """Columns over all examples, one entry per example.
 
     Attributes:
-        index: positions in the set of examples shown from; all of them, or those shown where there are very many.
+        index: positions of the examples; above 20,000 examples, only those on a card.
         predicted: the likeliest class; empty without classes.
-        probability: of that class; empty without classes.
-        label: of the data set; empty without labels.
-        explained: 1 − ‖F_i − Σ_j W_ij H_j‖² / ‖F_i‖²; empty where the coefficients were not fitted.
-        components: the components with the largest coefficients, largest first.
-        coefficients: theirs.
+        probability: probability of the predicted class; empty without classes.
+        label: labels of the data set; empty without labels.
+        explained: 1 − ‖F_i − Σ_j W_ij H_j‖² / ‖F_i‖²; empty if the coefficients were not fitted.
+        components: components with the largest coefficients, largest first.
+        coefficients: coefficients of these components.
     """
 
     index: tuple[int, ...]
@@ -134,14 +132,14 @@ class ExampleTable:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a report is about, in words for its readers; each may be empty.
+    """Descriptions for readers of a report; each may be empty.
 
     Attributes:
         model: name of the model.
         data: name of the data set.
         split: how the examples were divided.
-        date: when it was made.
-        command: what made it.
+        date: date of the report.
+        command: command that wrote it.
     """
 
     model: str = ""
@@ -153,21 +151,21 @@ class About:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """The examples that components are shown by.
+    """The examples that the cards of a report are chosen from.
 
     Attributes:
-        source: "held out", or "decomposed" if they are those that were decomposed.
-        count: how many there are to choose from.
-        shown: those that some component shows.
-        table: all of them, in columns.
-        image_sheets: pictures of ``shown``, in its order, where examples are images.
+        source: "held out", or "decomposed" if these are the examples that were decomposed.
+        count: number of examples to choose from.
+        shown: examples on at least one card.
+        table: all examples, as columns.
+        image_sheets: pictures of ``shown``, in the same order, if the examples are images.
         segment_names: names of the segments of a text.
-        predicted_rate: for each class, the fraction of all examples it is predicted for.
-        label_rate: for each class, the fraction of all examples it labels; None without labels.
-        accuracy: fraction predicted as labelled; None without labels.
-        explained: fraction of their PEFs' squared norm that the components reproduce, if they were fitted.
-        kept_energy: fractions of the PEFs' trace that their kept entries hold.
-        fisher_error: relative Frobenius errors of the sparsified PEFs.
+        predicted_rate: per class, the fraction of all examples predicted as that class.
+        label_rate: per class, the fraction of all examples with that label; None without labels.
+        accuracy: fraction of examples whose prediction equals the label; None without labels.
+        explained: fraction of the PEFs' squared norm that the components reproduce, if the coefficients were fitted.
+        kept_energy: histogram of the fraction of the trace that the kept entries of each PEF hold.
+        fisher_error: histogram of the relative Frobenius errors of the sparsified PEFs.
     """
 
     source: str
@@ -189,10 +187,10 @@ class Places:
     """The table "where it lives".
 
     Attributes:
-        layers: its rows.
-        kinds: its columns.
-        sizes: explained parameters of each cell.
-        mean: the mean over components of their shares.
+        layers: names of the rows.
+        kinds: names of the columns.
+        sizes: number of explained parameters per cell.
+        mean: share of the energy per cell, averaged over components.
     """
 
     layers: tuple[str, ...]
@@ -203,25 +201,25 @@ class Places:
 
 @dataclasses.dataclass(frozen=True)
 class ReportData:
-    """The document.
+    """The document: all contents of a report.
 
     Attributes:
-        title: of the report.
-        run: what was decomposed.
+        title: title of the report.
+        run: the decomposition.
         class_names: C names, or numbers.
-        examples: those that are shown.
+        examples: the examples shown.
         coefficients: histogram of log10 of the positive coefficients.
         zero_coefficients: fraction of coefficients that are zero.
         decay_at: ranks at which decays are given, as fractions of the examples.
         places: the rows and columns of "where it lives".
-        map: for each component (x, y), similar ones close to each other.
-        selectivity_ceiling: the largest ratio there could be if top examples counted among the others too, as in the
-            paper. Here they do not, and ratios can be larger.
-        components: one card each.
+        map: (x, y) per component; similar components are close to each other.
+        selectivity_ceiling: largest KL ratio that is possible if the top examples also count among the others, as in
+            the paper. Here they do not, so ratios can be larger.
+        components: the cards, one per component.
         about: what the report is about.
-        moved_all: mean KL divergence of all examples under the move that ``moved`` of components is about, if given.
+        moved_all: mean KL divergence of all examples under the change of parameters that `Component.moved` is about.
         format: always "npeff-report".
-        version: of this schema.
+        version: version of this schema.
     """
 
     title: str
@@ -241,11 +239,11 @@ class ReportData:
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """The document as JSON's own types. Numbers that are not finite become null."""
+        """Return the document as dicts, lists and numbers, ready for JSON; non-finite numbers become None."""
         return to_plain(self)
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the document, compact and in UTF-8."""
+        """Write the document as compact JSON in UTF-8, and return its path."""
         path = output_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(dumps(self.to_json()), encoding="utf-8")
@@ -253,10 +251,10 @@ class ReportData:
 
     @classmethod
     def from_json(cls, document: Any) -> "ReportData":
-        """The data of a document, every field of it checked.
+        """Build report data from a JSON document, checking every field.
 
         Raises:
-            ValueError: it is no report, is of another version, or a field is missing or of another type.
+            ValueError: If the document is not report data, has another version, or a field is missing or mistyped.
         """
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(f'this is not report data; expected a JSON object with "format": "{FORMAT}"')
@@ -269,13 +267,13 @@ class ReportData:
 
 
 def output_file(path: str | os.PathLike[str]) -> Path:
-    """``path`` as a file that can be written, ``~`` expanded.
+    """Return ``path`` with ``~`` expanded, after checking that a file can be written there.
 
     Raises:
-        OSError: it is a folder, stands below a file, or is an address.
+        OSError: If ``path`` is a folder, lies below a file, or is a URL.
     """
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # a Path has made one slash of the two
-        raise OSError(f"{path} is an address; expected a file on this machine, copy it there afterwards")
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # Path collapses "//" to "/"
+        raise OSError(f"{path} is a URL; expected a file on this machine. Copy the file there afterwards")
     path = Path(path).expanduser()
     if path.is_dir() or not path.name:
         raise IsADirectoryError(f"{path} is a folder; expected the file to write, such as {path / 'report.html'}")
@@ -286,10 +284,10 @@ def output_file(path: str | os.PathLike[str]) -> Path:
 
 
 def read_report_data(path: str | os.PathLike[str]) -> ReportData:
-    """Read what `ReportData.write` wrote.
+    """Read report data that `ReportData.write` wrote.
 
     Raises:
-        ValueError: as `ReportData.from_json`, or the file is not JSON.
+        ValueError: As `ReportData.from_json`, or if the file is not JSON.
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -299,5 +297,5 @@ def read_report_data(path: str | os.PathLike[str]) -> ReportData:
 
 
 def json_schema() -> dict[str, Any]:
-    """The document's JSON Schema, for tools that are not written in Python."""
+    """Return the JSON Schema of the document."""
     return json_schema_of(ReportData) | {"title": f"{FORMAT}, version {VERSION}"}

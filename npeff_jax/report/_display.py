@@ -1,4 +1,4 @@
-"""What a person looks at for an example: its image, or its text in segments."""
+"""What a report displays of each example: an image, or text in segments."""
 
 import base64
 import dataclasses
@@ -13,10 +13,10 @@ from npeff_jax._extras import needs
 from npeff_jax.report._data import Sheet
 
 _SIDE = 96
-"""Longest side of a thumbnail, in pixels: enough to tell what a photograph shows, 2 to 4 kB as a JPEG."""
+"""Longest side of a thumbnail, in pixels: enough to recognise a photograph, at 2 to 4 kB as a JPEG."""
 
 _TOTAL_BYTES = 10_000_000
-"""All images of a report together, 13 MB once encoded as text: with 512 components beside them still under 20 MB."""
+"""Total size of a report's images, 13 MB in base64: a report of 512 components then stays below 20 MB."""
 
 _SHEET_IMAGES = 1024
 """Images on one sheet: a browser decodes a sheet whole, and 1,024 thumbnails are 36 MB of memory."""
@@ -29,8 +29,8 @@ class Images:
     Attributes:
         pixels: (n, height, width), or with 1, 3 or 4 channels last. Integers are 0 to 255; floating point is scaled
             from ``low`` to ``high``.
-        low: the value shown as black; the smallest there is by default (0 if all lie in [0, 1]).
-        high: the value shown as white; the largest there is by default (1 if all lie in [0, 1]).
+        low: the value shown as black; by default the smallest pixel (0 if all lie in [0, 1]).
+        high: the value shown as white; by default the largest pixel (1 if all lie in [0, 1]).
     """
 
     pixels: np.ndarray
@@ -41,7 +41,7 @@ class Images:
         return len(self.pixels)
 
     def to_bytes(self, rows: Sequence[int]) -> np.ndarray:
-        """The images at ``rows`` as unsigned bytes, (rows, height, width, 1 or 3)."""
+        """Return the images at ``rows`` as unsigned bytes, (rows, height, width, 1 or 3)."""
         chosen = np.asarray(self.pixels[np.asarray(rows, int)])
         chosen = chosen[..., None] if chosen.ndim == 3 else chosen
         if not np.issubdtype(chosen.dtype, np.integer) and chosen.dtype != bool:
@@ -59,8 +59,8 @@ class Texts:
     """Texts to show, each in one or more segments (premise and hypothesis, question and answer).
 
     Attributes:
-        segments: for each example the text of each of its segments.
-        names: of the segments, if worth showing.
+        segments: per example, the text of each segment.
+        names: names of the segments; may be empty.
     """
 
     segments: Sequence[Sequence[str]]
@@ -76,10 +76,10 @@ _EXPECTED = "expected an array of images, a string for each example, or several 
 
 
 def as_display(display: Any) -> Display | None:
-    """``display`` as `Images` or `Texts`: an array of images, strings, pairs of strings, or None.
+    """Convert ``display`` to `Images` or `Texts`: an array of images, strings, pairs of strings, or None.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: If ``display`` is none of these.
     """
     if display is None or isinstance(display, Images | Texts):
         return display
@@ -89,7 +89,7 @@ def as_display(display: Any) -> Display | None:
             return Images(display)
         raise ValueError(
             f"display has shape {shape}; expected images (n, height, width) or (n, height, width, 1, 3 or 4). Inputs "
-            "that are not images want a text for each example: display=[...]"
+            "that are not images need a text for each example: display=[...]"
         )
     if isinstance(display, str) or not hasattr(display, "__iter__"):
         raise ValueError(f"display is of type {type(display).__name__}; {_EXPECTED}")
@@ -106,7 +106,7 @@ def as_display(display: Any) -> Display | None:
 
 
 def sheets_of(images: Images, rows: Sequence[int], max_bytes: int = _TOTAL_BYTES) -> tuple[Sheet, ...]:
-    """Sheets of the images at ``rows``, in their order, shrunk until all have no more than ``max_bytes`` together."""
+    """Tile the images at ``rows`` into sheets, shrinking the images until all sheets fit into ``max_bytes``."""
     side = _SIDE
     while True:
         made = [_sheet(images, rows[a : a + _SHEET_IMAGES], side) for a in range(0, len(rows), _SHEET_IMAGES)]
@@ -136,7 +136,7 @@ def _sheet(images: Images, rows: Sequence[int], side: int) -> tuple[Sheet, bytes
 
 
 def _encode(sheet: Any, side: int) -> tuple[str, bytes]:
-    """PNG for small images, which it keeps exactly, and for few; JPEG for photographs, where it is a tenth of that."""
+    """Encode a sheet as PNG (lossless) if its images are small or few, else as JPEG (about a tenth of the size)."""
     encoded = io.BytesIO()
     exact = side < 48 or sheet.width * sheet.height < 200_000
     sheet.save(encoded, "PNG", optimize=True) if exact else sheet.save(encoded, "JPEG", quality=82)

@@ -1,4 +1,4 @@
-"""The mark of a component: whether the model uses it for its examples, and what that is said from."""
+"""The verdict on whether the model uses a component for its examples."""
 
 from npeff_jax.report._component import Audited, Causal, Evidence
 
@@ -6,14 +6,14 @@ USED, WEAK, NONE, UNKNOWN = "used by the model", "weak evidence", "no evidence",
 """The four marks, strongest first."""
 
 MARGIN = 1.5
-"""A KL ratio must exceed its null and the ratio of PEF norms by this factor to count as use: half as much again."""
+"""Factor by which a KL ratio must exceed its null and the ratio of PEF norms to count as use."""
 
 
 def evidence_of(causal: Causal | None, audited: Audited | None = None) -> Evidence:
-    """Mark a component by its audit, else by its KL ratio.
+    """Decide how strong the evidence is that the model uses a component, from its audit or else its KL ratio.
 
-    Audited: used if it passes all checks that apply; weak if it fails some but passes that of selectivity; else none.
-    Otherwise by the KL ratio against the largest of 1, its null and the ratio of PEF norms.
+    With an audit, the mark is `USED` if every check that applies passes, `WEAK` if only some pass but selectivity does,
+    else `NONE`. Without one, the KL ratio is compared with the largest of 1, its null and the ratio of PEF norms.
     """
     if audited is not None:
         selective = any(check.name == "selective" and check.result == "passed" for check in audited.checks)

@@ -1,4 +1,4 @@
-"""One example and the components in it: the view from the example's side."""
+"""The components of a single example."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from npeff_jax.report._shelf import shelf_of
 
 @dataclasses.dataclass(frozen=True)
 class ExplainedExample:
-    """An example's components, largest coefficient first.
+    """The components of one example, largest coefficient first.
 
     Attributes:
-        index: its position.
-        components: those with a positive coefficient, at most so many as were asked for.
-        coefficients: how much of each is in the example's Fisher.
-        ranks: 1 where no example has a larger coefficient of that component, 2 where one has, and so on.
+        index: position of the example.
+        components: components with a positive coefficient, at most ``n_components``.
+        coefficients: coefficients of these components.
+        ranks: rank of the example among all examples by each component's coefficient, from 1.
         predicted: (class, probability), most probable first, at most three; empty if not known.
-        label: the name of its label; None without labels.
-        explained: 1 − ‖F_i − Σ_j W_ij H_j‖² / ‖F_i‖², over all components; None where coefficients were not fitted.
+        label: name of the example's label; None without labels.
+        explained: 1 − ‖F_i − Σ_j W_ij H_j‖² / ‖F_i‖², over all components; None if the coefficients were not fitted.
         n_used: components with a positive coefficient.
-        n_examples: examples there are.
+        n_examples: number of examples.
     """
 
     index: int
@@ -73,19 +73,19 @@ def explain_example(
     class_names: Sequence[str] | None = None,
     n_components: int = 8,
 ) -> ExplainedExample:
-    """Find the components of one example, with its prediction, its label, and how much of it they explain.
+    """Find the components of one example, with its prediction, label and explained fraction.
 
     Args:
         decomposition: the components.
-        example: its position, in ``pefs`` if given, else in the examples that were decomposed.
-        pefs: PEFs of the examples, for prediction and label.
-        fit: coefficients of ``pefs``, from `fit_coefficients`. Without it they are those of the decomposition.
-        model: for what its logits mean and its classes are called.
-        class_names: names of the classes, before those of ``model``.
-        n_components: the most to list.
+        example: position of the example, in ``pefs`` if given, else among the examples that were decomposed.
+        pefs: PEFs of the examples, which hold predictions and labels.
+        fit: coefficients of ``pefs``, from `fit_coefficients`; by default those of the decomposition.
+        model: source of the output family and the class names.
+        class_names: names of the classes, instead of those of ``model``.
+        n_components: maximum number of components to list.
 
     Raises:
-        IndexError, ValueError: there is no such example, or the arguments do not belong together.
+        IndexError, ValueError: If there is no such example, or the arguments do not belong together.
 
     Examples:
         >>> found = explain_example(decomposition, 3, pefs)

@@ -31,7 +31,7 @@ KIND_COLORS = {
     "dense": "#6a8f2a",
     "other": "#7b8494",
 }
-"""The colours of kinds of parameters, the same as in the report."""
+"""Colour of each kind of parameters, the same as in the report."""
 
 
 def _axes(width: float = 5.0, height: float = 3.2, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Any]]:
@@ -44,9 +44,7 @@ def _axes(width: float = 5.0, height: float = 3.2, rows: int = 1, columns: int =
 
 @functools.cache
 def _figure_class() -> Any:
-    """Figures outside pyplot, so that nothing is registered and nothing has to be closed; notebooks show them all the
-    same.
-    """
+    """Return a subclass of Figure that notebooks display. It is not registered in pyplot, so needs no closing."""
     with needs("a figure"):
         from matplotlib.figure import Figure as PlainFigure
 
@@ -60,10 +58,10 @@ def _figure_class() -> Any:
 
 
 def loss_figure(histories: History | Mapping[str, History], against_seconds: bool = False) -> Figure:
-    """The loss, a fraction of the PEFs' squared norm, over iterations (or seconds) of one run or several."""
+    """Plot the loss, relative to the PEFs' squared norm, over iterations (or seconds) for one or several runs."""
     figure, (axes,) = _axes()
     named = {"": histories} if isinstance(histories, History) else histories
-    for style, (name, history) in zip(itertools.cycle(("-", "--", ":")), named.items()):  # seen where they coincide
+    for style, (name, history) in zip(itertools.cycle(("-", "--", ":")), named.items()):  # dashes: curves may coincide
         axes.plot(history.seconds if against_seconds else history.step, history.loss, style, label=name or None)
     axes.set(xlabel="seconds" if against_seconds else "iteration", ylabel="loss / ‖F‖²", ylim=(0, None))
     if len(named) > 1:
@@ -72,12 +70,13 @@ def loss_figure(histories: History | Mapping[str, History], against_seconds: boo
 
 
 def coefficient_figure(coefficients: Float[np.ndarray, "n r"]) -> Figure:
-    """Histogram of the positive coefficients on a logarithmic axis."""
+    """Plot a histogram of the positive coefficients on a logarithmic axis."""
     positive = coefficients[coefficients > 0]
     figure, (axes,) = _axes()
     low = max(float(positive.min(initial=1.0)), 1e-8)
     high = max(float(positive.max(initial=low)), low * 1.01)
-    edges = np.geomspace(low * (1 - 1e-6), high * (1 + 1e-6), 40)  # wider by more than their rounding: all are counted
+    # The outer edges are beyond the extremes by more than rounding, so that every value is counted.
+    edges = np.geomspace(low * (1 - 1e-6), high * (1 + 1e-6), 40)
     axes.hist(np.maximum(positive, low), bins=edges, color="#6f86c9")
     axes.set(xscale="log", xlabel="coefficient", ylabel="pairs of example and component")
     axes.set_title(f"{np.mean(coefficients == 0):.0%} are zero", fontsize=9, loc="right")
@@ -85,7 +84,7 @@ def coefficient_figure(coefficients: Float[np.ndarray, "n r"]) -> Figure:
 
 
 def fidelity_figure(pefs: Pefs) -> Figure:
-    """What sparsifying kept: the fraction of each Fisher's trace, and its relative Frobenius error."""
+    """Plot histograms of the kept fraction of the trace and of the relative Frobenius error of sparsified PEFs."""
     figure, axes = _axes(7.0, 2.8, 1, 2)
     for one, values, name in zip(axes, (pefs.kept_energy, pefs.fisher_error), ("kept energy", "Frobenius error")):
         one.hist(np.asarray(values), bins=40, range=(0, 1), color="#6f86c9")
@@ -94,7 +93,7 @@ def fidelity_figure(pefs: Pefs) -> Figure:
 
 
 def selectivity_figure(table: Selectivity) -> Figure:
-    """Histograms of log₂ of the KL ratio, of the PEF-norm ratio and of the nulls, as in figure 3 of the paper."""
+    """Plot histograms of log₂ of the KL ratio, the PEF-norm ratio and the null ratios (figure 3 of the paper)."""
     figure, (axes,) = _axes(5.6, 3.4)
     ratios = {name: values[np.isfinite(values)] for name, values in table.log2_ratios().items()}
     everything = np.concatenate(list(ratios.values()))
@@ -108,7 +107,7 @@ def selectivity_figure(table: Selectivity) -> Figure:
 
 
 def prediction_figure(table: Selectivity) -> Figure:
-    """KL as eq. 5 predicts it against KL as measured: a point a component, the mean over its top examples."""
+    """Plot measured KL against KL predicted by eq. 5: one point per component, the mean over its top examples."""
     figure, (axes,) = _axes(3.6, 3.4)
     rows = [np.searchsorted(table.evaluated, top) for top in table.top]
     sign = [0 if s > 0 else 1 for s in table.sign]
@@ -124,11 +123,11 @@ def prediction_figure(table: Selectivity) -> Figure:
 
 
 def similarity_figure(steps: Sequence[int], similarities: Float[np.ndarray, "steps r"]) -> Figure:
-    """How alike components are to the final ones over the iterations: their median, quartiles and extremes.
+    """Plot the cosine similarity of components to the final ones over iterations: median, quartiles, extremes.
 
     Args:
-        steps: iterations.
-        similarities: |cos| of each component at each step with its final self, or with its match in another run.
+        steps: iteration of each row of ``similarities``.
+        similarities: |cos| of each component at each step to its final value, or to its match in another run.
     """
     figure, (axes,) = _axes()
     low, first, middle, third, high = np.quantile(similarities, [0, 0.25, 0.5, 0.75, 1], axis=1)
@@ -140,12 +139,11 @@ def similarity_figure(steps: Sequence[int], similarities: Float[np.ndarray, "ste
 
 
 def split_figure(similarity: Float[np.ndarray, "a b"], threshold: float = 0.35) -> Figure:
-    """What became of each component of one run in another: rows and columns ordered so that matches are on a diagonal,
-    and components that split or merged show as blocks.
+    """Plot the similarities of two runs' components, ordered so that matches lie on the diagonal and splits in blocks.
 
     Args:
         similarity: |cos| of every component of run a with every one of run b.
-        threshold: similarities below are left white.
+        threshold: similarities below it are left white.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -171,11 +169,11 @@ def collage_figure(
     """Draw the k top images of some components, one row per component, with their coefficients.
 
     Args:
-        images: all n, as for `write_report`.
-        coefficients: of the n examples.
-        components: which ones to draw.
+        images: images of all n examples, as for `write_report`.
+        coefficients: (n, r), coefficients of these examples.
+        components: components to draw.
         k: images per component.
-        texts: what to write beside each row, such as the component's `Component.headline`.
+        texts: text beside each row, such as `Component.headline`.
     """
     images = images if isinstance(images, Images) else Images(np.asarray(images))
     lines = [line for text in texts or () for line in text.splitlines()]
@@ -186,7 +184,7 @@ def collage_figure(
         top = np.asarray(top_examples(coefficients, component, k))
         for one in row:
             one.set(xticks=[], yticks=[])
-            one.spines[:].set(visible=True, color="#a39c8d")  # a frame: white at an image's edge is not the page
+            one.spines[:].set(visible=True, color="#a39c8d")  # a frame separates white images from the page
         for one, i, picture in zip(row, top, images.to_bytes(top.tolist())):
             one.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             one.set_title(f"{coefficients[i, component]:.2f}", fontsize=7, pad=2)
@@ -197,11 +195,11 @@ def collage_figure(
 
 
 def energy_figure(decomposition: Decomposition, components: Components | None = None) -> Figure:
-    """Where in the model components live: each one's share of energy by layer, stacked by kind of parameter.
+    """Plot components' shares of energy by layer, stacked by kind of parameter.
 
     Args:
-        decomposition: of it all components on average, unless some are named.
-        components: a panel each.
+        decomposition: the decomposition.
+        components: components to plot, one panel each; by default one panel with the mean over all.
     """
     places = places_of(decomposition.schema.layout)
     energy = anatomy(decomposition).energy
@@ -224,7 +222,7 @@ def energy_figure(decomposition: Decomposition, components: Components | None = 
 
 
 def decay_figure(coefficients: Float[np.ndarray, "n r"], heldout: Float[np.ndarray, "k r"]) -> Figure:
-    """Coefficients by rank, decomposed against held out: the median over components, as fractions of their largest."""
+    """Plot the median decay of coefficients by rank, decomposed against held out, relative to the largest."""
     figure, (axes,) = _axes()
     for name, values, style in (("decomposed", coefficients, "--"), ("held out", heldout, "-")):
         ordered = -np.sort(-values, axis=0)

@@ -1,4 +1,4 @@
-"""Results that travel: a folder with a decomposition, its report, its settings and a model card."""
+"""Saving a decomposition with its report, settings and model card in one folder, and sharing it on the hub."""
 
 import dataclasses
 import json
@@ -22,12 +22,12 @@ _VERSION = 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Published:
-    """What `from_pretrained` found in a folder.
+    """The contents of a folder written by `save_pretrained`.
 
     Attributes:
         decomposition: the components; pseudo-Fishers stay on disk and are read by row.
         report: the report's data.
-        config: what was explained and how: the content of ``config.json``.
+        config: content of ``config.json``: what was explained, with which settings.
         path: the folder.
     """
 
@@ -47,31 +47,32 @@ def save_pretrained(
     notes: str = "",
     license: str = "",
 ) -> pathlib.Path:
-    """Write a decomposition to a folder that tells a stranger what it is: to be copied, or pushed with `push_to_hub`.
+    """Write a decomposition with its report, settings and model card to a folder, to copy or to `push_to_hub`.
 
-    In it are ``components`` (what `load_decomposition` reads), ``report.html``, its data ``report.json``,
-    ``config.json`` with everything that determined the result, and a model card, ``README.md``. No example is in it but
-    those that the report shows.
+    The folder holds ``components`` (for `load_decomposition`), ``report.html``, its data ``report.json``,
+    ``config.json`` with everything that determined the result, and a model card, ``README.md``. The only examples in it
+    are those that the report shows.
 
     Args:
-        directory: to be made; it must not be there yet, or be empty.
+        directory: folder to create; it must not exist yet, or be empty.
         decomposition: the components.
-        report: from `report_data`; one of the decomposition alone by default, without a page where jinja2 is missing.
-        model_name: what was explained: a name on the hub, or a description.
-        examples_name: which examples it was explained on.
-        notes: further paragraphs of the card, Markdown.
-        license: of the result, as the hub names them ("apache-2.0").
+        report: from `report_data`; by default a report of the decomposition alone. The page is left out if jinja2 is
+            not installed.
+        model_name: name of the explained model on the hub, or a description.
+        examples_name: name of the data set.
+        notes: further paragraphs of the card, in Markdown.
+        license: license of the result, as the hub names it ("apache-2.0").
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: the folder is there and holds something.
-        ValueError: the report is of another decomposition.
+        FileExistsError: If the folder is not empty.
+        ValueError: If the report is of another decomposition.
     """
     folder = pathlib.Path(directory).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already; choose another directory, or remove it first")
+        raise FileExistsError(f"{folder} exists already; choose another directory, or remove it first")
     data = report_data(decomposition) if report is None else report
     if data.run.n_components != decomposition.n_components or data.run.model != decomposition.schema.model:
         raise ValueError(
@@ -93,7 +94,7 @@ def save_pretrained(
     }
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
-        shutil.rmtree(partial)  # of a save that was cut off
+        shutil.rmtree(partial)  # left by an interrupted save
     partial.mkdir(parents=True)
     decomposition.save(partial / COMPONENTS)
     data.write(partial / DATA)
@@ -106,18 +107,18 @@ def save_pretrained(
     (partial / CARD).write_text(_card(decomposition, data, config, notes, license), encoding="utf-8")
     if folder.exists():
         folder.rmdir()
-    partial.rename(folder)  # it is there whole or not at all
+    partial.rename(folder)  # atomic: the folder appears complete or not at all
     return folder
 
 
 def from_pretrained(source: str | os.PathLike[str], *, revision: str | None = None) -> Published:
-    """Read what `save_pretrained` wrote: a folder, or a name on the Hugging Face hub, which is fetched once and cached.
+    """Read a folder written by `save_pretrained`, or fetch it once from the Hugging Face hub by name.
 
-    A folder needs no network. Nothing in it is executed.
+    A local folder needs no network. Nothing in the folder is executed.
 
     Raises:
-        FileNotFoundError: there is no such folder, and the hub did not give one of that name.
-        ValueError: it holds no decomposition, or one of another version.
+        FileNotFoundError: If there is no such folder, locally or on the hub.
+        ValueError: If the folder holds no decomposition, or one of another version.
     """
     folder = pathlib.Path(source).expanduser()
     if not folder.is_dir():
@@ -136,21 +137,21 @@ def from_pretrained(source: str | os.PathLike[str], *, revision: str | None = No
 def push_to_hub(
     directory: str | os.PathLike[str], repository: str, *, private: bool = True, revision: str | None = None
 ) -> str:
-    """Upload a folder of `save_pretrained` to the Hugging Face hub, as who is logged in there.
+    """Upload a folder of `save_pretrained` to the Hugging Face hub, with the login stored on this machine.
 
     Args:
         directory: the folder.
-        repository: its name on the hub, ``user/name``; made if it is not there.
-        private: whether a new one is seen by its owner alone. The report shows examples: look at it first.
-        revision: the branch.
+        repository: name on the hub, ``user/name``; created if it does not exist.
+        private: whether a new repository is visible to its owner only. Note that the report shows examples.
+        revision: branch of the repository.
 
     Returns:
-        The address.
+        The URL.
 
     Raises:
-        ImportError: huggingface_hub is missing.
-        OSError: the hub did not take it.
-        ValueError: the folder holds no decomposition.
+        ImportError: If huggingface_hub is missing.
+        OSError: If the upload fails.
+        ValueError: If the folder holds no decomposition.
     """
     folder = from_pretrained(pathlib.Path(directory).expanduser().resolve()).path
     with needs("the hub"):
@@ -182,13 +183,13 @@ def _fetch(name: str, revision: str | None) -> pathlib.Path:
 
 
 def _card(decomposition: Decomposition, data: ReportData, config: dict[str, Any], notes: str, license: str) -> str:
-    """The model card: what was explained, figures, components, how to load it."""
+    """Return the text of the model card: what was explained, key figures, components, and how to load them."""
     run, examples = data.run, data.examples
     name = config["model"] or f"a model of {run.n_parameters:,} parameters"
     flavour = "LRM-NPEFF" if run.flavour == "low_rank" else "D-NPEFF"
     head = ["library_name: npeff_jax", "tags: [interpretability, npeff, fisher-information]"]
     head += [f"license: {license}"] if license else []
-    # Only what names a repository of the hub may stand there.
+    # The hub accepts only the name of a repository here.
     head += [f"base_model: {config['model']}"] if config["model"].count("/") == 1 and " " not in config["model"] else []
     loss = decomposition.loss
     figures = [
@@ -249,7 +250,7 @@ def _card(decomposition: Decomposition, data: ReportData, config: dict[str, Any]
 
 
 def _inline(text: str) -> str:
-    """A text as a part of a line of Markdown."""
+    """Escape a text for use within a line of Markdown."""
     flat = " ".join(text.split())
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|!" else letter for letter in flat)
 

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as JSON, and back with every field checked; and what is expected, as a JSON Schema."""
+"""Conversion of frozen dataclasses to JSON and back, with every field checked, and their JSON Schema."""
 
 import dataclasses
 import json
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def dumps(document: Any) -> str:
-    """Compact JSON of a document's plain types."""
+    """Serialise a document of plain types as compact JSON."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def to_plain(value: Any) -> Any:
-    """``value`` in JSON's own types: a field a key, a tuple a list, numbers to four digits, those not finite null."""
+    """Convert to JSON types: dataclasses to dicts, tuples to lists, floats to 4 significant digits, NaN to None."""
     if dataclasses.is_dataclass(value):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -33,15 +33,15 @@ def to_plain(value: Any) -> Any:
 
 
 def valid_text(text: str) -> str:
-    """The text with "�" for each half of a surrogate pair, which UTF-8 cannot write."""
+    """Return the text with "�" in place of lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def from_plain(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as an object of type ``kind``; the reverse of `to_plain`.
+    """Convert ``value`` to an object of type ``kind``; the inverse of `to_plain`.
 
     Raises:
-        ValueError: a field is missing, unknown, or of another type. The message starts with ``where`` it is.
+        ValueError: If a field is missing, unknown, or of another type. The message starts with ``where``.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -70,7 +70,7 @@ def from_plain(kind: Any, value: Any, where: str) -> Any:
 
 
 def json_schema_of(kind: type) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a dataclass's document."""
+    """Return the JSON Schema (draft 2020-12) of a dataclass's document."""
     definitions: dict[str, Any] = {}
     reference = _schema(kind, definitions)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **reference, "$defs": definitions}

@@ -1,14 +1,14 @@
-"""Which words of a text, or which parts of an image, a component's effect on an example depends on: leave-one-out.
+"""Leave-one-out attribution: the words of a text, or cells of an image, that a component's effect depends on.
 
-A component moves the logits of example x, per unit of length along its direction g, by u(x) = J(x) g. A part matters as
-far as that effect is lost without it:
+A component moves the logits of example x, per unit of length along its direction g, by u(x) = J(x) g. The value of a
+part is the share of this effect that is lost when the part is left out:
 
     lost = 1 − ⟨u(x), u(x without the part)⟩_S / ⟨u(x), u(x)⟩_S,
 
-in the metric S of the output distribution at x, kept fixed, so that a prediction that becomes more or less sure does
-not count. Leaving out was preferred to the gradient with respect to token embeddings: it needs nothing of the model
-but its function, so that it is the same for any architecture and for images, and it has no baseline to choose and no
-saturation (a gradient is small where a word decides already).
+with S the Fisher of the output distribution at x, held fixed so that a change in confidence alone does not count.
+Leave-one-out is used rather than the gradient with respect to token embeddings because it only calls the model, so
+works for any architecture and for images; it needs no baseline and does not saturate (a gradient is small where one
+word already decides the prediction).
 """
 
 import functools
@@ -31,16 +31,16 @@ from npeff_jax.perturbation import component_direction
 from npeff_jax.report._component import Marks
 
 _SPANS = 64
-"""Parts of a text at most: neighbouring words of longer texts are left out together."""
+"""Maximum number of parts per text: in longer texts, neighbouring words are left out together."""
 
 _BATCH = 16
-"""Examples with a part left out per call: one compilation, and few places that a text of 40 words leaves unused."""
+"""Examples with a part left out per call: fixed, so that the call compiles once; small, to waste little on padding."""
 
 _WORD = re.compile(r"\S+")
 
 
 class NoPartsError(ValueError):
-    """The inputs are neither texts nor images: nothing can be left out of them."""
+    """The inputs are neither texts nor images, so that no part can be left out."""
 
 
 def mark_examples(
@@ -58,28 +58,28 @@ def mark_examples(
 ) -> list[tuple[Marks, ...]]:
     """Mark which parts of a component's top examples its effect depends on, for `write_report`, by leave-one-out.
 
-    Words are left out of the text, which is encoded again; cells of an image are replaced by its mean colour.
+    A word is deleted from the text, which is encoded again; a cell of an image is replaced by the image's mean colour.
 
     Args:
         model: the model that was decomposed.
-        decomposition: of low-rank PEFs.
-        coefficients: of ``examples``.
+        decomposition: a decomposition of low-rank PEFs.
+        coefficients: (n, r), coefficients of ``examples``.
         examples: the model's inputs. Without ``texts`` they are images: one array, (n, height, width) or with channels
             first or last.
         texts: n strings, or pairs of strings, that ``examples`` were encoded from.
-        encode: turns lists of texts (and of second texts) into examples, such as `models.huggingface_processor`.
-        placeholder: what stands where words were left out, such as a tokenizer's mask; nothing by default. A model of
-            texts of one length needs one.
-        n_top: top examples of each component to mark.
+        encode: function from lists of texts (and of second texts) to examples, such as `models.huggingface_processor`.
+        placeholder: replacement for deleted words, such as a tokenizer's mask token; empty by default. A model of
+            fixed-length texts needs one.
+        n_top: number of top examples to mark per component.
         grid: cells along the longer side of an image.
         progress: a bar, a stream for JSON lines, or False.
 
     Returns:
-        For each component the marks of its top examples.
+        Per component, the marks of its top examples.
 
     Raises:
-        NoPartsError: a `ValueError`: without texts, inputs that are no images.
-        ValueError: texts without ``encode``, another number of texts, or components that are no directions.
+        NoPartsError: (a `ValueError`) If there are no texts and the inputs are not images.
+        ValueError: If there are texts without ``encode``, another number of texts, or diagonal components.
     """
     n = count_examples(examples)
     if (texts is None) != (encode is None):
@@ -112,7 +112,7 @@ def mark_examples(
 
 
 def _lost(model: Model) -> Callable[..., np.ndarray]:
-    """The function (params, direction, example, examples without a part) → losses of effect, one per part."""
+    """Return a function (params, direction, example, examples without a part) → lost share of the effect per part."""
 
     def effect(params: PyTree, direction: PyTree, example: PyTree) -> tuple[jax.Array, jax.Array]:
         logits, moved = jax.jvp(lambda p: model.logits_fn(p, example), (params,), (direction,))
@@ -121,7 +121,7 @@ def _lost(model: Model) -> Callable[..., np.ndarray]:
     @jax.jit
     def batch(params: PyTree, direction: PyTree, example: PyTree, without: PyTree) -> jax.Array:
         logits, moved = effect(params, direction, example)
-        # S u, the second derivative of the KL divergence along u: any family has it, without a matrix of C² entries
+        # S u as a Hessian-vector product of the KL divergence: works for any output family and forms no C × C matrix
         _, weighted = jax.jvp(jax.grad(lambda q: model.output.kl(logits, q)), (logits,), (moved,))
         others = jax.vmap(lambda part: effect(params, direction, part)[1] @ weighted)(without)
         squared = moved @ weighted
@@ -131,7 +131,7 @@ def _lost(model: Model) -> Callable[..., np.ndarray]:
         count = count_examples(without)
         found = []
         for first in range(0, count, _BATCH):
-            rows = np.minimum(np.arange(first, first + _BATCH), count - 1)  # the last is repeated: one compilation
+            rows = np.minimum(np.arange(first, first + _BATCH), count - 1)  # pad by repeating the last: one compilation
             part = jax.tree.map(lambda leaf, rows=rows: leaf[rows], without)
             found.append(np.asarray(batch(params, direction, example, part)))
         return np.concatenate(found)[:count]
@@ -164,7 +164,7 @@ def _mark_text(
 
 
 def _units(text: str, end: int) -> int:
-    """UTF-16 code units before a letter: JavaScript counts letters beyond the basic plane as two."""
+    """Return the number of UTF-16 code units before position ``end``, as JavaScript counts positions."""
     return len(text[:end].encode("utf-16-le", "surrogatepass")) // 2
 
 
@@ -191,10 +191,10 @@ def _one(examples: Examples, i: int) -> PyTree:
 
 
 def _image_axes(example: PyTree) -> tuple[int, int]:
-    """The axes of height and width of an image.
+    """Return the axes of height and width of an image.
 
     Raises:
-        ValueError: the example is no image.
+        NoPartsError: If the example is not an image.
     """
     leaves = jax.tree.leaves(example)
     shape = np.shape(leaves[0]) if len(leaves) == 1 else ()

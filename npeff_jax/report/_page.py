@@ -1,18 +1,18 @@
-"""A written report: a path that shows the page where a notebook would only print it."""
+"""The path of a written report, displayed as the page in notebooks."""
 
 import html
 import os
 import pathlib
 
 _INLINE_BYTES = 4_000_000
-"""Pages up to which a notebook gets a copy of its own: it then shows wherever the notebook is opened. A larger one
-would make the notebook slow to open and to save."""
+"""Largest page that is embedded in a notebook, so that it shows wherever the notebook is opened. Larger pages would
+make the notebook slow to open and save."""
 
 _Concrete: type[pathlib.Path] = type(pathlib.Path())
 
 
 class Page(_Concrete):  # type: ignore[valid-type, misc]
-    """The path of a report, as `pathlib.Path` otherwise. As the last line of a notebook's cell it shows the page."""
+    """A `pathlib.Path` of a report. As the last expression of a notebook cell it displays the page."""
 
     def _repr_html_(self) -> str:
         place = html.escape(str(self), quote=True)

@@ -1,7 +1,7 @@
-"""Where a parameter lives: its layer and its kind, read from its name.
+"""The layer and kind of a parameter, inferred from its name.
 
-Names differ by framework, words in them hardly: a path that says ``layer_3/attention/query`` is attention of layer 3
-whoever wrote it. What cannot be told is called by its outermost module and is of kind "other", never guessed.
+Names differ between frameworks but share words: a path with ``layer_3/attention/query`` is attention of layer 3 in all
+of them. For a name without such words, the layer is the outermost module and the kind is "other".
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ class Places:
     """The rows and columns of the table "where it lives", and the cell of every parameter.
 
     Attributes:
-        layers: names of its rows, in the order of the computation as far as names tell it.
-        kinds: names of its columns.
-        cells: for each parameter of the layout, (row, column).
-        sizes: (layers, kinds), explained parameters in each cell.
+        layers: names of the rows, in order of computation as far as it follows from the names.
+        kinds: names of the columns.
+        cells: (row, column) per parameter of the layout.
+        sizes: (layers, kinds), number of explained parameters per cell.
     """
 
     layers: tuple[str, ...]
@@ -45,14 +45,14 @@ class Places:
     sizes: Float[np.ndarray, "layers kinds"]
 
     def table(self, per_array: Float[np.ndarray, "arrays"]) -> Float[np.ndarray, "layers kinds"]:
-        """One number a parameter array, summed by layer and kind."""
+        """Sum one number per parameter array by layer and kind."""
         summed = np.zeros((len(self.layers), len(self.kinds)))
         np.add.at(summed, tuple(np.array(self.cells).T), per_array)
         return summed
 
 
 def places_of(layout: ParameterLayout) -> Places:
-    """The layers and kinds that the parameters of ``layout`` fall into."""
+    """Return the layers and kinds of the parameters of ``layout``."""
     found = [(layer_of(p.name), kind_of(p.name)) for p in layout.parameters]
     layers = sorted({layer for layer, _ in found}, key=_depth)
     present = {kind for _, kind in found}
@@ -63,8 +63,8 @@ def places_of(layout: ParameterLayout) -> Places:
 
 
 def kind_of(name: str) -> str:
-    """The kind of a parameter: attention, feed-forward, embedding, norm, head, convolution, dense or other."""
-    modules = name.split("/")[:-1] or [name]  # the leaf's own name (kernel, w, q) says nothing of the module's kind
+    """Return the kind of a parameter: attention, feed-forward, embedding, norm, head, convolution, dense or other."""
+    modules = name.split("/")[:-1] or [name]  # the leaf's own name (kernel, w, q) does not tell the kind
     for part in reversed(modules):
         words = _words(part)
         for kind, pattern in _KINDS[:-1]:
@@ -76,7 +76,7 @@ def kind_of(name: str) -> str:
 
 
 def layer_of(name: str) -> str:
-    """The layer of a parameter: ``layer 3`` where its path counts layers, else the module it stands in."""
+    """Return the layer of a parameter: ``layer 3`` where its path counts layers, else its outermost module."""
     counted = _counted(name)
     if counted:
         return ", ".join(counted[:2])
@@ -107,14 +107,14 @@ def _singular(word: str) -> str:
 
 
 def _words(part: str) -> list[str]:
-    """``LayerNorm_0`` and ``layer_norm`` as lower-case words, alone and joined."""
+    """Split a name such as ``LayerNorm_0`` or ``layer_norm`` into lower-case words, with the joined name as well."""
     pieces = [word for word in re.split(r"[/_.\-]+|\s", part) if word]
     camel = [word for piece in pieces for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+\d*|\d+", piece)]
     return [word.lower() for word in [*camel, *pieces, "".join(pieces)]]
 
 
 def _depth(layer: str) -> tuple[Any, ...]:
-    """A sort key: embeddings first, then convolutions, counted layers, dense ones, heads; numbers as numbers."""
+    """Return a sort key of a layer: embeddings, convolutions, numbered layers (by number), dense layers, heads."""
     counted = re.match(r"(layer|block|stage)s? \d", layer)
     order = {"embedding": 0, "convolution": 1, "norm": 1, "dense": 3, "head": 5}
     rank = 2 if counted else order.get(kind_of(layer + "/w"), 2)

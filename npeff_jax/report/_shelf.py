@@ -1,4 +1,4 @@
-"""The examples that a report chooses from, with what is known of each."""
+"""The examples that a report chooses from, with their coefficients, predictions and labels."""
 
 import dataclasses
 
@@ -16,19 +16,19 @@ from npeff_jax.report._words import Words
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shelf:
-    """All n examples.
+    """All n examples that a report chooses from.
 
     Attributes:
-        coefficients: W.
-        probabilities: of the C classes; no columns where the outputs are no distribution over classes, or unknown.
-        outputs: the model's outputs where they are no distribution over classes.
-        predicted: the likeliest class; zeros without classes.
-        pairs: the two likeliest of three or more classes.
-        labels: of the data set.
-        held_out: whether coefficients were fitted to them, or found with the components.
-        pefs: theirs, if given.
-        words: of their texts, if they are shown as text.
-        usable: positions of the examples whose predictions are finite; the others are never shown nor counted.
+        coefficients: (n, r), W.
+        probabilities: (n, C), class probabilities; (n, 0) if outputs are unknown or not a distribution over classes.
+        outputs: (n, d), outputs of the model, if they are not a distribution over classes.
+        predicted: (n,), the likeliest class; zeros without classes.
+        pairs: (n, 2), the two likeliest of three or more classes.
+        labels: (n,), labels of the data set.
+        held_out: whether the coefficients were fitted to given components rather than found with them.
+        pefs: PEFs of the examples, if given.
+        words: words of the texts, if examples are shown as text.
+        usable: positions of examples with finite predictions; others are neither shown nor counted.
     """
 
     coefficients: Float[np.ndarray, "n r"]
@@ -44,7 +44,7 @@ class Shelf:
 
     @property
     def n_classes(self) -> int:
-        """C, or 0 where predictions are not known as probabilities of classes."""
+        """C, or 0 if the predictions are unknown or not class probabilities."""
         return self.probabilities.shape[1]
 
 
@@ -55,7 +55,7 @@ def shelf_of(
     model: Model | None,
     display: Display | None,
 ) -> Shelf:
-    """The examples of ``pefs`` with coefficients ``fitted`` to them; those that were decomposed if there are none."""
+    """Return the examples of ``pefs`` with coefficients ``fitted``, or the decomposed ones if ``fitted`` is None."""
     coefficients = np.nan_to_num(np.asarray(decomposition.coefficients if fitted is None else fitted))
     n = len(coefficients)
     usable = np.arange(n) if pefs is None else np.flatnonzero(np.isfinite(np.asarray(pefs.logits, np.float32)).all(1))

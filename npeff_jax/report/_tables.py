@@ -23,8 +23,9 @@ _LATEX |= {symbol: "\\" + symbol for symbol in "&%$#_{}"} | {
 
 
 def top_table(report: ReportData, n_top: int = 16) -> list[dict[str, Any]]:
-    """One row for each top example of each component: component, rank, example, coefficient, predicted, probability,
-    label, and its text, a column a segment.
+    """Return the top examples of each component as a table, one dictionary per example.
+
+    The keys are component, rank, example, coefficient, predicted, probability, label, and one per segment of the text.
     """
     names = report.examples.segment_names
     rows = []
@@ -48,10 +49,10 @@ def top_table(report: ReportData, n_top: int = 16) -> list[dict[str, Any]]:
 
 
 def write_table(path: str | os.PathLike[str], report: ReportData, n_top: int = 16) -> Path:
-    """Write `top_table` as .csv, .parquet or .tex, by the ending of ``path``.
+    """Write `top_table` as .csv, .parquet or .tex, according to the ending of ``path``.
 
     Raises:
-        ValueError: another ending.
+        ValueError: If ``path`` has another ending.
     """
     path = output_file(path)
     if path.suffix not in (".csv", ".parquet", ".tex"):
@@ -64,10 +65,10 @@ def write_table(path: str | os.PathLike[str], report: ReportData, n_top: int = 1
 
 
 def write_coefficients(path: str | os.PathLike[str], coefficients: Float[np.ndarray, "n r"]) -> Path:
-    """Write the non-zero coefficients as (example, component, coefficient), .csv or .parquet by the path's ending.
+    """Write the non-zero coefficients as (example, component, coefficient), to .csv or .parquet by the path's ending.
 
     Raises:
-        ValueError: another ending.
+        ValueError: If ``path`` has another ending.
     """
     path = output_file(path)
     if path.suffix not in (".csv", ".parquet"):
@@ -78,7 +79,7 @@ def write_coefficients(path: str | os.PathLike[str], coefficients: Float[np.ndar
 
 
 def latex_table(report: ReportData, component: Component, n_top: int = 16) -> str:
-    """One component's top examples as a LaTeX table (packages: booktabs, tabularx). Special characters are escaped."""
+    """Return one component's top examples as a LaTeX table (packages booktabs, tabularx), with escaped text."""
     rows = [row for row in top_table(report, n_top) if row["component"] == component.index]
     texts = [name for name in (rows[0] if rows else {}) if name not in _FIXED]
     heads = [*[_latex(name) for name in texts or ["example"]], "predicted", "label", "$W$"]
@@ -109,7 +110,7 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     if path.suffix == ".parquet":
         with needs("a Parquet file"):
             import pandas
-            import pyarrow  # noqa: F401  what pandas writes it with
+            import pyarrow  # noqa: F401  pandas writes Parquet with it
 
         pandas.DataFrame(rows).to_parquet(path, index=False)
         return path

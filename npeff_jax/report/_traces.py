@@ -1,4 +1,4 @@
-"""Traces of a report's components: each perturbed along its own direction, on its own top examples."""
+"""Traces of each component's direction through the model, on the component's top examples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,19 +30,19 @@ def trace_components(
     positions: Sequence[Sequence[str]] | None = None,
     progress: Progress = True,
 ) -> list[tuple[Trace, ...]]:
-    """Traces to show on each component's card, for `write_report`.
+    """Trace each component on its top examples, for `write_report`.
 
     Args:
-        model: one that exposes intermediate values.
-        decomposition: its components.
-        coefficients: of ``examples``.
+        model: a model with ``intermediates_fn``.
+        decomposition: the decomposition of this model.
+        coefficients: (n, r), coefficients of ``examples``.
         examples: the model's inputs.
-        n_top: top examples of each component to trace.
-        positions: for each example the names of its positions, such as its tokens; numbers otherwise.
+        n_top: number of top examples to trace per component.
+        positions: per example, names of its positions, such as its tokens; numbered by default.
         progress: a bar, a stream for JSON lines, or False.
 
     Raises:
-        ValueError: the model exposes no intermediate values, or is not the one that was decomposed.
+        ValueError: If the model has no ``intermediates_fn``, or is not the one that was decomposed.
     """
     layout = decomposition.schema.layout
     places = places_of(layout)

@@ -1,4 +1,4 @@
-"""Words that the texts of a component's top examples have more often than texts have in general."""
+"""Words that occur more often in the texts of a component's top examples than in all texts."""
 
 import dataclasses
 import re
@@ -10,20 +10,20 @@ from jaxtyping import Float, Int
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 _DEVIATIONS = 4.0
-"""Standard deviations of chance by which a word must exceed its base rate: hardly one in 10,000 words does by luck."""
+"""Standard deviations by which a word must exceed its base rate: fewer than one in 10,000 words do by chance."""
 
 _DIFFERENCE = 0.15
-"""Words must exceed their base rate by as much besides: a rare word in a few more texts says little."""
+"""Difference in frequency by which a word must also exceed its base rate, which excludes rare words."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Words:
-    """Which of the words of n texts are in which.
+    """An index of the words in n texts.
 
     Attributes:
-        names: (segment, word) of each of the words; a word counts apart in each segment.
-        found: for each text, its words, each once.
-        base: fraction of the texts that have each word.
+        names: (segment, word) of each entry; words of different segments are different entries.
+        found: per text, the positions of its words in ``names``, each once.
+        base: fraction of the texts that contain each word.
     """
 
     names: list[tuple[int, str]]
@@ -32,7 +32,7 @@ class Words:
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[str]]) -> "Words":
-        """The words of texts in segments, in lower case."""
+        """Index the words, in lower case, of texts in segments."""
         numbers: dict[tuple[int, str], int] = {}
         found = [
             np.array(
@@ -51,8 +51,9 @@ class Words:
         return cls(list(numbers), found, counts / max(len(found), 1))
 
     def typical(self, examples: Int[np.ndarray, "t"], most: int = 6) -> tuple[tuple[int, str, float, float], ...]:
-        """(segment, word, its fraction of these examples, of all), the largest difference first, of words that these
-        examples have more often than chance would have it.
+        """Return the words that are significantly more frequent in the given examples than in all.
+
+        Each entry is (segment, word, fraction of these examples, fraction of all), the largest difference first.
         """
         if not len(examples):
             return ()

@@ -1,4 +1,4 @@
-"""`write_report`: results to one HTML file that a colleague can open, and that needs nothing else."""
+"""`write_report`: write results as one self-contained HTML file."""
 
 import base64
 import dataclasses
@@ -35,25 +35,26 @@ def write_report(
     display: Any = None,
     **options: Any,
 ) -> Page:
-    """Write a self-contained HTML report of a decomposition. It opens from disk and fetches nothing.
+    """Write a self-contained HTML report of a decomposition, which opens from disk and loads nothing else.
 
     Args:
-        path: the file to write, ``report.html``; replaced if it is there.
-        decomposition: what to show.
-        heldout: PEFs of the examples to show it by. Without ``fit``, those that were decomposed.
+        path: the file to write, such as ``report.html``; an existing file is replaced.
+        decomposition: the decomposition to show.
+        heldout: PEFs of the examples to show; without ``fit``, the PEFs that were decomposed.
         fit: coefficients of ``heldout``, from `fit_coefficients`.
-        selectivity: from `selectivity`, of all components or of some.
-        display: what to show of each example: an array of images, a text each, several texts each, `Images` or `Texts`.
+        selectivity: result of `selectivity`, for all components or some.
+        display: what to show of each example: an array of images, one text or several texts per example, `Images` or
+            `Texts`.
         **options: ``model``, ``title``, ``class_names``, ``stability``, ``notes``, ``traces``, ``marks``, ``audit``,
             ``collateral``, ``about`` and ``shown``, as for `report_data`.
 
     Returns:
-        The path written, which in a notebook shows the page. Its data is available from `report_data`.
+        The path written. A notebook displays it as the page; `report_data` gives its contents.
 
     Raises:
-        OSError: ``path`` cannot be a file: it is a folder, or stands below a file.
-        TypeError: an argument of another type.
-        ValueError: the arguments do not belong together.
+        OSError: If ``path`` is a folder, or lies below a file.
+        TypeError: If an argument is of another type.
+        ValueError: If the arguments do not belong together.
     """
     if isinstance(path, Decomposition) or not isinstance(path, str | os.PathLike):
         raise TypeError(
@@ -83,7 +84,7 @@ def report_data(
     about: About | None = None,
     shown: Shown | None = None,
 ) -> ReportData:
-    """The data of a report: everything it shows, as one versioned document.
+    """Collect all contents of a report as one versioned document.
 
     Args:
         decomposition: as for `write_report`.
@@ -91,22 +92,23 @@ def report_data(
         fit: as for `write_report`.
         selectivity: as for `write_report`.
         display: as for `write_report`.
-        model: for what its logits mean and its classes are called; a softmax over numbered classes otherwise.
-        title: of the page.
-        class_names: names of the C classes, before those of ``model``.
-        stability: (r,) or (runs, r), each component's similarity with its match in other runs, from
+        model: source of the output family and class names; by default a softmax over numbered classes.
+        title: title of the page.
+        class_names: names of the C classes, instead of those of ``model``.
+        stability: (r,) or (runs, r), similarity of each component with its match in other runs, from
             `evaluation.compare_runs(decomposition, other).forward`.
-        notes: a line for each component, such as the concept its top examples share; or a mapping from components.
-        traces: for each component the traces of some of its top examples, from `report.trace_components`.
-        marks: for each component which parts of some of its top examples matter, from `report.mark_examples`.
-        audit: from `audit`, of all components or of some; its verdict is then the mark of evidence, which is read off
-            ``selectivity`` otherwise.
-        collateral: from `evaluation.collateral`: who moves under a move of the parameters.
-        about: names of model and data, how they were split, and the command, for readers.
+        notes: one line per component, such as the concept of its top examples; or a mapping from component to line.
+        traces: per component, traces of some top examples, from `report.trace_components`.
+        marks: per component, attributions on some top examples, from `report.mark_examples`.
+        audit: result of `audit`, for all components or some; it then decides the mark of evidence instead of
+            ``selectivity``.
+        collateral: result of `evaluation.collateral`: how far a change of the parameters moves each component's top
+            examples.
+        about: names of model and data, how they were split, and the command, for readers of the report.
         shown: how many examples a card shows.
 
     Raises:
-        ValueError: the arguments do not belong together.
+        ValueError: If the arguments do not belong together.
     """
     check_belongs(decomposition, heldout, fit, selectivity, model, audit)
     r = decomposition.n_components
@@ -117,12 +119,12 @@ def report_data(
         raise ValueError(f"display has {len(display)} entries, but {n} examples are shown; pass one for each of them")
     if selectivity is not None and max(selectivity.components) >= r:
         raise ValueError(
-            f"selectivity is of component {max(selectivity.components)} too, the decomposition has {r} components; "
+            f"selectivity has component {max(selectivity.components)}, but the decomposition has {r} components; "
             "measure it on this decomposition"
         )
     if audit is not None and max(audit.components) >= r:
         raise ValueError(
-            f"audit is of component {max(audit.components)} too, the decomposition has {r} components; audit this one"
+            f"audit has component {max(audit.components)}, but the decomposition has {r} components; audit this one"
         )
     _check_collateral(collateral, r)
     if isinstance(notes, Mapping):
@@ -134,8 +136,8 @@ def report_data(
     _check_choices(title, class_names, marks, traces, about, shown)
     if class_names is not None and len(class_names) != decomposition.schema.n_classes:
         raise ValueError(
-            f"class_names has {len(class_names)} names, the model {decomposition.schema.n_classes} classes; pass one "
-            "name a class"
+            f"class_names has {len(class_names)} names, but the model has {decomposition.schema.n_classes} classes; "
+            "pass one name per class"
         )
     title = title if title is not None else f"{r} components of {n:,} examples"
     extras = Extras(selectivity, stability, notes, traces, marks, audit, collateral)
@@ -147,21 +149,21 @@ def report_data(
 
 
 def write_html(path: str | os.PathLike[str], report: ReportData) -> Page:
-    """Write the page of report data that is at hand already. Returns its path, which in a notebook shows the page."""
+    """Write existing report data as an HTML page, and return its path, which notebooks display as the page."""
     path = output_file(path)
     page = render(report)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     beside.write_text(page, encoding="utf-8")
-    beside.replace(path)  # a report is there whole or not at all
+    beside.replace(path)  # atomic: the file appears complete or not at all
     return Page(path)
 
 
 def check_belongs(decomposition: Any, heldout: Any, fit: Any, selectivity: Any, model: Any, audit: Any = None) -> None:
-    """Check the types of results, and that coefficients are of these examples and components.
+    """Check that results have the right types and belong to the same examples, components and model.
 
     Raises:
-        TypeError, ValueError: they are not.
+        TypeError, ValueError: If they do not.
     """
     _check_types(decomposition, heldout, fit, selectivity, model, audit)
     _check_examples(decomposition, heldout, None if fit is None else np.asarray(fit.coefficients))
@@ -211,13 +213,13 @@ def _check_collateral(collateral: Any, r: int) -> None:
         )
     if len(collateral.measured) != r:
         raise ValueError(
-            f"collateral is of {len(collateral.measured)} components, the decomposition has {r}; measure it on this "
+            f"collateral has {len(collateral.measured)} components, but the decomposition has {r}; measure it on this "
             "decomposition"
         )
 
 
 def _notes(notes: Mapping[Any, str], r: int) -> list[str]:
-    numbered = {str(key): note for key, note in notes.items()}  # JSON, as the page exports notes, has texts as keys
+    numbered = {str(key): note for key, note in notes.items()}  # the page exports notes as JSON, whose keys are strings
     strange = [key for key in numbered if not (key.isdecimal() and int(key) < r)]
     if strange:
         raise ValueError(f"notes has the key {strange[0]!r}; expected numbers of components, 0 to {r - 1}")
@@ -225,7 +227,12 @@ def _notes(notes: Mapping[Any, str], r: int) -> list[str]:
 
 
 def _check_stability(stability: Any, r: int) -> np.ndarray | None:
-    """Similarities as numbers from −1 to 1, NaN where there is none, a column per component."""
+    """Return the similarities as an array of shape (runs, r), with values from −1 to 1 and NaN where unknown.
+
+    Raises:
+        TypeError: If they are not numbers.
+        ValueError: If the shape or a value is wrong.
+    """
     if stability is None:
         return None
     expected = (
@@ -247,12 +254,12 @@ def _check_examples(decomposition: Decomposition, heldout: Pefs | None, coeffici
     if coefficients is None:
         if heldout is not None and heldout.n_examples != n:
             raise ValueError(
-                f"heldout has {heldout.n_examples} examples and no fit, the decomposition {n}; pass "
+                f"heldout has {heldout.n_examples} examples and no fit, but the decomposition has {n}; pass "
                 "fit=fit_coefficients(decomposition, heldout)"
             )
         return
     if heldout is None:
-        raise ValueError("fit without heldout; pass the PEFs that these coefficients were fitted to")
+        raise ValueError("got fit without heldout; pass the PEFs that these coefficients were fitted to")
     if coefficients.shape != (heldout.n_examples, decomposition.n_components):
         raise ValueError(
             f"fit has coefficients of shape {coefficients.shape}; heldout has {heldout.n_examples} examples and the "
@@ -261,10 +268,10 @@ def _check_examples(decomposition: Decomposition, heldout: Pefs | None, coeffici
 
 
 def render(report: ReportData) -> str:
-    """The page. Whatever is in the data stays text: autoescaped here, made into text nodes by the page's script.
+    """Render the report as an HTML page.
 
-    A content security policy names the one script and the one style by their digests, so that nothing else could run
-    and nothing can be fetched.
+    All data are escaped: by the template here, as text nodes in the page. A content security policy allows only the
+    page's own script and style, by digest, so nothing else runs and nothing is loaded.
     """
     with needs("a report"):
         import jinja2
@@ -287,7 +294,7 @@ def render(report: ReportData) -> str:
 
 
 def _inert(text: str) -> str:
-    """JSON that cannot end the element it stands in, nor a line of a script."""
+    """Escape JSON so that it can neither close its script element nor break a line of the script."""
     harmless = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
     return text.translate(harmless)
 
@@ -297,7 +304,7 @@ def _digest(text: str) -> str:
 
 
 def _markup(text: str) -> str:
-    """Our own markup and what `_inert` made harmless: not escaped again."""
+    """Mark trusted HTML, or text escaped by `_inert`, so that the template does not escape it again."""
     import markupsafe
 
     return markupsafe.Markup(text)

@@ -15,7 +15,7 @@ import numpy as np
 from npeff_jax.store._files import GENERATION, REMEDY, DamageError, Generation
 
 _USED_IN: list[int] = []
-"""The process in which TensorStore was first used: its threads do not survive a fork."""
+"""The process that first used TensorStore, whose threads do not survive a fork."""
 
 METADATA = "zarr.json"
 
@@ -72,7 +72,7 @@ class StoredArray:
             if self._generation is not None:
                 self._generation.check()
             raise DamageError(_damage(self._path, error)) from error
-        if self._generation is not None:  # what was replaced while it was read is neither old nor new
+        if self._generation is not None:  # data replaced during a read are inconsistent
             self._generation.check()
         return found
 
@@ -121,7 +121,7 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: Any, chunk_rows: int
 
     _check_process(path)
     codecs: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
-    if np.issubdtype(dtype, np.integer):  # compression helps indices, hardly floats
+    if np.issubdtype(dtype, np.integer):  # compression helps for indices, but hardly for floats
         codecs.append({"name": "zstd", "configuration": {"level": 1}})
     codecs.append({"name": "crc32c"})
     chunk = [max(1, min(chunk_rows, shape[0])), *(max(1, size) for size in shape[1:])]

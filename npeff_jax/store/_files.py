@@ -14,33 +14,33 @@ import filelock
 NAME, LOCK = "manifest.json", ".lock"
 
 PREFIX = '{\n "checksum": "'
-"""How a manifest begins: the digest of all that follows it, so that no changed byte is read as another number."""
+"""Start of a manifest, followed by the digest of the rest, which detects any changed byte."""
 
 WITHOUT_CHECKSUM = ("format", "version")
-"""First keys of manifests from before there was a checksum."""
+"""First keys of manifests written by versions without a checksum."""
 
 GENERATION = "generation"
-"""The key of what tells a directory's contents from those that replace them."""
+"""Key of the generation, which changes when the contents of a directory are replaced."""
 
 REMEDY = "copy it again from where it came, or compute it anew"
 
 PATIENCE = 0.2
-"""Seconds to try for a lock: an attempt may meet the file that the last holder is just removing."""
+"""Seconds to retry taking a lock, because its last holder may just be removing the file."""
 
 
 def absolute_path(path: str | os.PathLike[str], name: str = "path") -> Path:
     """Return ``path`` as an absolute local path, with ``~`` expanded, so that a later ``chdir`` does not change it.
 
     Raises:
-        ValueError: If ``path`` is empty or a remote address.
-        TypeError: If ``path`` is no path.
+        ValueError: If ``path`` is empty or a URL.
+        TypeError: If ``path`` is not a path.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{name}={path!r} is a {type(path).__name__}; expected the path of a local directory")
     text = os.fspath(path)
     if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError(f"{name}={text!r} is no path; expected that of a local directory")
-    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/", text)  # two letters at least: C:/ is a drive
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/", text)  # at least two letters: C:/ is a drive
     if scheme:
         raise ValueError(
             f"{name}={text!r} has the scheme {scheme[1]}://; only local directories are written and read: pass a local "
@@ -61,7 +61,7 @@ def read_manifest(path: Path, oldest: Callable[[dict[str, Any]], bool] | None = 
             checksum. It may raise for a version that cannot be read.
 
     Raises:
-        OSError: If the manifest cannot be read, is empty or damaged, or is no JSON object; the message names the file.
+        OSError: If the manifest cannot be read, is damaged, or is not a JSON object; the message names the file.
     """
     file = path / NAME
     try:
@@ -112,7 +112,7 @@ class DamageError(OSError, ValueError):
 
 
 class Generation:
-    """The generation of a directory, by which a reader notices that its contents were replaced."""
+    """The generation of a directory, by which a reader detects that its contents were replaced."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         """Record the generation of the directory ``path``, taken from ``manifest``."""
@@ -154,7 +154,7 @@ class WriterLock:
 
     def release(self) -> None:
         """Remove the lock file, then release the lock, so that no other process can hold a removed file."""
-        with contextlib.suppress(OSError):  # a system that keeps open files removes it with the lock
+        with contextlib.suppress(OSError):  # some systems cannot remove open files
             self._file.unlink(missing_ok=True)
         self._lock.release()
 

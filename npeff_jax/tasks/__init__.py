@@ -1,4 +1,4 @@
-"""Models and examples to try things on, and readers of real data sets."""
+"""Small models with examples for demonstrations and tests, and readers of data sets."""
 
 from npeff_jax.tasks import presets as presets
 from npeff_jax.tasks._dataset import Dataset as Dataset

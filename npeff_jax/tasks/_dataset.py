@@ -1,4 +1,4 @@
-"""`Dataset`: examples as a model takes them, their labels, and what a person looks at; how labels fit a model."""
+"""`Dataset`: examples of a model with labels and display; and checks of labels against a model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ class Dataset:
 
     Attributes:
         examples: a pytree of arrays that share a leading axis n, or a sized source that can be sliced.
-        labels: (n,) integers, the number of the class of each; or None. Names are numbered as in ``label_names``, in
-            sorted order without them.
-        display: n texts, pairs of texts, or images, as they were before encoding; what a report shows. Or None.
-        label_names: of the classes, in the order of the numbers; None if they have no names.
-        groups: (n,) integers, what each example is a part of: the text of which it is a position. A split keeps groups
-            whole. Or None.
+        labels: (n,) integers, class number of each example; or None. If labels are given as names, they are numbered as
+            in ``label_names``, or in sorted order without it.
+        display: n texts, pairs of texts, or images before encoding, which a report shows; or None.
+        label_names: names of the classes, in the order of their numbers; None if they have no names.
+        groups: (n,) integers, group of each example, such as the text that it is a position of; or None. A split keeps
+            groups together.
 
     Raises:
-        ValueError: labels, display and examples of different lengths, or a label that is not the number of a class.
+        ValueError: labels, display and examples of different lengths, or a label that is not a class number.
     """
 
     examples: Examples
@@ -52,7 +52,7 @@ class Dataset:
             object.__setattr__(self, "labels", check_class_numbers(self.labels, n, n_classes))
         if self.groups is not None and np.shape(self.groups) != (n,):
             raise ValueError(f"groups has shape {np.shape(self.groups)}; expected ({n},), one group per example")
-        if hasattr(self.display, "iloc"):  # a pandas column is indexed by its own labels, not by position
+        if hasattr(self.display, "iloc"):  # pandas columns are indexed by labels, not by position
             object.__setattr__(self, "display", self.display.to_numpy())
         if self.display is not None and len(self.display) != n:
             raise ValueError(f"display has {len(self.display)} entries; expected one for each of the {n} examples")
@@ -61,7 +61,7 @@ class Dataset:
         return count_examples(self.examples)
 
     def subset(self, rows: Any) -> "Dataset":
-        """Some examples, by slice, index array or Boolean mask."""
+        """Return some of the examples, chosen by slice, index array or Boolean mask."""
         index = np.arange(len(self))[rows]
         display = self.display
         if display is not None:
@@ -75,14 +75,14 @@ class Dataset:
         )
 
     def relabel(self, label_map: Mapping[int, int], label_names: tuple[str, ...] | None = None) -> "Dataset":
-        """The same examples with each label replaced, for instance by `LabelCheck.best_map`.
+        """Return the same examples with labels replaced according to a map, such as `LabelCheck.best_map`.
 
         Args:
-            label_map: the model's class for each class of the data set.
-            label_names: the model's names.
+            label_map: class of the model for each class of the data set.
+            label_names: class names of the model.
 
         Raises:
-            ValueError: a label has no entry in the map, or is mapped to what is not a class.
+            ValueError: a label has no entry in the map, or is mapped to something other than a class number.
         """
         if self.labels is None:
             raise ValueError("the data set has no labels to replace")
@@ -98,15 +98,15 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelCheck:
-    """How a model's predictions meet a data set's labels. Printed, it is a table.
+    """Agreement of a model's predictions with the labels of a data set. Prints as a table.
 
     Attributes:
-        confusion: (data set's classes, model's classes), counts of examples.
-        data_names: of the data set's classes.
-        model_names: of the model's.
-        accuracy: with labels as they are.
-        best_map: the model's class for each of the data set's under which the model is most accurate.
-        best_accuracy: under that map.
+        confusion: (classes of the data set, classes of the model), numbers of examples.
+        data_names: class names of the data set.
+        model_names: class names of the model.
+        accuracy: accuracy with the labels as they are.
+        best_map: one-to-one map from classes of the data set to classes of the model with the highest accuracy.
+        best_accuracy: accuracy under that map.
     """
 
     confusion: Int[np.ndarray, "data_classes model_classes"]
@@ -118,22 +118,19 @@ class LabelCheck:
 
     @property
     def agrees(self) -> bool:
-        """Whether no map of labels makes the model clearly more accurate.
-
-        Clearly: by more than two standard errors of an accuracy on so many examples, beyond which chance is no excuse.
-        """
+        """Whether no map of labels increases the accuracy by more than two standard errors."""
         n = self.confusion.sum()
         return bool(self.best_accuracy - self.accuracy <= 2 * np.sqrt(0.25 / n))
 
     @property
     def chance(self) -> float:
-        """The accuracy of predictions that are independent of the labels and as frequent as these are."""
+        """Expected accuracy of predictions with the same class frequencies but independent of the labels."""
         n, k = self.confusion.sum(), min(self.confusion.shape)
         return float(self.confusion.sum(1)[:k] @ self.confusion.sum(0)[:k] / n**2)
 
     @property
     def map_text(self) -> str:
-        """`best_map` in the names of the classes."""
+        """`best_map` as text, with class names."""
         return ", ".join(f"{self.data_names[i]} → {self.model_names[j]}" for i, j in self.best_map.items())
 
     def __str__(self) -> str:
@@ -151,17 +148,17 @@ class LabelCheck:
 
 
 def match_labels(dataset: Dataset, model: Model) -> Dataset:
-    """Number the labels of a data set as a model numbers its classes: by name, where both have names.
+    """Renumber the labels of a data set as classes of a model, matching by name if both have names.
 
     Args:
-        dataset: with or without labels.
+        dataset: a data set, with or without labels.
         model: a classifier.
 
     Returns:
-        The same examples; the labels are classes of the model, named as the model names them.
+        The same examples with classes of the model as labels, under the model's names.
 
     Raises:
-        ValueError: names that cannot be matched (lists both), or a label that is no class of the model.
+        ValueError: names that cannot be matched (the message lists both), or a label that is not a class of the model.
     """
     if dataset.labels is None or len(dataset) == 0:
         return dataset
@@ -178,19 +175,19 @@ def _n_classes(dataset: Dataset, model: Model) -> int:
 
 
 def check_labels(model: Model, dataset: Dataset, *, limit: int = 500, batch_size: int = 50) -> LabelCheck:
-    """Compare a model's predictions with a data set's labels, as numbered and under the best one-to-one map of classes.
+    """Compare a model's predictions with the labels of a data set, as numbered and under the best map of classes.
 
-    Checkpoints for natural language inference are known for numbering entailment, neutral and contradiction in every
-    order, sometimes without saying which.
+    This finds wrong label orders: checkpoints for natural language inference number entailment, neutral and
+    contradiction in different orders, sometimes without names.
 
     Args:
         model: a classifier.
-        dataset: with labels.
-        limit: examples to predict, the first ones.
-        batch_size: predicted at a time.
+        dataset: a data set with labels.
+        limit: number of examples to predict, from the first.
+        batch_size: examples per batch.
 
     Raises:
-        ValueError: the data set has no labels, or has labels without names that the model has no class for.
+        ValueError: the data set has no labels, or unnamed labels that are not classes of the model.
     """
     if dataset.labels is None:
         raise ValueError("the data set has no labels to check")
@@ -212,7 +209,7 @@ def check_labels(model: Model, dataset: Dataset, *, limit: int = 500, batch_size
         confusion,
         dataset.label_names or tuple(map(str, range(n_data))),
         model.label_names or tuple(map(str, range(n_model))),
-        accuracy=float(np.trace(confusion) / n),  # of a table that need not be square: entries (i, i)
+        accuracy=float(np.trace(confusion) / n),  # entries (i, i); the table need not be square
         best_map={int(i): int(j) for i, j in zip(rows, columns)},
         best_accuracy=float(confusion[rows, columns].sum() / n),
     )

@@ -1,4 +1,4 @@
-"""A small convolutional network trained on scikit-learn's digits: real images, in the package, nothing to download."""
+"""A small convolutional network trained on scikit-learn's digits: real images without a download."""
 
 import dataclasses
 from typing import Any
@@ -15,16 +15,16 @@ from npeff_jax.models import Model, from_linen
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Digits:
-    """A trained network and the images it is explained on.
+    """A trained network, its training images and held-out images.
 
     Attributes:
         model: logits of the ten digits for one image (8, 8, 1).
         train_images: (n, 8, 8, 1), grey values from 0 to 1.
-        train_labels: (n,).
+        train_labels: (n,), labels of the training images.
         heldout_images: images that were not trained on.
-        heldout_labels: their labels.
-        train_accuracy: fraction of training images classified right.
-        heldout_accuracy: the same on held-out images.
+        heldout_labels: labels of the held-out images.
+        train_accuracy: accuracy on the training images.
+        heldout_accuracy: accuracy on the held-out images.
     """
 
     model: Model
@@ -37,13 +37,13 @@ class Digits:
 
 
 def digits(*, n_train: int = 1200, steps: int = 300, seed: int = 0, progress: Progress = True) -> Digits:
-    """Train a two-layer convolutional Linen network on handwritten digits, some seconds on two cores.
+    """Train a two-layer convolutional Linen network on handwritten digits, in a few seconds on two cores.
 
     Args:
-        n_train: images to train on, the first ones; the rest of the 1,797 are held out.
+        n_train: number of training images, from the first; the rest of the 1,797 images are held out.
         steps: full-batch steps of Adam.
-        seed: of the initial parameters.
-        progress: a bar, a stream for JSON lines, or False.
+        seed: seed of the initial parameters.
+        progress: True for a bar, False for none, a text stream for JSON lines.
 
     Raises:
         ValueError: ``n_train`` leaves no image for one of the two sets.

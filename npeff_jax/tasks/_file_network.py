@@ -1,9 +1,9 @@
-"""The file-type network: what kind of file 2,048 bytes are from, 214 types, trained in Flax and published as ONNX.
+"""The file-type network, which classifies 2,048 bytes of a file into 214 types; trained in Flax, published as ONNX.
 
-The weights are those of the package magika (Apache-2.0), of which only two files are read: nothing of it is imported,
-and nothing it depends on is needed. The model here is the graph of its ONNX file, operation by operation, with two
-rewritings that change no value: an embedding table in place of one-hot products, and a maximum over positions that
-looks for its place first, so that a gradient passes one window a channel and not all of them.
+The weights are those of the package magika (Apache-2.0). Only two of its files are read; neither magika nor its
+dependencies are imported. The model is the graph of the ONNX file, operation by operation, with two changes that
+preserve all values: an embedding table instead of one-hot products, and a maximum over positions whose gradient passes
+through one window per channel only.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ from npeff_jax._types import PyTree
 from npeff_jax.models import Model
 
 PADDING = 256
-"""The symbol for no byte."""
+"""Token that stands for no byte."""
 
 WINDOW = 1024
-"""Bytes from the start of a file, and as many from its end."""
+"""Number of bytes from the start of a file, and from its end."""
 
 _CONFIG = {
     "beg_size": WINDOW,
@@ -36,10 +36,10 @@ _CONFIG = {
     "min_file_size_for_dl": 8,
     "use_inputs_at_offsets": False,
 }
-"""What the package's own configuration must say for its files to be read as `read_window` does."""
+"""Values required in the package's configuration for `read_window` to apply."""
 
 _GRAPH = "b507d2448b234919"
-"""BLAKE2b of the graph's operations in order: another network of the same shapes is not taken for this one."""
+"""BLAKE2b digest of the graph's operations in order, which distinguishes other networks with the same shapes."""
 
 _LAYER = "jax2tf_get_logits_/pjit_get_logits_/MagikaV2/"
 _PARAMETERS = {
@@ -54,22 +54,23 @@ _PARAMETERS = {
     "classifier/kernel": ("jax2tf_get_logits_/Const_24:0", (512, 214)),
     "classifier/bias": (f"{_LAYER}Dense_1/Reshape:0", (214,)),
 }
-"""Ours to the ONNX file's name and shape, axes of one left out. Its other initialisers are constants of the graph."""
+"""Name and shape (without axes of size 1) in the ONNX file for each of our parameters. Its other initialisers are
+constants of the graph."""
 
 
 def file_type_network(directory: str | os.PathLike[str] | None = None) -> Model:
-    """The file-type network with its published weights: 784,214 parameters, 214 types.
+    """Load the file-type network with its published weights: 784,214 parameters, 214 types.
 
-    An example is ``(2048,)`` integers: the first 1,024 bytes of a file and its last 1,024, as `read_window` reads them,
-    256 where there is no byte. ``Model.intermediates_fn`` gives ``"embedded"`` (512, 256), four bytes a position, and
-    ``"pooled"`` (512,), each channel's maximum over positions.
+    An example is a (2048,) integer array as returned by `read_window`: the first and last 1,024 bytes of a file, with
+    256 for no byte. ``Model.intermediates_fn`` gives ``"embedded"`` (512, 256), with four bytes per position, and
+    ``"pooled"`` (512,), the maximum of each channel over positions.
 
     Args:
-        directory: with ``model.onnx`` and ``config.min.json`` of the network ``standard_v3_3``; those of the installed
-            package magika by default.
+        directory: directory with ``model.onnx`` and ``config.min.json`` of the network ``standard_v3_3``; by default
+            that of the installed package magika.
 
     Raises:
-        FileNotFoundError: the package is not installed, or the directory has no such files.
+        FileNotFoundError: the package is not installed, or the directory lacks these files.
         ValueError: the files are damaged, or of another network.
     """
     directory = _installed() if directory is None else pathlib.Path(directory)
@@ -82,15 +83,15 @@ def file_type_network(directory: str | os.PathLike[str] | None = None) -> Model:
 
 
 def _installed() -> pathlib.Path:
-    """Where the installed package has the network: found without importing it, which would need onnxruntime."""
+    """Return the directory of the network in the installed package, without importing it (that needs onnxruntime)."""
     return package_directory() / "models" / "standard_v3_3"
 
 
 def package_directory() -> pathlib.Path:
-    """The directory of the installed package magika.
+    """Return the directory of the installed package magika.
 
     Raises:
-        FileNotFoundError: it is not installed.
+        FileNotFoundError: the package is not installed.
     """
     found = importlib.util.find_spec("magika")
     if found is None or not found.submodule_search_locations:
@@ -124,44 +125,45 @@ def _intermediates(params: PyTree, window: Int[Array, "2048"]) -> dict[str, jax.
 
 
 def _embedded(params: PyTree, window: Int[Array, "2048"]) -> Float[Array, "512 256"]:
-    """A vector of 64 for each byte, four bytes a position, each position's own scale."""
+    """Embed each byte as 64 numbers, concatenate four bytes per position, and normalise each position."""
     table = _gelu(params["embedding"]["kernel"] + params["embedding"]["bias"])
     x = table[window].reshape(512, 256)
     return _layer_norm(x, params["norm_in"]["scale"][:, None], params["norm_in"]["bias"][:, None])
 
 
 def _pooled(params: PyTree, x: Float[Array, "512 256"]) -> Float[Array, "512"]:
-    """Convolution of width 5 without padding, GELU, and each channel's maximum over the 508 positions.
+    """Compute a convolution of width 5 without padding, GELU, and the maximum of each channel over 508 positions.
 
-    The maximum's place is found first, outside of the gradient; the value there is then computed again from its window.
-    The gradient of a maximum passes one position only, so it is the same, at a five-hundredth of the cost.
+    The argmax is computed first, without a gradient, and the value there is computed again from its window. Since the
+    gradient of a maximum passes through one position only, it is the same, at 1/500 of the cost.
     """
     kernel, bias = params["convolution"]["kernel"], params["convolution"]["bias"]
-    everywhere = jax.lax.conv_general_dilated(
-        *jax.lax.stop_gradient((x[None], kernel)), (1,), "VALID", dimension_numbers=("NWC", "OIW", "NWC")
-    )[0]
+    # As one product: XLA's convolution on a CPU takes many times as long inside of a loop, as moves are measured.
+    fixed, weights = jax.lax.stop_gradient((x, kernel.reshape(512, 256, 5)))
+    flat = jnp.concatenate([fixed[k : k + 508] for k in range(5)], axis=1)
+    everywhere = flat @ weights.transpose(2, 1, 0).reshape(1280, 512)
     place = jnp.argmax(_gelu(everywhere + jax.lax.stop_gradient(bias)), axis=0)
     windows = x[place[:, None] + jnp.arange(5)]
-    return _gelu(jnp.einsum("okc,ock->o", windows, kernel) + bias)
+    return _gelu(jnp.einsum("okc,ock->o", windows, kernel.reshape(512, 256, 5)) + bias)
 
 
 def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Over the first axis, with variance as the mean square minus the squared mean, as the graph has it."""
+    """Normalise over the first axis, with the variance as E[x²] − E[x]², as in the graph."""
     mean = jnp.mean(x, 0)
     variance = jnp.maximum(jnp.mean(x * x, 0) - mean * mean, 0.0)
     return (x - mean) * (scale / jnp.sqrt(variance + 1e-6)) + bias
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    """The approximation by a hyperbolic tangent, 0.7978846 being the square root of 2/π."""
+    """Compute the tanh approximation of GELU; 0.7978846 is sqrt(2/π)."""
     return 0.5 * x * (1.0 + jnp.tanh(0.7978846 * (x + 0.044715 * x * x * x)))
 
 
 def _parameters(path: pathlib.Path) -> PyTree:
-    """The parameters in an ONNX file, by layer.
+    """Read the parameters from an ONNX file, by layer.
 
     Raises:
-        ValueError: the file is cut off, or its graph, a name, a shape or a type is another.
+        ValueError: the file is truncated, or its graph, a name, a shape or a dtype differs.
     """
     try:
         operations, tensors = read_onnx(path.read_bytes())
@@ -184,14 +186,14 @@ def _parameters(path: pathlib.Path) -> PyTree:
 
 
 def read_onnx(content: bytes) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The operations of an ONNX file in order, and its initialisers of type float32.
+    """Read the operations of an ONNX file in order, and its float32 initialisers.
 
-    ONNX is a Protocol Buffers message. Of its fields these are read: the graph (7) of a model; nodes (1) and
+    An ONNX file is a Protocol Buffers message. These fields are read: the graph (7) of a model; nodes (1) and
     initialisers (5) of a graph; the operation (4) of a node; shape (1), type (2), name (8) and raw data (9) of a
     tensor.
 
     Raises:
-        ValueError: a field is cut off or of an unknown kind, or a tensor's data are not as long as its shape says.
+        ValueError: a field is truncated or of an unknown type, or the length of a tensor's data contradicts its shape.
     """
     operations, tensors = [], {}
     graph = next((value for field, value in _fields(memoryview(content)) if field == 7), None)
@@ -208,7 +210,7 @@ def read_onnx(content: bytes) -> tuple[list[str], dict[str, np.ndarray]]:
 
 
 def _tensor(message: memoryview) -> tuple[str, np.ndarray | None]:
-    """Name and values of one initialiser; None if it is not float32."""
+    """Return the name and the values of an initialiser; values are None if it is not float32."""
     shape: list[int] = []
     kind, name, data = 0, "", b""
     for field, value in _fields(message):
@@ -228,7 +230,7 @@ def _tensor(message: memoryview) -> tuple[str, np.ndarray | None]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Field number and value of each field of a message: an integer, or the bytes of a longer one."""
+    """Yield the number and value of each field of a message; values are integers or bytes."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -244,7 +246,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """An integer of seven bits a byte, least first, and where it ends."""
+    """Decode a varint (seven bits per byte, least significant first); return it and the position after it."""
     value = shift = 0
     while True:
         byte = message[at]

@@ -1,4 +1,4 @@
-"""Files of many types as examples: found, labelled by their names, near-duplicates left out, read when needed."""
+"""Files of many types as examples: found on disk, labelled by name, without near-duplicates, read when needed."""
 
 import collections
 import dataclasses
@@ -18,15 +18,15 @@ from npeff_jax.tasks._file_network import PADDING, file_type_network, package_di
 from npeff_jax.tasks._file_windows import HASHES, FileWindows, printable, read_window, shown, sketch
 
 _LEAST = 64
-"""Files with fewer bytes after stripping are left out. The package gives the network 8 and more, but so few bytes say
-little of a type, and the network's first normalisation, over positions that are nearly all padding, loses digits."""
+"""Smallest number of bytes of a file after stripping. The package accepts 8 bytes, but so few say little about a type,
+and the network's first normalisation, over positions that are mostly padding, becomes inaccurate."""
 
 _SKIPPED_FOLDERS = frozenset({"__pycache__", ".git", ".hg", ".svn"})
-"""What programs keep for themselves. Compiled bytecode comes and goes as Python runs: the list would not stay."""
+"""Folders of program data. Python creates bytecode files as it runs, so the set of files would not be reproducible."""
 
 _SEVERAL_FORMATS = (".cl", ".gpg", ".h", ".l", ".obj", ".p", ".pro", ".pt", ".pth", ".pub")
-"""Extensions that have no label: C and C++ share ``.h``, and the package gives the others to one type although they are
-as often something else (OpenCL, lex, Wavefront, Qt's projects, Python's path files)."""
+"""Extensions without a label, because they are used by several formats: C and C++ share ``.h``, and the package assigns
+the others to a single type although they are as often another (OpenCL, lex, Wavefront, Qt projects, Python paths)."""
 
 _MORE_NAMES = {
     **dict.fromkeys((".hpp", ".hh", ".hxx"), "cpp"),
@@ -38,25 +38,25 @@ _MORE_NAMES = {
     **{"cmakelists.txt": "cmake", "dockerfile": "dockerfile", "gemfile": "gemfile", ".htaccess": "htaccess"},
     **{".gitattributes": "gitattributes", ".gitmodules": "gitmodules", ".bazel": "bazel"},
 }
-"""Extensions of one format that the package does not list, and whole names that tell the type."""
+"""Extensions of a single format that the package does not list, and file names that determine the type."""
 
 NEAR_DUPLICATE = 0.6
-"""Files whose windows have a Jaccard index of at least this are near-duplicates: the same text with another date or
-version. Two files that share only a licence of 1,024 bytes at their start have one third."""
+"""Jaccard index of two windows from which files count as near-duplicates, such as a text with another date or version.
+Two files that share only a licence of 1,024 bytes at the start have an index of one third."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileTypes:
-    """A network that tells file types, and the files it is explained on.
+    """A network that classifies file types, with files to decompose and held-out files.
 
     Attributes:
         model: logits of 214 types for one window, (2048,) integers.
-        decomposed: the files to decompose. ``display`` has three texts per file: its path and the type that its name
-            stands for, its first lines, its last lines.
-        heldout: the other files, in the same form.
-        paths: of the decomposed files, then of the held-out ones, relative to the folder they were found in.
-        digest: of paths, labels and windows; the same wherever the same files are found.
-        left_out: how many files were left out, by reason.
+        decomposed: files to decompose. ``display`` has three texts per file: its path and the type according to its
+            name, its first lines, and its last lines.
+        heldout: held-out files, in the same form.
+        paths: paths of the decomposed files, then of the held-out ones, relative to the folder they were found in.
+        digest: digest of paths, labels and windows; equal for the same set of files.
+        left_out: number of files left out, by reason.
     """
 
     model: Model
@@ -68,7 +68,7 @@ class FileTypes:
 
     @property
     def labels(self) -> Int[np.ndarray, "n"]:
-        """The type that each name stands for, in the order of ``paths``."""
+        """Type of each file according to its name, in the order of ``paths``."""
         return np.concatenate([np.asarray(self.decomposed.labels), np.asarray(self.heldout.labels)])
 
     def __str__(self) -> str:
@@ -82,18 +82,17 @@ class FileTypes:
 def file_types(
     folder: str | os.PathLike[str] | None = None, *, n_files: int = 1500, heldout_share: float = 1 / 3
 ) -> FileTypes:
-    """Find files of many types, evenly over the types as far as there are any, and the network that tells the types.
+    """Find files of many types, balanced over types as far as possible, and load the network that classifies them.
 
-    Within a type files are taken in the order of a digest of their paths, so that no package comes first, and one of
-    each type after the other until there are enough. The label of a file is the type that its name stands for; a file
-    whose name tells none, or one of several, is left out. Files are read, never run or unpacked; links are not
-    followed.
+    Files are chosen in turn from each type, within a type in the order of a digest of their paths, so that no package
+    dominates. The label of a file is the type according to its name; files whose names determine no type, or several,
+    are left out. Files are read, never run or unpacked; links are not followed.
 
     Args:
-        folder: to look in, with all folders below it; by default the standard library and the installed packages of
-            this Python, and Debian's documentation if it is there.
-        n_files: at most so many, held-out ones included.
-        heldout_share: the fraction of each type that is held out, rounded down.
+        folder: folder to search recursively; by default the standard library and the installed packages of this Python,
+            and Debian's documentation if present.
+        n_files: maximum number of files, including held-out ones.
+        heldout_share: fraction of each type that is held out, rounded down.
 
     Raises:
         FileNotFoundError: there is no such folder, or the package magika is not installed.
@@ -127,10 +126,10 @@ def file_types(
 
 
 def labels_by_name(label_names: Sequence[str]) -> dict[str, str | None]:
-    """The type that each extension, with its dot, and each telling name stands for, in lower case; None for several.
+    """Return the type per extension (with its dot) or file name, in lower case; None if there are several types.
 
     Args:
-        label_names: the types there are.
+        label_names: names of the types.
     """
     text = (package_directory() / "config" / "content_types_kb.min.json").read_text(encoding="utf-8")
     claimed: dict[str, set[str]] = {}
@@ -152,7 +151,7 @@ class _File:
 
 
 def _roots(folder: str | os.PathLike[str] | None) -> list[tuple[str, pathlib.Path]]:
-    """Folders to look in, and what the paths in each begin with."""
+    """Return the folders to search, each with the prefix of its paths."""
     if folder is not None:
         if not pathlib.Path(folder).is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
@@ -165,7 +164,7 @@ def _roots(folder: str | os.PathLike[str] | None) -> list[tuple[str, pathlib.Pat
 def _by_label(
     roots: list[tuple[str, pathlib.Path]], labels: dict[str, str | None], left_out: collections.Counter[str]
 ) -> dict[str, list[tuple[str, pathlib.Path]]]:
-    """Name and path of all files whose names tell a type, by label, in the order of a digest of the names."""
+    """Return name and path of all files with a label, by label, in the order of a digest of the names."""
     found: dict[str, list[tuple[str, pathlib.Path]]] = {}
     visited = {os.path.realpath(root) for _, root in roots}
     for prefix, root in roots:
@@ -183,7 +182,7 @@ def _by_label(
 
 
 def _files_below(folder: pathlib.Path, visited: set[str], left_out: collections.Counter[str]) -> Iterator[pathlib.Path]:
-    """Regular files in a folder and below it; not in ``visited``, which are other roots."""
+    """Yield the regular files in a folder and below it, except in folders in ``visited`` (other roots)."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
@@ -202,7 +201,7 @@ def _files_below(folder: pathlib.Path, visited: set[str], left_out: collections.
 def _choose(
     by_label: dict[str, list[tuple[str, pathlib.Path]]], n_files: int, left_out: collections.Counter[str]
 ) -> list[_File]:
-    """One file of each label after the other, without near-duplicates, until there are enough."""
+    """Choose files in turn from each label, without near-duplicates, until there are enough."""
     chosen: list[_File] = []
     sketches = np.empty((n_files, HASHES), np.uint64)
     queues = {label: iter(by_label[label]) for label in sorted(by_label)}
@@ -227,7 +226,7 @@ def _usable(
     chosen: list[_File],
     left_out: collections.Counter[str],
 ) -> Iterator[_File]:
-    """The files that can be read, are long enough, and are not nearly one of those chosen."""
+    """Yield the files that can be read, are long enough, and are not near-duplicates of chosen files."""
     for name, path in files:
         try:
             window = read_window(path)
@@ -243,14 +242,16 @@ def _usable(
 
 
 def _split(files: list[_File], share: float) -> tuple[list[_File], list[_File]]:
-    """Files to decompose and files held out: of each type the first is decomposed, and of the others every so-manieth
-    is held out, beginning elsewhere in each type so that the share is right where a type has few.
+    """Split into files to decompose and held-out files.
+
+    The first file of each type is decomposed. Of the others, held-out files are evenly spaced, with a different offset
+    per type so that the total share is correct even if types have few files.
     """
     seen: dict[str, int] = {}
     starts: dict[str, float] = {}
     parts: tuple[list[_File], list[_File]] = ([], [])
     for file in files:
-        # Multiples of the golden ratio spread evenly. Rounding must not move the file at which a share is full.
+        # Offsets are multiples of the golden ratio, which are evenly spread. The tolerance absorbs rounding errors.
         start = starts.setdefault(file.label, (len(starts) * 0.6180339887) % 1 * (1 - share) + 1e-9)
         k = seen.get(file.label, 0)
         seen[file.label] = k + 1
@@ -278,5 +279,5 @@ def _digest(files: list[_File]) -> str:
 
 
 def _told(left_out: Mapping[str, int]) -> str:
-    """How many files were left out, and why."""
+    """Return how many files were left out, and why, as text."""
     return ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"

@@ -1,4 +1,4 @@
-"""Images in folders, one folder a class."""
+"""Image data sets in folders, one folder per class."""
 
 import pathlib
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".pp
 _LEFT_BY_SYSTEMS = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 
 _KEPT_BYTES = 2**30
-"""Encoded images kept in memory: below it an image is decoded once, not again for each pass over the examples."""
+"""Bytes of encoded images kept in memory, so that an image is not decoded again in each pass over the examples."""
 
 
 class ImageFiles:
-    """Images as a model takes them, decoded when they are sliced: ImageNet's 50,000 would take 30 GB.
+    """Image files as a sized source of examples, decoded when sliced, because 50,000 images of ImageNet take 30 GB.
 
-    As many as fit in 1 GB stay in memory once they were decoded.
+    Up to 1 GB of decoded images is kept in memory.
     """
 
     def __init__(self, files: Sequence[pathlib.Path], processor: Processor) -> None:
@@ -37,7 +37,7 @@ class ImageFiles:
         return len(self._files)
 
     def __getitem__(self, rows: Any) -> dict[str, np.ndarray]:
-        """``pixel_values`` (rows, height, width, channels) of a slice or an integer array."""
+        """Return ``pixel_values`` (rows, height, width, channels) of the images in a slice or integer array."""
         wanted = np.arange(len(self._files))[rows]
         absent = [int(i) for i in wanted if int(i) not in self._kept]
         if not absent:
@@ -70,20 +70,20 @@ def read_image_folder(
     """Read an image data set, ``folder/<class>/<image>``. Each image is opened once to see that it can be read.
 
     Args:
-        folder: of folders, one a class. Hidden folders and files, and what systems leave (``__MACOSX``), are no data.
-        processor: of the model, from `models.huggingface_processor`. If it knows the names of the model's classes, the
-            folders' names are matched to them, and labels are numbered as the model's classes.
-        label_names: the folders' names in the order of the labels. By default those of the model's classes; sorted if
-            they are not known; by their number for folders 0, 1, …, C − 1.
-        limit: at most so many images.
-        seed: which ones, drawn over all classes; without it the first in sorted order, class by class.
+        folder: folder with one folder per class. Hidden entries and system folders (``__MACOSX``) are ignored.
+        processor: encoder of the model, from `models.huggingface_processor`. If it has the names of the model's
+            classes, the folders' names are matched to them, and labels are class numbers of the model.
+        label_names: names of the folders in the order of the labels. By default the names of the model's classes; the
+            sorted names if those are not known; or the numbers for folders 0, 1, …, C − 1.
+        limit: maximum number of images.
+        seed: seed to draw them at random from all classes; by default the first ones in sorted order, class by class.
         thumbnail: side of the square copies kept as ``display``, in pixels.
-        progress: a bar, a stream for JSON lines, or False.
+        progress: True for a bar, False for none, a text stream for JSON lines.
 
     Raises:
-        FileNotFoundError: there is no such folder, or none of ``label_names`` in it.
-        ValueError: no images, a class without any, one that cannot be read (it is named), or folders' names that cannot
-            be matched to those of the model's classes (lists both).
+        FileNotFoundError: the folder does not exist, or a folder of ``label_names`` is missing.
+        ValueError: no images, a class without images, an image that cannot be read (the message names it), or folder
+            names that cannot be matched to the model's classes (the message lists both).
     """
     folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():
@@ -110,7 +110,7 @@ def read_image_folder(
     labels = np.array([label for _, label in found], np.int32)
     numbered = not given and names == tuple(map(str, range(len(names))))
     if numbered and model_names is not None:
-        names = tuple(map(str, model_names))  # as many, see _class_folders
+        names = tuple(map(str, model_names))  # equally many, as checked by _class_folders
     else:
         labels, names = match_names(labels, names, model_names, str(folder), given=given)
     order = np.arange(len(found))
@@ -126,7 +126,7 @@ def read_image_folder(
 
 
 def is_data(entry: pathlib.Path) -> bool:
-    """Whether a file or folder is someone's data: not hidden, and not left there by a system."""
+    """Return whether a file or folder is data, that is, neither hidden nor created by the operating system."""
     return not entry.name.startswith(".") and entry.name.casefold() not in _LEFT_BY_SYSTEMS
 
 
@@ -136,7 +136,7 @@ def _class_folders(folder: pathlib.Path, model_names: Sequence[str] | None) -> t
     if len(numbers) < len(names) or not names:
         return tuple(names)
     if model_names is not None and set(names) <= set(map(str, model_names)):
-        return tuple(names)  # the model's classes are called by numbers too
+        return tuple(names)  # the model's classes are named by numbers too
     ordered = tuple(sorted(names, key=int))
     if sorted(numbers) != list(range(len(numbers))):
         raise ValueError(
@@ -172,7 +172,7 @@ def _open(file: pathlib.Path) -> Any:
 
     try:
         with PIL.Image.open(file) as image:
-            if image.mode.startswith("I;16"):  # converted as it is, PIL would cut its 16 bits off at 255
+            if image.mode.startswith("I;16"):  # PIL's conversion would clip 16-bit values at 255
                 return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             if image.mode in ("I", "F"):
                 raise ValueError(

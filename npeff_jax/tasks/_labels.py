@@ -1,4 +1,4 @@
-"""Labels as class numbers: read from cells, checked where they enter, matched by name to a model's classes."""
+"""Conversion of labels to class numbers: reading of cells, checks, and matching by name to a model's classes."""
 
 import math
 import re
@@ -11,11 +11,11 @@ from jaxtyping import Int
 from npeff_jax._checks import listing
 
 Processor = Callable[..., Any]
-"""Texts or images to examples: a `models.TextProcessor` or `models.ImageProcessor`, or a function of a user's."""
+"""Encoder of texts or images: a `models.TextProcessor`, a `models.ImageProcessor`, or a user's function."""
 
 _MOST_CLASSES = 2**20
-"""Without a model no bound on C is known. No classifier has a million classes; a larger number is an identifier, or
-damage, and tables of C rows would not fit in memory."""
+"""Upper bound on C if there is no model. A label above a million is an identifier or a damaged value rather than a
+class, and tables of C rows would not fit in memory."""
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 _MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>"}
@@ -26,12 +26,12 @@ def check_class_numbers(labels: Any, n_examples: int, n_classes: int | None = No
     """Return ``labels`` as class numbers, an integer array of shape (n,).
 
     Args:
-        labels: one number per example. Floating-point numbers without a fraction are taken as integers.
+        labels: one number per example. Floating-point numbers with integer values are converted.
         n_examples: n.
-        n_classes: C, if it is known.
+        n_classes: C, if known.
 
     Raises:
-        ValueError: another length, values that are not integers, or a label outside 0 to C − 1.
+        ValueError: wrong length, non-integer values, or a label outside 0 to C − 1.
     """
     if np.ma.is_masked(labels):
         raise ValueError("labels is a masked array with masked entries; leave out the examples without a label")
@@ -60,17 +60,17 @@ def number_labels(
     source: Any,
     known: Iterable[Any] = (),
 ) -> tuple[Int[np.ndarray, "n"], tuple[str, ...] | None]:
-    """Number the labels of a column: by name where they are names, as they are where they are integers.
+    """Convert a column of labels to class numbers. Names are numbered; integers are kept.
 
     Args:
-        cells: for each example its place in the file ("row 3") and the cell of its label.
-        names: the classes in the order of their numbers, as the column spells them; sorted by default.
-        model_names: the classes of the model, which names are matched to.
-        source: the file, for messages.
-        known: cells of further rows, so that sorted names do not depend on how many rows are read.
+        cells: per example, its location in the file ("row 3") and the cell of its label.
+        names: class names in the order of their numbers, as spelled in the column; by default sorted.
+        model_names: class names of the model, which names are matched to.
+        source: the file, for error messages.
+        known: cells of further rows, so that sorted names do not depend on the number of rows read.
 
     Returns:
-        Class numbers, the model's where names were matched; and the names in that order, if there are any.
+        Class numbers (the model's, if names were matched), and the class names in that order, if any.
 
     Raises:
         ValueError: a cell without a label, a number out of range, or names that cannot be matched.
@@ -108,21 +108,21 @@ def number_labels(
 def match_names(
     labels: Int[np.ndarray, "n"], names: Sequence[str], model_names: Sequence[str] | None, source: str, *, given: bool
 ) -> tuple[Int[np.ndarray, "n"], tuple[str, ...]]:
-    """Replace numbers of a data set's classes by those of the model's classes of the same names.
+    """Replace class numbers of a data set by those of the model's classes with the same names.
 
-    Names are compared without regard to case, spaces, hyphens and underscores; a model's class may have several, by
-    commas.
+    Names are compared without regard to case, spaces, hyphens and underscores. A model's class may have several names,
+    separated by commas.
 
     Args:
         labels: (n,), numbers of the classes ``names``.
-        names: of the data set's classes.
-        model_names: of the model's classes; without them, nothing is changed.
-        source: where the data set is from, for messages.
-        given: whether someone wrote down ``names`` in this order. Then names that have nothing in common with the
-            model's, or a model whose names say nothing, are taken as the model's classes in their order.
+        names: class names of the data set.
+        model_names: class names of the model; without them nothing is changed.
+        source: source of the data set, for error messages.
+        given: whether the user specified ``names`` in this order. If so, and no name matches the model's or the model
+            has generic names, ``names`` are taken as the model's classes in order.
 
     Raises:
-        ValueError: names that cannot be matched; lists both.
+        ValueError: names that cannot be matched; the message lists both.
     """
     if model_names is None:
         return labels, tuple(names)
@@ -141,12 +141,12 @@ def match_names(
 
 
 def generic(names: Sequence[str] | None) -> bool:
-    """Whether names say nothing: none at all, or LABEL_0, LABEL_1, … as configurations have them by default."""
+    """Return whether class names are missing or generic: LABEL_0, LABEL_1, …, the default of configurations."""
     return not names or all((found := _GENERIC.fullmatch(str(n))) and int(found[1]) == i for i, n in enumerate(names))
 
 
 def _label(cell: Any, place: str, names: Sequence[str]) -> int | str:
-    """The class of a cell: a name, or an integer."""
+    """Return the class in a cell, as a name or an integer."""
     text = str(cell).strip()
     if text in names:
         return text
@@ -174,7 +174,7 @@ def _quiet_label(cell: Any) -> int | str | None:
     try:
         return _label(cell, "", ())
     except ValueError:
-        return None  # told where its row is read
+        return None  # reported when its row is read
 
 
 def _is_missing(text: str) -> bool:
@@ -182,7 +182,7 @@ def _is_missing(text: str) -> bool:
 
 
 def cell_text(cell: Any) -> str:
-    """A cell as `Columns.skip` spells it: nothing for a missing value, 0 for 0.0."""
+    """Return a cell as text, as in `Columns.skip`: empty for a missing value, "0" for 0.0."""
     text = "" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else str(cell).strip()
     return text.partition(".")[0] if _NUMBER.fullmatch(text) and not text.partition(".")[2].strip("0") else text
 
@@ -199,7 +199,7 @@ def _out_of_range(label: int, n_classes: int | None) -> str:
 
 
 def _places(names: Sequence[str]) -> dict[str, int]:
-    """The number of each class by its name, and by each of several names that no other class has."""
+    """Return the class number for each name, including each of several names if no other class has it."""
     whole: dict[str, list[int]] = {}
     parts: dict[str, list[int]] = {}
     for i, name in enumerate(map(str, names)):

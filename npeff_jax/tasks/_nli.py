@@ -1,4 +1,4 @@
-"""A simplified inference task as a compiled program, its examples, and the truth about what it computes."""
+"""A simplified natural-language inference task: a compiled program, examples, and its known intermediate variables."""
 
 import dataclasses
 import hashlib
@@ -27,8 +27,8 @@ SHARES: dict[tuple[bool, bool, Label], int] = {
     (True, True, Label.NEUTRAL): 6,
     (True, False, Label.NEUTRAL): 6,
 }
-"""Parts in 48 of the examples by polarity of premise and hypothesis (negated or not) and label: a third for each label
-and a quarter for each pair of polarities. Two denials never contradict each other; a denial entails no assertion."""
+"""Number of examples out of 48 by polarity of premise and hypothesis (negated or not) and label: a third per label, a
+quarter per pair of polarities. Two negated sentences never contradict; a negated one entails no affirmative one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,14 +37,14 @@ class Inference:
 
     Attributes:
         model: logits of the three labels. Its parameters are the compiled ones without padding.
-        pairs: the n examples as the language has them.
-        examples: (n, 8) token ids, the first of them BOS.
-        labels: (n,), what the language says, in the order of ``model.label_names``.
-        tokens: n lists of the names of all tokens, BOS included.
-        concepts: for each variable of the program, its value for each example, read off the compiled model's residual
-            stream at the last token.
-        readouts: for each variable the dimension of that stream which is 1 where it is true, and 0 elsewhere.
-        compiled_size: parameters of the compiled transformer, with what Tracr pads its layers by.
+        pairs: the n examples, as premise and hypothesis.
+        examples: (n, 8) token ids, starting with BOS.
+        labels: (n,), true labels, in the order of ``model.label_names``.
+        tokens: per example, the names of all tokens, including BOS.
+        concepts: per variable of the program, its value for each example, from the compiled model's residual stream at
+            the last token.
+        readouts: per variable, the dimension of the residual stream that is 1 if it is true and 0 otherwise.
+        compiled_size: number of parameters of the compiled transformer, including Tracr's padding.
     """
 
     model: Model
@@ -58,7 +58,7 @@ class Inference:
 
     @property
     def texts(self) -> list[tuple[str, str]]:
-        """The premise and hypothesis of each example."""
+        """Premise and hypothesis of each example."""
         return [pair.texts for pair in self.pairs]
 
     @property
@@ -74,17 +74,18 @@ class Inference:
 def inference(
     *, n_examples: int = 1000, seed: int = 0, temperature: float = 0.2, language: Language = SMALL_LANGUAGE
 ) -> Inference:
-    """Compile the program and draw examples, evenly over labels and polarities: in a set that is mostly of one kind
-    most components would be about it.
+    """Compile the program and draw examples, balanced over labels and polarities.
+
+    Without balance, most components would be about the most frequent kind of example.
 
     Args:
-        n_examples: how many pairs.
-        seed: of their choice.
-        temperature: of the softmax over the program's indicators. At 0.2 the right label has a probability of 0.987.
-        language: its words.
+        n_examples: number of pairs.
+        seed: seed of the draw.
+        temperature: temperature of the softmax. At 0.2 the correct label has a probability of 0.987.
+        language: words of the language.
 
     Raises:
-        ValueError: there are not so many pairs of some kind.
+        ValueError: the language has too few pairs of some kind.
     """
     with needs("a compiled program"):
         from tracr.compiler import compiling
@@ -116,8 +117,8 @@ def inference(
 
 
 def _readouts(compiled: Any, names: tuple[str, ...]) -> dict[str, int]:
-    """Each Boolean variable has a direction of the residual stream for true: 1 there, else 0."""
-    # A direction is named "variable_12:value", with the number the compiler gave the variable.
+    """Return per Boolean variable the dimension of the residual stream that is 1 if it is true, else 0."""
+    # The compiler names dimensions "variable_12:value".
     labels = (label.partition(":") for label in compiled.residual_labels)
     places = {(name.rpartition("_")[0], value): place for place, (name, _, value) in enumerate(labels)}
     return {name: places[name, "True"] for name in names}
@@ -131,7 +132,7 @@ def _read_variables(model: Model, examples: np.ndarray, readouts: dict[str, int]
 
 
 def _label_names(compiled: Any) -> tuple[str, ...]:
-    """The labels in the order of the logits."""
+    """Return the labels in the order of the logits."""
     order = compiled.output_encoder.encoding_map
     return tuple(sorted(order, key=order.get))
 
@@ -139,11 +140,11 @@ def _label_names(compiled: Any) -> tuple[str, ...]:
 def draw_pairs(language: Language, n: int, seed: int) -> list[Pair]:
     """Draw n different pairs, in random order.
 
-    `SHARES` of them for each label and polarities, and among those in turn one of each relation of the nouns with each
-    relation of the verbs, while there are any left.
+    Label and polarities are distributed as in `SHARES`. Within each kind, pairs are taken in turn from each combination
+    of relations between the nouns and between the verbs.
 
     Raises:
-        ValueError: there are not so many pairs of some kind.
+        ValueError: the language has too few pairs of some kind.
     """
     random = np.random.default_rng(seed)
     nouns, verbs = (
@@ -179,7 +180,7 @@ def _by_relation(known: Iterable[str], find: Callable[[str, str], Relation]) -> 
 
 
 def _counts(n: int) -> dict[tuple[bool, bool, Label], int]:
-    """The shares of n, by cumulative rounding: they add up to n and none is off by one or more."""
+    """Return the number of pairs per kind, by cumulative rounding, so that they sum to n with errors below one."""
     ends = [round(n * total / sum(SHARES.values())) for total in itertools.accumulate(SHARES.values())]
     return {kind: end - start for kind, end, start in zip(SHARES, ends, [0, *ends], strict=False)}
 

@@ -1,10 +1,10 @@
-"""The language of the simplified inference task: words in two hierarchies, sentence pairs, and what they mean.
+"""The language of the simplified inference task: words in two hierarchies, sentence pairs, and their meaning.
 
-A sentence is three words, ``a dog runs`` or ``no dog runs``. Somebody saw one thing doing one act, and nothing else: a
-*scene* is a pair of a most specific noun and a most specific verb, and a sentence is the set of scenes in which it is
-true. A premise entails a hypothesis if its scenes are among the hypothesis's, contradicts it if they share none, and is
-neutral to it otherwise. Everything here is defined by these sets alone; the RASP program of the task works with rules
-on pairs of words, and the tests hold the two against each other.
+A sentence has three words, ``a dog runs`` or ``no dog runs``. A *scene* is a pair of a most specific noun and a most
+specific verb (one thing doing one act), and the meaning of a sentence is the set of scenes in which it is true. A
+premise entails a hypothesis if its set is a subset of the hypothesis's, contradicts it if the sets are disjoint, and is
+neutral otherwise. These sets define all labels; the RASP program of the task uses rules on pairs of words instead, and
+tests compare the two.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ import itertools
 from collections.abc import Mapping
 
 Tree = Mapping[str, tuple[str, ...]]
-"""Each word's children; a word that is no key is most specific."""
+"""Children of each word; words that are not keys are most specific."""
 
 
 class Label(enum.Enum):
-    """How a premise stands to a hypothesis, in the order of the model's classes."""
+    """Relation of a premise to a hypothesis."""
 
     CONTRADICTION = "contradiction"
     ENTAILMENT = "entailment"
@@ -26,13 +26,13 @@ class Label(enum.Enum):
 
 
 class Relation(enum.Enum):
-    """How a word of the hypothesis stands to the premise's in their hierarchy."""
+    """Relation of a word of the hypothesis to that of the premise in the hierarchy."""
 
     SAME = "same"
     GENERALISED = "generalised"
     SPECIALISED = "specialised"
     SIBLING = "sibling"
-    """They share nothing but a most general word."""
+    """Their only common ancestor is a most general word."""
     UNRELATED = "unrelated"
 
 
@@ -49,7 +49,7 @@ class Pair:
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The seven tokens of the program's input; the answer is read at the last."""
+        """The seven tokens of the program's input; the output is read at the last."""
         first, second = ("no" if negated else "a" for negated in (self.premise_negated, self.hypothesis_negated))
         premise = (first, self.premise_noun, self.premise_verb)
         return (*premise, second, self.hypothesis_noun, self.hypothesis_verb, "?")
@@ -66,8 +66,8 @@ class Language:
     """The words, as two hierarchies: nouns under three categories, verbs under two manners.
 
     Attributes:
-        noun_children: children of every noun that has any, two at least.
-        verb_children: the same for verbs.
+        noun_children: children of every noun that has any (at least two).
+        verb_children: children of every verb that has any (at least two).
     """
 
     noun_children: Tree
@@ -90,35 +90,35 @@ class Language:
 
     @functools.cached_property
     def things(self) -> dict[str, frozenset[str]]:
-        """The most specific nouns that each noun is true of."""
+        """Most specific nouns under each noun."""
         return {noun: leaves(self.noun_children, noun) for noun in self.nouns}
 
     @functools.cached_property
     def acts(self) -> dict[str, frozenset[str]]:
-        """The most specific verbs that each verb is true of."""
+        """Most specific verbs under each verb."""
         return {verb: leaves(self.verb_children, verb) for verb in self.verbs}
 
     @functools.cached_property
     def scenes(self) -> frozenset[tuple[str, str]]:
-        """Everything that may have been seen: one most specific thing doing one most specific act."""
+        """All scenes: pairs of a most specific noun and a most specific verb."""
         things, acts = (frozenset().union(*words.values()) for words in (self.things, self.acts))
         return frozenset(itertools.product(things, acts))
 
     def meaning(self, negated: bool, noun: str, verb: str) -> frozenset[tuple[str, str]]:
-        """The scenes in which a sentence is true."""
+        """Return the scenes in which a sentence is true."""
         affirmed = frozenset(itertools.product(self.things[noun], self.acts[verb]))
         return self.scenes - affirmed if negated else affirmed
 
     def noun_relation(self, premise: str, hypothesis: str) -> Relation:
-        """How a hypothesis's noun stands to a premise's."""
+        """Return the relation of a hypothesis's noun to a premise's."""
         return relation(self.noun_children, premise, hypothesis)
 
     def verb_relation(self, premise: str, hypothesis: str) -> Relation:
-        """How a hypothesis's verb stands to a premise's."""
+        """Return the relation of a hypothesis's verb to a premise's."""
         return relation(self.verb_children, premise, hypothesis)
 
     def label(self, pair: Pair) -> Label:
-        """How the premise stands to the hypothesis."""
+        """Return the label of a pair."""
         premise = self.meaning(pair.premise_negated, pair.premise_noun, pair.premise_verb)
         hypothesis = self.meaning(pair.hypothesis_negated, pair.hypothesis_noun, pair.hypothesis_verb)
         if premise <= hypothesis:
@@ -127,28 +127,28 @@ class Language:
 
 
 def most_general(tree: Tree) -> tuple[str, ...]:
-    """The words that are nobody's child."""
+    """Return the words that are not children of another word."""
     children = frozenset(itertools.chain.from_iterable(tree.values()))
     return tuple(word for word in tree if word not in children)
 
 
 def words(tree: Tree) -> tuple[str, ...]:
-    """All words, each before those under it."""
+    """Return all words, each before its descendants."""
     return tuple(itertools.chain.from_iterable(descendants(tree, top) for top in most_general(tree)))
 
 
 def descendants(tree: Tree, word: str) -> tuple[str, ...]:
-    """A word and everything under it."""
+    """Return a word and its descendants."""
     return (word, *itertools.chain.from_iterable(descendants(tree, child) for child in tree.get(word, ())))
 
 
 def leaves(tree: Tree, word: str) -> frozenset[str]:
-    """The most specific words under a word; itself if nothing is."""
+    """Return the most specific words under a word, or the word itself if it has no children."""
     return frozenset(entry for entry in descendants(tree, word) if not tree.get(entry))
 
 
 def relation(tree: Tree, premise: str, hypothesis: str) -> Relation:
-    """How the hypothesis's word stands to the premise's."""
+    """Return the relation of the hypothesis's word to the premise's."""
     if premise == hypothesis:
         return Relation.SAME
     if premise in descendants(tree, hypothesis):
@@ -163,7 +163,7 @@ SMALL_LANGUAGE = Language(
     noun_children={"animal": ("dog", "cat"), "person": ("child", "adult"), "vehicle": ("car", "boat")},
     verb_children={"moves": ("runs", "turns"), "rests": ("stands", "waits")},
 )
-"""Nine nouns and six verbs: a program of 3.9M parameters, padding included."""
+"""Language of nine nouns and six verbs; its program has 3.9M parameters, including padding."""
 
 PAPER_SIZED_LANGUAGE = Language(
     noun_children={
@@ -182,4 +182,4 @@ PAPER_SIZED_LANGUAGE = Language(
     },
     verb_children={"moves": ("runs", "turns"), "rests": ("stands", "waits")},
 )
-"""Thirty-six nouns and six verbs: a program of 27 layers and 32M parameters, somewhat larger than the paper's."""
+"""Language of 36 nouns and six verbs; its program has 27 layers and 32M parameters, slightly more than the paper's."""

@@ -1,9 +1,9 @@
-"""The RASP program of the simplified inference task: rules that overrule each other, decided one after the other.
+"""The RASP program of the simplified inference task: a sequence of rules in which later ones override earlier ones.
 
-Words are compared where they stand: the premise's noun is moved to the hypothesis's, and only the outcome of the
-comparison goes on to the last token, where the answer is read. There every rule looks at the polarities, most also at
-one relation of words, and where it applies the verdict becomes its own. Rules stand from weak to strong: what
-polarities alone suggest, what a more general or more special word leaves open, what disjoint words exclude.
+Words are compared at their positions: the premise's noun is moved to the position of the hypothesis's noun, and the
+result of the comparison is moved to the last token, where the output is read. There each rule checks the polarities,
+and most rules also one relation of words; if it applies, it sets the verdict. The order is: what polarities alone
+suggest, what a more general or more specific word leaves open, what disjoint words exclude.
 """
 
 import functools
@@ -20,11 +20,11 @@ SCOPES: dict[str, tuple[int, ...]] = {
     "premise_negated": (PREMISE_NEGATION, PREMISE_NOUN, PREMISE_VERB, ANSWER),
     "hypothesis_negated": (HYPOTHESIS_NEGATION, HYPOTHESIS_NOUN, HYPOTHESIS_VERB, ANSWER),
 }
-"""The way of a negation: over its noun and its verb to the last token."""
+"""Positions that a negation passes through: its noun, its verb, the last token."""
 
 
 class Rule(NamedTuple):
-    """The polarities it is for, the relation that must hold (None: any), and what the verdict becomes."""
+    """A rule: the polarities and the relation (None: any) for which it applies, and the verdict that it sets."""
 
     polarities: str
     condition: str | None
@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
     "other_noun_denied": Rule("both_negated", "noun_disjoint", Label.NEUTRAL),
     "other_noun_asserted": Rule("premise_denies", "noun_disjoint", Label.NEUTRAL),
 }
-"""The rules by name, in the order in which they overrule each other."""
+"""The rules by name; later rules override earlier ones."""
 
 CONDITIONS: dict[str, frozenset[Relation]] = {
     "noun_specialised": frozenset({Relation.SPECIALISED}),
@@ -66,7 +66,7 @@ CONDITIONS: dict[str, frozenset[Relation]] = {
     "verb_generalised": frozenset({Relation.GENERALISED}),
     "verb_disjoint": frozenset({Relation.SIBLING, Relation.UNRELATED}),
 }
-"""The relations of nouns, or of verbs, in which each condition of a rule holds."""
+"""Per condition of a rule, the relations of nouns or verbs for which it holds."""
 
 
 class Program(NamedTuple):
@@ -82,7 +82,7 @@ class Program(NamedTuple):
 
 
 def build_program(language: Language) -> Program:
-    """The program for a language. The rules are the same for any; its words only decide how large it compiles."""
+    """Build the program for a language. The rules are the same for every language; its words determine the size."""
     found: dict[str, Any] = {}
 
     def keep(name: str, sop: Any) -> None:
@@ -121,12 +121,12 @@ def _overrule(own: str, verdict: str, applies: bool) -> str:
 
 
 def _relation(tree: Tree, source: int, target: int) -> Any:
-    """How the word at ``target`` stands to the one at ``source``, known at the last token."""
+    """Return the relation of the word at ``target`` to the one at ``source``, available at the last token."""
     known = frozenset(words(tree))
 
     def compare(premise: Any, hypothesis: Any) -> str:
         if premise not in known or hypothesis not in known:
-            return Relation.UNRELATED.value  # at other positions, where nobody reads
+            return Relation.UNRELATED.value  # at other positions, which are not used
         return relation(tree, premise, hypothesis).value
 
     word = _map(lambda token: token if token in known else "other", _tokens())
@@ -152,7 +152,7 @@ def _combine(rule: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
 
 
 def _moved(sop: Any, source: int, target: int) -> Any:
-    """The value at one position, moved to another; nothing elsewhere."""
+    """Return the value at position ``source`` moved to ``target``, without values elsewhere."""
     from tracr.rasp import rasp
 
     there = rasp.Select(rasp.indices, rasp.indices, lambda key, query: key == source and query == target)

@@ -1,4 +1,4 @@
-"""Texts, pairs and conversations as a causal language model reads them, and the positions that it predicts."""
+"""Texts, pairs and conversations as tokens for a causal language model, and the positions that it predicts."""
 
 import dataclasses
 import logging
@@ -23,20 +23,20 @@ MESSAGES = ("messages", "conversation", "conversations")
 TEXTS = ("prompt", "text", "question", "instruction", "content", "sentence", "premise")
 ANSWERS = {"prompt": ("completion", "answer", "response", "chosen"), "question": ("answer",)}
 ANSWERS |= {"instruction": ("output", "response"), "text": ("text_pair",), "premise": ("hypothesis",)}
-"""Usual names of columns: of a text, and beside it of what was, or is to be, written after it."""
+"""Usual names of the column of answers, for each usual name of the column of texts."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Passages:
-    """n texts as tokens, and where in each the answer begins.
+    """n tokenized texts, and where the answer begins in each.
 
     Attributes:
-        tokens: of each text.
-        starts: (n,), the place of the first token of the answer: of the second column, or of the assistant's last
-            message. The length of the text where there is none.
-        tokenizer: of ``transformers``.
-        n_truncated: texts of which only the end was kept.
-        labels: of each text its place in the source and the cell that says which of given answers is right; or None.
+        tokens: tokens of each text.
+        starts: (n,), position of the first token of the answer (the second column, or the assistant's last message);
+            the length of the text if there is no answer.
+        tokenizer: a ``transformers`` tokenizer.
+        n_truncated: number of texts of which only the end was kept.
+        labels: per text, its location in the source and the cell with the correct answer; or None.
     """
 
     tokens: tuple[tuple[int, ...], ...]
@@ -49,13 +49,13 @@ class Passages:
         return len(self.tokens)
 
     def prompts(self, answers: Sequence[str] | None = None) -> Dataset:
-        """Return the texts without their answers: what is to be answered.
+        """Return the texts without their answers, as prompts.
 
         Args:
-            answers: of `LanguageModel.choices`: the names of the classes, to which labels are matched.
+            answers: answers of `LanguageModel.choices`, to which labels are matched.
 
         Raises:
-            ValueError: a text that begins with its answer, or a label that is none of the answers.
+            ValueError: a text that begins with its answer, or a label that is not among the answers.
         """
         for i, start in enumerate(self.starts):
             if start == 0:
@@ -68,18 +68,18 @@ class Passages:
         return Dataset(_examples(kept), labels, [self._decode(ids) for ids in kept], names)
 
     def positions(self, which: Positions = "all") -> Dataset:
-        """Return predictions of the next token as examples of their own, each with its text's tokens and a position.
+        """Return one example per predicted token, with the tokens of its text and a position.
 
         Args:
-            which: "last": after each whole text. "answer": of every token of the answers. "all": of every token but the
-                first.
+            which: "last" for the token after each text, "answer" for every token of the answers, "all" for every token
+                except the first.
 
         Returns:
-            A data set for `LanguageModel.next_token`. Its display is the text with the predicted token between ⟦ and
-            ⟧, its labels are these tokens (except for "last"), and ``groups`` says which text each is of.
+            A data set for `LanguageModel.next_token`. The display is the text with the predicted token in ⟦ and ⟧, the
+            labels are the predicted tokens (except for "last"), and ``groups`` are the texts.
 
         Raises:
-            ValueError: no text has a token that is predicted.
+            ValueError: no text has a token to predict.
         """
         check_choice("which", which, get_args(Positions))
         if which == "last":
@@ -87,7 +87,7 @@ class Passages:
         first = self.starts if which == "answer" else np.ones(len(self), int)
         places = [(i, t) for i, ids in enumerate(self.tokens) for t in range(max(1, first[i]), len(ids))]
         if not places:
-            raise ValueError(f"no text has a token to predict ({which=}); they want answers, or two tokens or more")
+            raise ValueError(f"no text has a token to predict ({which=}); expected answers, or longer texts")
         texts, at = np.array(places).T
         examples = {name: array[texts] for name, array in _examples(self.tokens).items()}
         return Dataset(
@@ -98,13 +98,13 @@ class Passages:
         )
 
     def answered(self, model: LanguageModel, generation: Generation, **options: Any) -> Dataset:
-        """Return the prompts with answers drawn from ``model``: examples of `LanguageModel.generated`.
+        """Return the prompts with answers sampled from ``model``, as examples of `LanguageModel.generated`.
 
         The display is the prompt and each answer, as text.
 
         Args:
-            model: what writes the answers.
-            generation: how they are drawn.
+            model: the language model.
+            generation: settings of sampling.
             **options: ``batch_size`` and ``progress`` of `models.generate`.
         """
         examples = generate(model, self.prompts().examples, generation, **options)
@@ -129,25 +129,24 @@ def read_passages(
     label: str | None = None,
     max_length: int = 128,
 ) -> Passages:
-    """Read texts for a causal language model: plain ones, pairs of prompt and answer, or conversations.
+    """Read texts for a causal language model: plain texts, pairs of prompt and answer, or conversations.
 
-    A conversation is a list of ``{"role", "content"}``; the tokenizer's chat template writes it down. Where its last
-    message is the assistant's, that is the answer; else the template's opening of an answer ends the text.
+    A conversation is a list of ``{"role", "content"}``, which the tokenizer's chat template converts to text. If its
+    last message is the assistant's, that is the answer; otherwise the text ends with the template's generation prompt.
 
     Args:
         source: a file (.jsonl, .csv, .tsv, .parquet), a pandas frame, a Hugging Face ``Dataset`` or other sequence of
             mappings, or a list of strings.
-        tokenizer: of the model.
-        text: the column of the text, or of the messages; by its usual names if not given (``messages``, ``prompt``,
+        tokenizer: tokenizer of the model.
+        text: column of the text or of the messages; by default one with a usual name (``messages``, ``prompt``,
             ``text``, …).
-        answer: the column of what is written after the text; by its usual names if neither is given.
-        label: the column that says which of given answers is right.
-        max_length: the most tokens kept, from the end of a text. How many texts were cut is logged.
+        answer: column of the answer to the text; by default one with a usual name, if ``text`` is not given either.
+        label: column with the correct answer.
+        max_length: maximum number of tokens, counted from the end of a text. The number of truncated texts is logged.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no texts, no column that is a text, a conversation that is none, or a tokenizer without a template
-            for it.
+        ValueError: no texts, no text column, an invalid conversation, or a conversation without a chat template.
     """
     max_length = check_integer("max_length", max_length, 2)
     rows = list(_rows(source))
@@ -173,7 +172,7 @@ def read_passages(
 
 
 def _rows(source: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Places, for messages, and cells by column."""
+    """Yield the location of each row (for error messages) and its cells by column."""
     if isinstance(source, str | pathlib.Path):
         path = pathlib.Path(source).expanduser()
         yield from ((f"{path}, {place}", row) for place, row in read_rows(path, []))
@@ -189,7 +188,7 @@ def _rows(source: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _columns(row: Mapping[str, Any], text: str | None, answer: str | None) -> tuple[str, str | None]:
-    """The columns of the text and of the answer."""
+    """Return the names of the columns of the text and of the answer."""
     for name in (text, answer):
         if name is not None and name not in row:
             raise ValueError(f"there is no column {name!r}; the columns are {listing(list(row), 20)}")
@@ -204,7 +203,7 @@ def _columns(row: Mapping[str, Any], text: str | None, answer: str | None) -> tu
 def _parts(
     tokenizer: Any, row: Mapping[str, Any], text: str, answer: str | None, place: str
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """The tokens of a prompt and of the answer after it."""
+    """Return the tokens of a prompt and of its answer."""
     cell = row.get(text)
     if isinstance(cell, list | tuple | np.ndarray):
         prompt, own = _conversation(tokenizer, list(cell), place)
@@ -217,7 +216,7 @@ def _parts(
 
 
 def _conversation(tokenizer: Any, messages: list[Any], place: str) -> tuple[str, str]:
-    """A conversation up to the assistant's last message, and that message as the template writes it."""
+    """Return a conversation up to the assistant's last message, and that message, both formatted by the template."""
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
             raise ValueError(f"{place}: a message is {message!r}; expected {{'role': …, 'content': …}}")

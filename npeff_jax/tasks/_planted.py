@@ -1,4 +1,4 @@
-"""PEFs with a known answer: exact combinations of planted components, made from arrays alone."""
+"""PEFs that are exact combinations of planted components, made from arrays without a model."""
 
 import dataclasses
 
@@ -11,10 +11,10 @@ from npeff_jax.pefs import FisherKind, Pefs, Schema
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Planted:
-    """PEFs, and what they are made of.
+    """PEFs with planted components.
 
     Attributes:
-        pefs: every example's F is Σ_j W_ij g_j g_jᵀ, or Σ_j W_ij h_j, at unit Frobenius norm.
+        pefs: PEFs; the F of every example is Σ_j W_ij g_j g_jᵀ, or Σ_j W_ij h_j, with unit Frobenius norm.
         vectors: G or H, (r, m), unit norm.
         coefficients: W, (n, r).
         fishers: F, (n, m, m) or, diagonal, (n, m), in float64.
@@ -29,16 +29,16 @@ class Planted:
 def planted(
     seed: int = 0, n: int = 60, m: int = 40, r: int = 5, c: int = 3, shared: float = 0.5, noise: float = 0.0
 ) -> Planted:
-    """Low-rank PEFs of up to ``c`` active components an example, non-orthogonal and with overlapping supports.
+    """Make low-rank PEFs with up to ``c`` active components per example, not orthogonal and with overlapping supports.
 
     Args:
-        seed: of everything.
-        n: examples.
-        m: parameters.
-        r: components.
-        c: rows of each example, which are rotated at random: only their Fisher is planted.
-        shared: how much of one common direction all components have.
-        noise: norm of a normally distributed vector added to each row.
+        seed: seed of all random numbers.
+        n: number of examples.
+        m: number of parameters.
+        r: number of components.
+        c: number of rows per example. They are rotated at random, so that only the Fisher is planted.
+        shared: weight of a direction that is common to all components.
+        noise: norm of a normal random vector added to each row.
 
     Examples:
         >>> task = planted()
@@ -64,7 +64,7 @@ def planted(
 
 
 def planted_diagonal(seed: int = 0, n: int = 60, m: int = 40, r: int = 5, shared: float = 0.0) -> Planted:
-    """Diagonal PEFs that are sums of known non-negative vectors; the arguments are those of `planted`."""
+    """Make diagonal PEFs that are sums of known non-negative vectors. The arguments are those of `planted`."""
     rng = np.random.default_rng(seed)
     vectors = (rng.gamma(1.0, size=(r, m)) + shared * rng.random(m)) * (rng.random((r, m)) < 0.4)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -78,7 +78,7 @@ def planted_diagonal(seed: int = 0, n: int = 60, m: int = 40, r: int = 5, shared
 def pefs_of_rows(
     rows: Float[np.ndarray, "n c m"], kind: FisherKind = FisherKind.LOW_RANK, model: str = "a model"
 ) -> Pefs:
-    """Rows as `Pefs`, every non-zero kept. They are of no model; ``model`` stands for its fingerprint."""
+    """Make `Pefs` from rows, with all non-zeros. There is no model; ``model`` takes the place of its fingerprint."""
     n, c, m = rows.shape
     keep = int((rows != 0).sum(axis=(1, 2)).max())
     values, indices, owners = (np.zeros((n, keep), dtype) for dtype in (np.float32, np.int64, np.int32))

@@ -1,8 +1,8 @@
-"""A planted world of Fishers: many components of Zipf frequencies, in a hierarchy, correlated, overlapping, with noise.
+"""Synthetic PEFs with many planted components: Zipf frequencies, a hierarchy, correlations, overlap and noise.
 
-Synthetic benchmarks of sparse autoencoders plant activations; this one plants per-example Fishers. Each example has
-some active components with vectors g_j and strengths W_ij, its Fisher is Σ_j W_ij g_j g_jᵀ plus noise, and only its K
-largest entries are kept, as those of a network are.
+It corresponds to the synthetic activations in benchmarks of sparse autoencoders. Each example has some active
+components with vectors g_j and strengths W_ij; its Fisher is Σ_j W_ij g_j g_jᵀ plus noise, and only the K largest
+entries are kept, as for the PEFs of a network.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from npeff_jax.pefs import FisherKind, Pefs, Schema
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlantedFishers:
-    """PEFs of known components.
+    """PEFs with planted components.
 
     Attributes:
-        pefs: sparsified PEFs at unit Frobenius norm before sparsifying.
-        vectors: (r, m) sparse, g_j at unit norm.
+        pefs: sparsified PEFs, with unit Frobenius norm before sparsification.
+        vectors: (r, m) sparse, g_j with unit norm.
         coefficients: W, (n, r), in the scale of the normalised Fishers.
-        parents: (r,), the component that each component implies, −1 for none.
+        parents: (r,), the component that each component implies; −1 for none.
     """
 
     pefs: Pefs
@@ -49,25 +49,25 @@ def planted_fishers(
 ) -> PlantedFishers:
     """Plant r components in the Fishers of n examples.
 
-    The probability of the component of rank k is proportional to k to the power −``zipf``. A quarter of the components
-    are children: when one is active its parent is too, and half of its support is its parent's. Another quarter come
-    in pairs: one brings the other along in half of its examples. Strengths are log-normal per component and
-    gamma-distributed per example. The rows of an example are rotated at random: only its Fisher is planted.
+    The probability of the component of rank k is proportional to k to the power −``zipf``. A fraction of the components
+    are children: an active child implies its parent, and shares half of its support with it. Another fraction form
+    pairs: each activates its partner in half of its examples. Strengths are log-normal per component and
+    gamma-distributed per example. The rows of an example are rotated at random, so that only the Fisher is planted.
 
     Args:
-        n: examples.
-        r: components.
-        m: parameters.
-        support: parameters that a component touches, with values of a Student t distribution of 3 degrees of freedom.
+        n: number of examples.
+        r: number of components.
+        m: number of parameters.
+        support: number of non-zeros per component, with values from a Student t distribution with 3 degrees of freedom.
         keep: K, entries kept per example over all its rows.
-        mean_active: mean of the (Poisson-like) number of components drawn per example, before parents and partners.
-        max_active: the most components active in an example, and its number of rows at most (rank 1 to c).
-        zipf: exponent of the frequencies; 0 for equal ones.
-        children: share of the components that imply a parent.
-        correlated: share of the components that come in correlated pairs.
-        noise: norm of the noise in an example's rows, relative to that of its planted rows, spread over as many random
-            parameters as a component has.
-        seed: of everything.
+        mean_active: mean number of components drawn per example (about Poisson), before parents and partners.
+        max_active: maximum number of active components, and of rows, per example.
+        zipf: exponent of the frequencies; 0 for equal frequencies.
+        children: fraction of the components that imply a parent.
+        correlated: fraction of the components that form correlated pairs.
+        noise: norm of the noise in an example's rows relative to that of its planted rows; the noise is spread over as
+            many random parameters as a component has.
+        seed: seed of all random numbers.
 
     Raises:
         ValueError: a support larger than m, or fewer than four components.
@@ -130,7 +130,7 @@ def planted_fishers(
 
 
 def _parents(rng: np.random.Generator, r: int, share: float) -> Int[np.ndarray, "r"]:
-    """A parent for a share of the components, chosen among those without one: the hierarchy has two levels."""
+    """Draw a parent, itself without a parent, for a fraction of the components; the hierarchy has two levels."""
     order = rng.permutation(r)
     young, rest = np.split(order, [round(share * r)])
     parents = np.full(r, -1)
@@ -139,7 +139,7 @@ def _parents(rng: np.random.Generator, r: int, share: float) -> Int[np.ndarray, 
 
 
 def _partners(rng: np.random.Generator, r: int, parents: Int[np.ndarray, "r"], share: float) -> Int[np.ndarray, "r"]:
-    """Pairs among the components without a parent, −1 for the others."""
+    """Draw pairs among the components without a parent; −1 for the others."""
     free = rng.permutation(np.flatnonzero(parents < 0))
     pairs = free[: 2 * (min(round(share * r), free.size) // 2)].reshape(-1, 2)
     partners = np.full(r, -1)
@@ -150,7 +150,7 @@ def _partners(rng: np.random.Generator, r: int, parents: Int[np.ndarray, "r"], s
 def _vectors(
     rng: np.random.Generator, r: int, m: int, support: int, parents: Int[np.ndarray, "r"]
 ) -> tuple[Int[np.ndarray, "r s"], Float[np.ndarray, "r s"]]:
-    """Supports, ascending, and values of unit norm. A child has half of its support on its parent's parameters."""
+    """Draw ascending supports and values of unit norm. Half of a child's support is on its parent's parameters."""
     supports = np.stack([np.sort(rng.choice(m, support, replace=False)) for _ in range(r)])
     for j in np.flatnonzero(parents >= 0):
         inherited = rng.choice(supports[parents[j]], support // 2, replace=False)
@@ -168,9 +168,9 @@ def _active(
     parents: Int[np.ndarray, "r"],
     partners: Int[np.ndarray, "r"],
 ) -> list[int]:
-    """One to ``most`` components: drawn by frequency, with their parents, and half of the time with their partners.
+    """Draw one to ``most`` active components by frequency, with parents, and with partners half of the time.
 
-    A child is dropped where there is no room for its parent.
+    A child is dropped if there is no room for its parent.
     """
     count = int(np.clip(1 + rng.poisson(max(mean - 1, 0.0)), 1, most))
     active: list[int] = []

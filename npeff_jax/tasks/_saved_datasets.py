@@ -1,4 +1,4 @@
-"""Data sets as Hugging Face's ``datasets`` saves them (``save_to_disk``), read with pyarrow alone."""
+"""Reading of data sets saved by Hugging Face's ``datasets`` (``save_to_disk``), with pyarrow only."""
 
 import json
 import pathlib
@@ -12,15 +12,15 @@ Row = tuple[str, Mapping[str, Any]]
 
 
 def is_saved_dataset(folder: pathlib.Path) -> bool:
-    """Return whether ``datasets`` saved a data set, or several splits of one, in this folder."""
+    """Return whether a folder holds a data set, or several splits, saved by ``datasets``."""
     return folder.is_dir() and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def saved_columns(folder: pathlib.Path) -> list[str]:
-    """The columns of a saved data set.
+    """Return the column names of a saved data set.
 
     Raises:
-        ValueError: it is damaged, or has several splits.
+        ValueError: the data set is damaged, or has several splits.
     """
     with needs("a saved Hugging Face data set"):
         import pyarrow
@@ -33,10 +33,10 @@ def saved_columns(folder: pathlib.Path) -> list[str]:
 
 
 def saved_rows(folder: pathlib.Path, wanted: Sequence[str]) -> Iterator[Row]:
-    """The rows of a saved data set; numbers of a column of classes (``ClassLabel``) as the names they stand for.
+    """Yield the rows of a saved data set, with class numbers (``ClassLabel``) replaced by names.
 
     Raises:
-        ValueError: it is damaged, has several splits, or is a selection that was saved without its rows.
+        ValueError: the data set is damaged, has several splits, or is a selection of rows saved as indices.
     """
     with needs("a saved Hugging Face data set"):
         import pyarrow
@@ -81,7 +81,7 @@ def _class_names(folder: pathlib.Path, wanted: Sequence[str]) -> dict[str, list[
 def _named(value: Any, names: list[str] | None) -> Any:
     if names is None or not isinstance(value, int):
         return value
-    return names[value] if 0 <= value < len(names) else None  # -1 stands for a label that is not known
+    return names[value] if 0 <= value < len(names) else None  # -1 is an unknown label
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""A transformer trained on inference with a planted flaw: where two sentences share a word, it has mostly seen
-entailment.
+"""A small transformer with a planted flaw, trained on biased inference: shared words mostly occur with entailment.
 
-The rule it should learn holds for all pairs of the language; the shortcut holds for almost all pairs that it is trained
-on, so that gradient descent learns both (McCoy et al., 2019, found lexical overlap in models trained on MNLI). On pairs
-drawn without the bias it errs, and on which of them is known.
+The correct rule holds for all pairs of the language, and the shortcut for almost all training pairs, so that gradient
+descent learns both (McCoy et al., 2019, found the shortcut of lexical overlap in models trained on MNLI). On unbiased
+pairs the model makes errors, on a known set of examples.
 """
 
 import dataclasses
@@ -51,26 +50,26 @@ LARGER = Language(
         "changes": ("grows", "shrinks", "reddens"),
     },
 )
-"""68 nouns and 12 verbs: 2.7 million pairs, 3,780 of the rarest kind."""
+"""Language of 68 nouns and 12 verbs, with 2.7 million pairs, of which the rarest kind has 3,780."""
 
 LABELS = tuple(label.value for label in Label)
-"""In the order of the model's classes."""
+"""Labels in the order of the model's classes."""
 
 HEAD_WIDTH = 16
-"""Of an attention head, at any width of the model."""
+"""Width of an attention head, for every width of the model."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shortcut:
-    """The trained model, what it was trained on, and pairs drawn without the bias.
+    """The trained model, its biased training set, and unbiased held-out pairs.
 
     Attributes:
         model: logits of contradiction, entailment and neutral for the seven tokens of one pair. Its intermediate value
-            ``final`` is the representation that the answer is read from.
-        head: the rest of the model: ``(params, final)`` to logits.
+            ``final`` is the input of the output layer.
+        head: the output layer, ``(params, final)`` to logits.
         train: the biased training set.
-        heldout: pairs that were not trained on, evenly over labels and polarities.
-        misled: (n,), where the shortcut is wrong about a held-out pair: a word in common, and no entailment.
+        heldout: pairs that were not trained on, balanced over labels and polarities.
+        misled: (n,), whether the shortcut is wrong for a held-out pair: a shared word, but no entailment.
     """
 
     model: Model
@@ -91,20 +90,20 @@ def shortcut(
     seed: int = 0,
     progress: Progress = True,
 ) -> Shortcut:
-    """Train a small transformer on biased pairs, within a minute on two cores.
+    """Train a small transformer on biased pairs, in less than a minute on two cores.
 
     Args:
-        n_train: pairs to train on, fewer where the bias leaves fewer of some kind.
-        n_heldout: other pairs.
-        counterexamples: the fraction of those pairs that the shortcut is wrong about which may be trained on.
-        width: of the model: at 32 and two layers it has 20,131 parameters, about 8 width² a layer.
-        layers: of the model.
-        steps: of Adam, on batches of 128; with 0 the parameters are as drawn.
-        seed: of pairs and initial parameters.
-        progress: a bar, a stream for JSON lines, or False.
+        n_train: number of training pairs; fewer if the bias leaves too few of some kind.
+        n_heldout: number of held-out pairs.
+        counterexamples: fraction of the pairs contradicting the shortcut that may be in the training set.
+        width: width of the model, which has about 8 width² parameters per layer (20,131 for width 32 and two layers).
+        layers: number of layers.
+        steps: steps of Adam on batches of 128; 0 keeps the initial parameters.
+        seed: seed of pairs and initial parameters.
+        progress: True for a bar, False for none, a text stream for JSON lines.
 
     Raises:
-        ValueError: ``counterexamples`` is no fraction, or ``width`` no multiple of 16.
+        ValueError: ``counterexamples`` is not from 0 to 1, or ``width`` is not a multiple of 16.
     """
     if not 0 <= counterexamples <= 1:
         raise ValueError(f"counterexamples={counterexamples} is out of range; expected a fraction from 0 to 1")
@@ -135,17 +134,18 @@ def shortcut(
 
 
 def labels_of(language: Language, pairs: Int[np.ndarray, "n 6"]) -> Int[np.ndarray, "n"]:
-    """The labels of many pairs at once, positions in `LABELS`.
+    """Compute the labels of many pairs, as positions in `LABELS`.
 
     Args:
-        language: whose words.
-        pairs: for premise and hypothesis whether it is negated, the position of its noun, and that of its verb.
+        language: the language of the pairs.
+        pairs: (n, 6), for premise and hypothesis: whether it is negated, the index of its noun, the index of its verb.
     """
-    within, covers, meets = np.ones((3, len(pairs)), bool)  # of the affirmed scenes: P ⊆ H, H ⊆ P, P ∩ H ≠ ∅
+    within, covers, meets = np.ones((3, len(pairs)), bool)  # of the scenes: P ⊆ H, H ⊆ P, P ∩ H ≠ ∅
     for extensions, p, h in ((language.things, 1, 4), (language.acts, 2, 5)):
         below = np.array([[a <= b for b in extensions.values()] for a in extensions.values()])
         up, down = below[pairs[:, p], pairs[:, h]], below[pairs[:, h], pairs[:, p]]
-        within, covers, meets = within & up, covers & down, meets & (up | down)  # in a hierarchy, what meets is nested
+        # sets of a hierarchy that meet are nested
+        within, covers, meets = within & up, covers & down, meets & (up | down)
     p_not, h_not = pairs[:, 0] == 1, pairs[:, 3] == 1
     polarities = [~p_not & ~h_not, ~p_not & h_not, p_not & ~h_not, p_not & h_not]
     never = np.zeros(len(pairs), bool)
@@ -155,17 +155,17 @@ def labels_of(language: Language, pairs: Int[np.ndarray, "n 6"]) -> Int[np.ndarr
 
 
 def shares_word(pairs: Int[np.ndarray, "n 6"]) -> Bool[np.ndarray, "n"]:
-    """Whether the hypothesis has its noun or its verb from the premise."""
+    """Return whether premise and hypothesis share the noun or the verb."""
     return (pairs[:, 1:3] == pairs[:, 4:6]).any(axis=1)
 
 
 def vocabulary(language: Language) -> tuple[str, ...]:
-    """All tokens, in the order of their numbers."""
+    """Return all tokens, in the order of their ids."""
     return ("a", "no", "?", *language.nouns, *language.verbs)
 
 
 def tokens_of(language: Language, pairs: Int[np.ndarray, "n 6"]) -> Int[np.ndarray, "n 7"]:
-    """Two sentences of three tokens, and the one at which the answer is read."""
+    """Return token ids of the pairs: two sentences of three tokens, and the token at which the output is read."""
     nouns, verbs = 3, 3 + len(language.nouns)
     mark = np.full((len(pairs), 1), 2)
     return np.concatenate([pairs + np.array([0, nouns, verbs] * 2), mark], axis=1).astype(np.int32)
@@ -178,10 +178,7 @@ def _evenly(
     count: int,
     rng: np.random.Generator,
 ) -> Int[np.ndarray, "_"]:
-    """Allowed pairs, an equal share for every combination of polarities and label, or all that there are.
-
-    In random order: any part of them is like any other.
-    """
+    """Draw allowed pairs in random order, equally many per combination of polarities and label if there are enough."""
     kind = 6 * pairs[:, 0] + 3 * pairs[:, 3] + labels
     kinds = np.unique(kind)
     share = -(-count // len(kinds))
@@ -190,10 +187,10 @@ def _evenly(
 
 
 def _transformer(tokens: Int[np.ndarray, "1 T"], width: int, layers: int, seed: int) -> tuple[Any, Any, Any, PyTree]:
-    """What `Model` takes, the head, and initial parameters."""
+    """Return the functions of the model (logits, intermediate values, head) and initial parameters."""
     with needs("the shortcut task"):
         import flax.linen as nn
-        import optax  # noqa: F401  needed when it is trained
+        import optax  # noqa: F401  needed for training
 
     class Transformer(nn.Module):
         def setup(self):
@@ -251,7 +248,7 @@ def _train(
     def step(params, state, tokens, labels):
         def loss(p):
             logits = jax.vmap(apply, (None, 0))(p, tokens)
-            # Smoothed labels keep most predictions at about 0.9, where a fine-tuned BERT's are.
+            # Label smoothing keeps most predictions near 0.9, like those of a fine-tuned BERT.
             targets = optax.smooth_labels(jax.nn.one_hot(labels, len(LABELS)), 0.1)
             return optax.softmax_cross_entropy(logits, targets).mean()
 

@@ -1,4 +1,4 @@
-"""Text data sets as files: rows of named columns, from CSV, TSV, JSONL, Parquet and saved ``datasets``."""
+"""Reading of text data sets with named columns: CSV, TSV, JSONL, Parquet and saved ``datasets``."""
 
 import bz2
 import codecs
@@ -31,18 +31,18 @@ _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are text and label.
+    """Names of the columns of texts and labels in a table.
+
+    Labels that are names are matched to the model's classes if the processor has their names
+    (`models.huggingface_processor`), and numbered accordingly.
 
     Attributes:
-        text: the column to read.
-        pair: the second column, for tasks on pairs.
-        label: the column of labels; None for data without.
-        label_names: the labels in the order of their numbers, as the column spells them. Without it a column of
-            integers is taken as it is, and names are numbered in sorted order.
-        skip: labels whose rows are left out, such as SNLI's ``"-"``, where annotators did not agree.
-
-    Where the processor knows the names of the model's classes (`models.huggingface_processor`), labels that are names
-    are matched to them and numbered as the model does.
+        text: column of texts.
+        pair: column of second texts, for tasks on pairs.
+        label: column of labels; None without labels.
+        label_names: label names in the order of their numbers, as spelled in the column. By default integers are kept,
+            and names are numbered in sorted order.
+        skip: labels whose rows are left out, such as SNLI's ``"-"`` for disagreement among annotators.
     """
 
     text: str
@@ -61,26 +61,27 @@ def read_table(
     start: int = 0,
     encoding: str | None = None,
 ) -> Dataset:
-    """Read a text data set from a file of named columns: ``.csv`` (commas or semicolons), ``.tsv`` or ``.txt`` (tabs),
-    ``.jsonl``, ``.parquet``; also compressed, ``.csv.gz``; or from a folder that Hugging Face's ``datasets`` saved
-    (``save_to_disk``), whose classes have their names.
+    """Read a text data set from a file with named columns.
+
+    Formats are ``.csv`` (commas or semicolons), ``.tsv`` or ``.txt`` (tabs), ``.jsonl`` and ``.parquet``, text formats
+    also compressed (``.csv.gz``), and folders saved by Hugging Face's ``datasets`` (``save_to_disk``).
 
     Args:
-        file: the file; its ending says the format.
-        processor: of the model, from `models.huggingface_processor`.
-        columns: which columns to read.
-        limit: at most so many examples, after ``start``.
-        start: examples to pass over first, counted without the skipped labels.
-        encoding: of the text; UTF-8, or UTF-16 with a byte order mark, by default. Spreadsheets often write "cp1252".
+        file: the file; its ending determines the format.
+        processor: encoder of the model, from `models.huggingface_processor`.
+        columns: columns to read.
+        limit: maximum number of examples, after ``start``.
+        start: number of examples to skip first, not counting rows with skipped labels.
+        encoding: encoding of the text; by default UTF-8, or UTF-16 with a byte order mark. Spreadsheets often use
+            "cp1252".
 
     Returns:
-        Encoded examples, labels, and the raw texts as ``display``: strings, or pairs of strings. A cell without a value
-        is an empty text.
+        Encoded examples, labels, and the raw texts or pairs of texts as ``display``. A missing cell is an empty text.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no rows, a column that is not there, a cell that is no text, a label that is missing, out of range
-            or unknown (names the row), or names of labels that cannot be matched to those of the model's classes.
+        ValueError: no rows, a missing column, a cell that is not text, a missing, out-of-range or unknown label (the
+            message names the row), or label names that cannot be matched to the model's classes.
     """
     file = pathlib.Path(file).expanduser()
     if start < 0 or (limit is not None and limit < 1):
@@ -97,7 +98,7 @@ def read_table(
         if number >= start and (limit is None or number < start + limit):
             chosen.append((place, row))
         elif label is not None and columns.label_names is None:
-            if isinstance(row[label], str):  # sorted names must not depend on which rows are read
+            if isinstance(row[label], str):  # sorted names must not depend on the rows read
                 other_labels.add(row[label])
         elif number >= start:
             break
@@ -116,9 +117,9 @@ def read_table(
 
 
 def read_snli(file: str | pathlib.Path, processor: Processor, *, limit: int | None = None, start: int = 0) -> Dataset:
-    """Read SNLI or MNLI as they are distributed (``.jsonl`` or ``.txt``), or MNLI as GLUE has it (``.tsv``).
+    """Read SNLI or MNLI as distributed (``.jsonl`` or ``.txt``), or MNLI in GLUE's format (``.tsv``).
 
-    Labels are numbered as the model's classes where those have these names, else entailment, neutral, contradiction.
+    Labels are numbered as the model's classes if those have these names, else as entailment, neutral, contradiction.
     Examples without agreement among annotators are left out.
 
     Args, Returns and Raises are those of `read_table`.
@@ -128,7 +129,7 @@ def read_snli(file: str | pathlib.Path, processor: Processor, *, limit: int | No
 
 
 def read_qqp(file: str | pathlib.Path, processor: Processor, *, limit: int | None = None, start: int = 0) -> Dataset:
-    """Read Quora question pairs as GLUE has them (``.tsv`` with question1, question2, is_duplicate).
+    """Read Quora question pairs in GLUE's format (``.tsv`` with question1, question2, is_duplicate).
 
     Args, Returns and Raises are those of `read_table`.
     """
@@ -137,7 +138,7 @@ def read_qqp(file: str | pathlib.Path, processor: Processor, *, limit: int | Non
 
 
 def _text(cell: Any, place: str) -> str:
-    """A cell of a text column; one without a value (JSON's null, Parquet's, NaN) is an empty text."""
+    """Return the text of a cell; a missing value (null or NaN) is an empty text."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     if isinstance(cell, str | int | float):
@@ -149,7 +150,7 @@ def _text(cell: Any, place: str) -> str:
 
 
 def read_rows(file: pathlib.Path, columns: Sequence[str | None], encoding: str | None = None) -> Iterator[Row]:
-    """The rows of a table, each with its place in the file, a cell for each of ``columns`` that is not None."""
+    """Yield the rows of a table: the location in the file, and a cell for each of ``columns`` that is not None."""
     wanted = [name for name in columns if name is not None]
     if is_saved_dataset(file):
         _check_columns(saved_columns(file), wanted, file)
@@ -184,7 +185,7 @@ def read_rows(file: pathlib.Path, columns: Sequence[str | None], encoding: str |
 
 
 def column_names(file: str | pathlib.Path, encoding: str | None = None) -> list[str]:
-    """The columns of a table, as `read_table` finds them.
+    """Return the column names of a table, as found by `read_table`.
 
     Raises:
         FileNotFoundError, ValueError: as `read_table`.
@@ -223,8 +224,9 @@ def _encoding(opener: Callable[..., Any], file: pathlib.Path) -> str:
 
 
 def _delimited_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.Path, ending: str) -> Iterator[Row]:
-    """Separated by commas or semicolons with quotes, or by tabs without: GLUE's files have stray quotation marks in
-    their texts.
+    """Yield rows separated by commas or semicolons with quoting, or by tabs without.
+
+    There is no quoting with tabs because texts in GLUE's files contain unbalanced quotation marks.
     """
     first = stream.readline()
     delimiter = _delimiter(first, wanted, "," if ending == ".csv" else "\t")
@@ -248,7 +250,7 @@ def _delimited_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.
 
 
 def _delimiter(header: str, wanted: Sequence[str], usual: str) -> str:
-    """The one that finds the columns (the most, if it does not matter which), the usual one first."""
+    """Return the delimiter with which the header has the wanted columns, or the most columns; the usual one first."""
     best, most = usual, 1
     for delimiter in (usual, ",", ";", "\t", "|"):
         names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
@@ -265,9 +267,11 @@ def _json_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.Path,
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {line_number} is not JSON ({error}); expected one object a line") from error
+            raise ValueError(
+                f"{file}, line {line_number} is not JSON ({error}); expected one object per line"
+            ) from error
         if not isinstance(row, dict):
-            raise ValueError(f"{file}, line {line_number} is a JSON {type(row).__name__}; expected one object a line")
+            raise ValueError(f"{file}, line {line_number} is a JSON {type(row).__name__}; expected one object per line")
         _check_columns(list(row), wanted, file, f", line {line_number}")
         yield f"row {number}, line {line_number}", row
 

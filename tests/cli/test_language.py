@@ -130,7 +130,7 @@ def test_positions_of_a_text_are_held_out_together(npeff, folders, here):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--generate 2 --answers yes no", "--generate draws answers, --answers gives them"),
+        ("--generate 2 --answers yes no", "--generate samples answers and --answers gives them"),
         ("--text-column body", "no column 'body'; the columns are"),
         ("--generate 2 --temperature 0", "temperature=0"),
     ],
@@ -145,4 +145,4 @@ def test_what_is_wrong_is_a_sentence(npeff, folders, options, told):
 def test_options_of_language_models_are_theirs_alone(npeff):
     code, _, err = npeff("plan --model mine.py:network --examples mine.py:examples --generate 3")
     assert code == 2
-    assert "--generate is for causal language models, and mine.py:network is none" in err
+    assert "--generate is for causal language models, but mine.py:network is not one" in err

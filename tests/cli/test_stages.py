@@ -178,10 +178,10 @@ def test_npz_examples_give_the_same(npeff, made):
         (f"pefs --model mine.py:not_a_model --examples mine.py:examples --out x {QUIET}", "returned int; expected"),
         (f"pefs --model some/where --examples mine.py:examples --out x {QUIET}", "neither package.module:factory"),
         (f"pefs {MODEL} --part 50:60 --out x {QUIET}", "--part 50:60 selects none of the 40 examples"),
-        (f"pefs {MODEL} --flavour diagonal --max-rows 2 --out x {QUIET}", "--max-rows does nothing with --flavour"),
+        (f"pefs {MODEL} --flavour diagonal --max-rows 2 --out x {QUIET}", "--max-rows has no effect with --flavour"),
         (f"decompose --pefs nowhere --n-components 2 --out x {QUIET}", "nowhere"),
-        ("rerun --record mine.py", "mine.py is no record of a command"),
-        ("report --decomposition nowhere --out x --traces", "--traces wants --model and --examples"),
+        ("rerun --record mine.py", "mine.py is not the record of a command"),
+        ("report --decomposition nowhere --out x --traces", "--traces needs --model and --examples"),
     ],
 )
 def test_errors_are_one_sentence_and_exit_code_2(npeff, here, command, message):

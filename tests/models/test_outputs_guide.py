@@ -75,5 +75,5 @@ def test_labels_that_are_no_classes_are_named(output, labels):
     with pytest.raises(ValueError, match=r"output=Bernoulli\(\)\) and numbers to predict \(output=Gaussian\(\)\)"):
         npeff.compute_pefs(model, X, labels=labels, progress=False)
     single = npeff.Model(lambda p, x: (x @ p["w"])[:1], LOGITS, output=npeff.Bernoulli())
-    with pytest.raises(ValueError, match="labels has 1, and the model a single output and no classes"):
+    with pytest.raises(ValueError, match="labels has 1, but the model has a single output and no classes"):
         npeff.compute_pefs(single, X, labels=np.array([0, 1, 0, 1, 1, 0]), progress=False)

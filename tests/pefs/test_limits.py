@@ -23,6 +23,7 @@ def test_a_batch_is_as_large_as_the_free_memory_allows(monkeypatch):
     assert _memory.choose_batch_size(1_000_000, 1000, MESH) == 10
     assert _memory.choose_batch_size(1_000_000, 4, MESH) == 4
     assert _memory.choose_batch_size(8, 1000, MESH) == _memory.MOST_EXAMPLES
+    assert _memory.choose_batch_size(8, 12, MESH) == _memory.choose_batch_size(8, 40, MESH)  # one program for both
     assert _memory.choose_batch_size(1_000_000, 1000, npeff.make_mesh()) == 80
     with pytest.raises(ValueError, match=r"rows of one example are 20 MB, .* takes about 60 MB, but 31.5 MB are free"):
         _memory.choose_batch_size(20_000_000, 1000, MESH)
@@ -41,7 +42,7 @@ def test_free_memory_is_that_of_the_device_or_of_the_host():
             return None
 
     assert _memory.free_memory_of([Accelerator()]) == pytest.approx(_machine.DEVICE_SHARE * 600)
-    with pytest.raises(ValueError, match=r"does not tell how much memory it has.*pass batch_size"):
+    with pytest.raises(ValueError, match=r"does not report its memory.*pass batch_size"):
         _memory.free_memory_of([Accelerator(), Silent()])  # the host's memory says nothing about it
     assert 0 < _memory.free_memory_of(jax.devices()) < _memory.free_host_memory() / 8
 

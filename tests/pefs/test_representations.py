@@ -113,7 +113,7 @@ def test_an_own_representation_is_stored_resumed_planned_and_decomposed(tmp_path
     assert plan.n_rows == 1
     assert plan.fisher_error[1] == 0
     assert npeff.decompose(pefs, 2, progress=False).history.loss[-1] < 1
-    with pytest.raises(ValueError, match=r"Empirical looks at the examples' labels; pass labels="):
+    with pytest.raises(ValueError, match=r"Empirical uses the examples' labels; pass labels="):
         npeff.compute_pefs(MODEL, X, Empirical(), progress=False)
 
 

@@ -140,7 +140,7 @@ def test_what_is_no_direction_is_said(setting):
             along[0],
             along[0] | {"block1": np.zeros((4, 4), np.float32)},
         ],
-        r"directions\[0\] has a value that is not finite at 'block2'": [
+        r"directions\[0\] has a non-finite value at 'block2'": [
             along[0] | {"block2": np.full((4, 3), np.nan, np.float32)}
         ],
         r"directions\[0\] is an array of shape \(3,\)": [np.zeros(3, np.float32)],

@@ -218,7 +218,7 @@ def test_settings_are_checked_where_they_are_made(planted):
         KLBudget(nats=-1.0)
     with pytest.raises(ValueError, match="norm=nan is out of range"):
         DiagonalEdit(norm=float("nan"))
-    with pytest.raises(TypeError, match="norm given beside edits; put it into the edit: DirectionEdit"):
+    with pytest.raises(TypeError, match="got norm together with edits; set it in the edit: DirectionEdit"):
         table_of(planted, DirectionEdit(), norm=0.1)
     with pytest.raises(
         TypeError, match=r"selectivity has no setting 'nrom' for low-rank components; .* norm, reject_below"

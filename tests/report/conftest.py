@@ -1,6 +1,10 @@
-"""Decompositions made by hand, so that what a report must say of them is known."""
+"""Decompositions made by hand, so that what a report must say of them is known; and a browser to open pages in."""
 
 import dataclasses
+import importlib
+import os
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ import pytest
 from npeff_jax import Decomposition, FisherKind, History, Pefs, Selectivity
 from npeff_jax._parameters import Parameter, ParameterLayout
 from npeff_jax.pefs import Schema
+from npeff_jax.report import write_report
 
 HOSTILE = [
     "<script>window.hacked = true</script>",
@@ -127,3 +132,58 @@ def make():
 @pytest.fixture
 def hostile():
     return HOSTILE
+
+
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --window-size=1280,900""".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Chromium. Without it the tests are skipped with a message; under ``CI``, where nobody reads that, they fail."""
+    if os.environ.get("CI"):
+        selenium = importlib.import_module("selenium.webdriver")
+    else:
+        selenium = pytest.importorskip("selenium.webdriver")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromedriver = shutil.which("chromedriver")
+    if chromium is None or chromedriver is None:
+        said = (
+            "no Chromium with chromedriver on this machine (Debian: chromium, chromium-driver): the page was not opened"
+        )
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(said)
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = selenium.chrome.service.Service(chromedriver)
+    driver = selenium.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser):
+    def open_page(path: pathlib.Path, where: str = ""):
+        browser.get("about:blank")
+        browser.get_log("browser")  # what earlier pages said
+        browser.get(path.as_uri() + where)
+        return browser
+
+    return open_page
+
+
+@pytest.fixture
+def images_page(results, tmp_path):
+    images = np.random.default_rng(0).random((60, 8, 8), np.float32)
+    options = {"stability": np.linspace(0.5, 1.0, 6)}
+    return write_report(
+        tmp_path / "images.html",
+        results.decomposition,
+        results.heldout,
+        results.fit,
+        results.selectivity,
+        images,
+        **options,
+    )

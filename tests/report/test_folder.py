@@ -65,7 +65,7 @@ def test_the_card_says_what_it_is(results, data, tmp_path):
 
 def test_what_is_there_and_what_does_not_belong_is_refused(results, data, make, tmp_path):
     folder = save_pretrained(tmp_path / "a", results.decomposition, data)
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="exists already"):
         save_pretrained(folder, results.decomposition, data)
     with pytest.raises(ValueError, match="the report is of 6 components"):
         save_pretrained(tmp_path / "b", make(r=3).decomposition, data)

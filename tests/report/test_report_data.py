@@ -88,7 +88,7 @@ def test_selectivity_of_some_components(results, make_selectivity):
     assert components[4].causal == report.Causal(3.0, 1.5, 7.0, 1.0)
     assert components[1].causal == report.Causal(5.0, 0.5, 1.0, 0.0)
     assert components[0].causal is None
-    with pytest.raises(ValueError, match="selectivity is of component 4 too, the decomposition has 3 components"):
+    with pytest.raises(ValueError, match="selectivity has component 4, but the decomposition has 3 components"):
         report_data(
             dataclasses.replace(results.decomposition, coefficients=np.ones((90, 3), np.float32)), None, None, table
         )
@@ -159,7 +159,7 @@ def test_without_anything_but_the_decomposition(results):
         ({"display": ["one"]}, "display has 1 entries, but 60 examples"),
         ({"display": np.zeros((60, 5))}, r"display has shape \(60, 5\); expected images"),
         ({"notes": ["one"]}, "notes has 1 entries; expected one for each of the 6"),
-        ({"class_names": ("a", "b")}, "class_names has 2 names, the model 3 classes"),
+        ({"class_names": ("a", "b")}, "class_names has 2 names, but the model has 3 classes"),
         ({"stability": np.ones(5)}, r"stability has shape \(5,\)"),
         ({"stability": np.full(6, 7.0)}, "stability has the value 7"),
         ({"stability": np.ones((2, 2, 6))}, r"stability has shape \(2, 2, 6\)"),
@@ -240,7 +240,7 @@ def test_places_where_no_report_can_be(results, tmp_path):
         write(tmp_path)
     with pytest.raises(NotADirectoryError, match="file is a file, not a folder"):
         write(tmp_path / "file" / "report.html")
-    with pytest.raises(OSError, match=r"gs://bucket/report\.html is an address"):
+    with pytest.raises(OSError, match=r"gs://bucket/report\.html is a URL"):
         write("gs://bucket/report.html")
 
 
@@ -312,7 +312,7 @@ def test_named_components_and_who_moves(results):
 
 def test_collateral_of_something_else_is_refused(results):
     short = Collateral({}, np.zeros(4), np.zeros(4), 0.1, 32)
-    with pytest.raises(ValueError, match="collateral is of 4 components, the decomposition has 6"):
+    with pytest.raises(ValueError, match="collateral has 4 components, but the decomposition has 6"):
         of(results, collateral=short)
     with pytest.raises(TypeError, match="expected a Collateral, from"):
         _check_collateral(np.zeros(6), 6)

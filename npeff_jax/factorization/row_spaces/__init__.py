@@ -1,4 +1,4 @@
-"""Row spaces: what holds the rows A, and answers the solvers' questions about them."""
+"""Row spaces: representations of the rows A, with the products that solvers need."""
 
 from npeff_jax.factorization.row_spaces._base import Cost as Cost
 from npeff_jax.factorization.row_spaces._base import Inner as Inner

@@ -1,11 +1,10 @@
-"""Row spaces: what a solver asks of the rows A, whatever holds them, and how a row space is chosen.
+"""The protocols of row spaces (`RowSpace`) and of their choice (`RowChoice`).
 
-Vectors (pseudo-Fishers, directions) are bundles (r, size) of *coordinates*: positions in the m' parameters, or, in the
-kernel form, coefficients U in the rows. Solvers only form linear combinations of them, and ask for inner products and
-for pull-backs.
+Vectors (pseudo-Fishers, directions) are arrays (r, size) of *coordinates*: entries at the m' parameters, or, in the
+kernel form, coefficients U in the rows. Solvers form only linear combinations, inner products and pull-backs of them.
 
-An own row space is two classes in one file: a `RowSpace` with the products, and a `RowChoice`, which users pass to
-`decompose(rows=...)` and which says what the space costs and builds it.
+A custom row space is two classes in one file: a `RowSpace` with the products, and a `RowChoice`, which users pass to
+`decompose(rows=...)` and which estimates the cost of the space and builds it.
 """
 
 import abc
@@ -28,19 +27,19 @@ Vectors = jax.Array
 """(r, size): r vectors in the coordinates of a row space."""
 
 Leaf = Any
-"""An array of a pytree, or what a transformation of JAX puts in its place (a shape, a sharding)."""
+"""A leaf of a pytree: an array, or what a JAX transformation puts in its place (a shape, a sharding)."""
 
 Inner = tuple[Float[Array, "N d"], Float[Array, "r d"], Float[Array, "d d"]]
 """A Dᵀ, G Dᵀ and D Dᵀ."""
 
 
 class ProductPrecision(enum.Enum):
-    """Precision of the large products (A Gᵀ, Mᵀ A). Losses are summed in float64 from r×r terms either way."""
+    """Precision of the large products (A Gᵀ, Mᵀ A). Losses are summed in float64 from r×r terms in either case."""
 
     FLOAT32 = "float32"
     """Full float32 products."""
     BFLOAT16 = "bfloat16"
-    """A and the vectors are rounded to bfloat16, sums are float32: half the memory, and what tensor cores are for."""
+    """A and the vectors are rounded to bfloat16, sums are float32. Halves the memory and uses tensor cores."""
 
 
 def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -51,8 +50,8 @@ def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
 class RowSpace(abc.ABC):
     """The rows A, and the products that solvers need of them.
 
-    A subclass is a pytree (`jax.tree_util.register_dataclass`), so that it is an argument of compiled steps and never a
-    constant in them. It has a ``mesh`` (one axis, `SHARDS`) and answers four questions.
+    A subclass is a pytree (`jax.tree_util.register_dataclass`), so that it is an argument of compiled steps and not a
+    constant in them. It has a ``mesh`` (one axis, `SHARDS`) and implements the four abstract members.
     """
 
     mesh: Mesh
@@ -71,47 +70,47 @@ class RowSpace(abc.ABC):
         """Return Mᵀ A, in coordinates."""
 
     def combine(self, G: Vectors, C: Float[Array, "f r"], M: Float[Array, "N f"]) -> tuple[Vectors, tuple[Any, ...]]:
-        """Return D = C G + Mᵀ A, and A Dᵀ, G Dᵀ, D Dᵀ: every step of a solver has this form.
+        """Return D = C G + Mᵀ A, with A Dᵀ, G Dᵀ and D Dᵀ: every step of a solver has this form.
 
-        Override it where one pass over the coordinates can do all of it.
+        Override it if a single pass over the coordinates can compute everything.
 
         Args:
             G: vectors.
-            C: weights of the vectors.
-            M: weights of the rows.
+            C: (f, r), weights of the vectors.
+            M: (N, f), weights of the rows.
         """
         D = matmul(C, G) + self.pull_back(M)
         return D, self.inner(G, D)
 
     @abc.abstractmethod
     def expand(self, vectors: Vectors) -> np.ndarray:
-        """Turn coordinates into vectors over the m' parameters, (r, m'): a new array, or a read-only one."""
+        """Convert coordinates to vectors over the m' parameters, (r, m'); a new array, or a read-only one."""
 
     def coordinates(self, vectors: np.ndarray) -> Vectors:
-        """Turn vectors over the m' parameters into coordinates, where the space can represent them.
+        """Convert vectors over the m' parameters to coordinates.
 
         Raises:
-            ValueError: the space cannot represent given vectors.
+            ValueError: the space cannot represent arbitrary vectors.
         """
         raise ValueError(
             f"{type(self).__name__} cannot represent given pseudo-Fishers; pass rows=DenseRows() or rows=SparseRows()"
         )
 
     def to_host(self, vectors: Vectors) -> np.ndarray:
-        """Return coordinates without padding or order that depend on the devices: what a checkpoint holds."""
+        """Return coordinates for a checkpoint, without padding or an order that depends on the devices."""
         return self.expand(vectors)
 
     def from_host(self, saved: np.ndarray) -> Vectors:
-        """Return the coordinates that `to_host` was given."""
+        """Return coordinates on the devices, from the result of `to_host`."""
         return self.coordinates(saved)
 
     def on_device(self) -> "RowSpace":
-        """Return a copy without what only the host needs: what compiled programs see, and their caches keep alive."""
+        """Return a copy without host-side data, for compiled steps (whose caches keep their arguments alive)."""
         return self
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        """Facts for the result's settings, JSON."""
+        """JSON-serialisable entries for the settings of the result."""
         return {}
 
 
@@ -120,10 +119,10 @@ class Cost:
     """Estimated cost of a row space.
 
     Attributes:
-        memory: bytes, on all devices together. On a CPU its devices share the memory of the host.
-        seconds: for `STEPS` steps, one-time work included, compilation not.
-        host: bytes of the host beside it while the space is built and the result formed.
-        once: seconds of the one-time work: building the space, and forming the result.
+        memory: bytes on all devices together. The devices of a CPU share the memory of the host.
+        seconds: time of `STEPS` steps, including one-time work but not compilation.
+        host: further bytes on the host while the space is built and the result is formed.
+        once: seconds of one-time work: building the space and forming the result.
     """
 
     memory: float
@@ -138,21 +137,21 @@ class Cost:
 
     @property
     def step(self) -> float:
-        """Seconds of a step."""
+        """Seconds per step."""
         return (self.seconds - self.once) / STEPS
 
 
 STEPS = 100
-"""Steps that the one-time work is weighed against: what the default stopping rule takes on most problems."""
+"""Number of steps that costs are estimated for: what the default stopping criteria need on most problems."""
 
 
 class RowChoice(abc.ABC):
-    """How the rows are held: a frozen object that users pass as ``rows=``, and that builds the row space.
+    """A choice of row space: a frozen object that users pass as ``rows=``, and that builds the row space.
 
     Attributes:
-        kinds: the kinds of PEFs it is for.
-        exact: whether products with its space are those of A. Where they are not, coefficients and loss of a result are
-            computed again from the rows themselves.
+        kinds: the kinds of PEFs it supports.
+        exact: whether its space computes exact products of A. If not, the coefficients and the loss of a result are
+            recomputed from the rows themselves.
     """
 
     kinds: ClassVar[tuple[FisherKind, ...]] = (FisherKind.LOW_RANK, FisherKind.DIAGONAL)
@@ -163,7 +162,7 @@ class RowChoice(abc.ABC):
 
     @abc.abstractmethod
     def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
-        """Estimate memory and time from the shape and the non-zeros of A."""
+        """Estimate memory and time from the shape and the number of non-zeros of A."""
 
     @abc.abstractmethod
     def of(
@@ -182,7 +181,7 @@ class RowChoice(abc.ABC):
             mesh: one axis, `SHARDS`.
             n_components: r, which may set the size of a block.
             products: precision of the products.
-            frozen: vectors that the space must be able to represent.
+            frozen: (f, m'), vectors that the space must be able to represent.
 
         Raises:
             ValueError: the space does not support ``products`` or ``frozen``.
@@ -190,7 +189,7 @@ class RowChoice(abc.ABC):
 
 
 def name_of(choice: RowChoice) -> str:
-    """Return a choice as it is written, without defaults: ``KernelRows(sketch=64)``."""
+    """Return the expression of a choice, without default arguments: ``KernelRows(sketch=64)``."""
     fields = getattr(choice, "__dataclass_fields__", {}).values()
     given = [f"{f.name}={getattr(choice, f.name)!r}" for f in fields if getattr(choice, f.name) != f.default]
     return f"{type(choice).__name__}({', '.join(given)})"

@@ -1,4 +1,4 @@
-"""The rows A as they are stored: compressed, and read in blocks, so that they may be larger than memory."""
+"""The rows A as compressed blocks that are read one at a time, so that A may be larger than memory."""
 
 import dataclasses
 import functools
@@ -12,13 +12,13 @@ from jaxtyping import Float, Int
 from npeff_jax._machine import cores, on_cores
 
 GROUP_BYTES = 1 << 31
-"""Size of a group of columns in memory. Rows that are larger are read once a group."""
+"""Size in bytes of a group of columns in memory. Larger rows are read once per group."""
 
 ENTRY_BYTES = 8
-"""Of a compressed entry: a float32 and an int32."""
+"""Bytes per compressed entry: a float32 and an int32."""
 
 PULLED = 1 << 19
-"""Numbers of r vectors that are formed at once, 2 MB: they are transposed while they are in the cache."""
+"""Number of float32 entries of the vectors formed at once (2 MB), so that they are transposed within the cache."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,8 +27,8 @@ class BlockedRows:
 
     Attributes:
         shape: N and m'.
-        counts: non-zeros of each column.
-        read: an iterator over ``(first row, block)``; every call reads anew.
+        counts: number of non-zeros of each column.
+        read: function that returns an iterator over ``(first row, block)``; every call reads the blocks again.
     """
 
     shape: tuple[int, int]
@@ -37,23 +37,23 @@ class BlockedRows:
 
     @classmethod
     def of(cls, A: scipy.sparse.csr_array) -> "BlockedRows":
-        """Of a matrix in memory."""
+        """Wrap a matrix in memory."""
         return cls(A.shape, np.bincount(A.indices, minlength=A.shape[1]), lambda: iter([(0, A)]))
 
     @property
     def nnz(self) -> int:
-        """Non-zeros."""
+        """Number of non-zeros."""
         return int(self.counts.sum())
 
     @functools.cached_property
     def whole(self) -> scipy.sparse.csr_array:
-        """All of A in memory."""
+        """A as one matrix in memory."""
         return scipy.sparse.vstack([block for _, block in self.read()], format="csr")
 
     def groups(self) -> Iterator[tuple[Int[np.ndarray, "w"], scipy.sparse.csr_array]]:
-        """Yield groups of columns, the fullest first: which they are, and A over them, in that order.
+        """Yield groups of columns in descending order of non-zeros: the column indices, and A at these columns.
 
-        A group takes at most `GROUP_BYTES` unless a single column is larger.
+        A group takes at most `GROUP_BYTES`, unless a single column is larger.
         """
         order = np.argsort(-self.counts, kind="stable")
         size = np.cumsum(self.counts[order]) * ENTRY_BYTES // GROUP_BYTES
@@ -64,7 +64,7 @@ class BlockedRows:
             yield columns, parts[0] if len(parts) == 1 else scipy.sparse.vstack(parts, format="csr")
 
     def pull(self, U: Float[np.ndarray, "r N"]) -> Float[np.ndarray, "r m_kept"]:
-        """Return U A, a new array: columns in chunks that stay in the cache, on all cores."""
+        """Return U A as a new array, computed in chunks of columns that fit the cache, on all cores."""
         r, m = len(U), self.shape[1]
         G = np.zeros((r, m), np.float32)
         width = max(PULLED // max(r, 1), 64)
@@ -77,11 +77,11 @@ class BlockedRows:
         return G
 
     def pull_bytes(self, r: int) -> float:
-        """Estimate the memory of `pull` to r vectors, its result included."""
+        """Estimate the memory of `pull` for r vectors in bytes, including the result."""
         return 4.0 * r * self.shape[1] + 3.0 * min(ENTRY_BYTES * self.nnz, GROUP_BYTES)
 
     def take(self, rows: Int[np.ndarray, "k"]) -> scipy.sparse.csr_array:
-        """Some rows, ascending."""
+        """Return the given rows of A (ascending indices)."""
         found = []
         for first, block in self.read():
             inside = rows[(rows >= first) & (rows < first + block.shape[0])] - first
@@ -92,7 +92,7 @@ class BlockedRows:
 def _add_pulled(
     G: Float[np.ndarray, "r m"], columns: list[Any], weights: list[np.ndarray], width: int, start: int
 ) -> None:
-    """Add the products of some columns, whose rows are in parts, to the vectors."""
+    """Add the products of a chunk of columns, given in parts by rows, to the vectors ``G``."""
     own = slice(start, min(start + width, G.shape[1]))
     pulled = columns[0][own] @ weights[0]
     for part, weight in zip(columns[1:], weights[1:], strict=True):
@@ -101,7 +101,7 @@ def _add_pulled(
 
 
 def over(block: scipy.sparse.csr_array, position: Int[np.ndarray, "m"], width: int) -> scipy.sparse.csr_array:
-    """Return the entries of the columns that have a position, at that position."""
+    """Return the block with its columns moved to ``position``; columns without a position are dropped."""
     column = position[block.indices]
     kept = column >= 0
     if kept.all():
@@ -121,7 +121,7 @@ def row_squares(A: scipy.sparse.csr_array) -> Float[np.ndarray, "rows"]:
 
 
 def _canonical(block: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    """Return the block with one entry for a row and column."""
+    """Return the block with duplicate entries summed."""
     if not block.has_canonical_format:
         block = block.copy()
         block.sum_duplicates()

@@ -1,4 +1,4 @@
-"""Which row space: the one with the least estimated time among those that fit, and a sentence that says why."""
+"""Choice of the row space: the one with the least estimated time among those that fit in memory."""
 
 import dataclasses
 from typing import Any
@@ -16,20 +16,20 @@ from npeff_jax.factorization.row_spaces._sparse import SparseRows
 from npeff_jax.pefs import FisherKind
 
 CHOICES: tuple[RowChoice, ...] = (DenseRows(), SparseRows(), KernelRows())
-"""What is chosen from where users pass no ``rows=``."""
+"""Candidates if users pass no ``rows=``."""
 
 MEASURED_FROM = 2.0
-"""Seconds from which it pays to measure how fast this machine is."""
+"""Estimated seconds above which it is worthwhile to measure the speed of this machine."""
 
 SWEEPS = 10
-"""Time of two HALS sweeps, in products of WᵀW with H: their arithmetic is elementwise for a fifth."""
+"""Time of two HALS sweeps, in units of a product of WᵀW with H: a fifth of their arithmetic is elementwise."""
 
 SKETCH = KernelRows(sketch=4096)
-"""What is proposed where nothing fits."""
+"""Choice proposed if no row space fits."""
 
 
 def check_rows(given: Any, kind: FisherKind) -> None:
-    """Raise unless ``given`` is None or a `RowChoice` for PEFs of ``kind``."""
+    """Raise unless ``given`` is None or a `RowChoice` that supports PEFs of ``kind``."""
     suiting = " or ".join(f"{name_of(choice)}" for choice in CHOICES if kind in choice.kinds)
     if isinstance(given, type):
         raise TypeError(f"rows={given.__name__} is a class; pass an instance, rows={given.__name__}()")
@@ -41,10 +41,10 @@ def check_rows(given: Any, kind: FisherKind) -> None:
 
 
 def choose(A: BlockedRows, r: int, kind: FisherKind, mesh: Mesh, given: RowChoice | None) -> tuple[RowChoice, str]:
-    """Return the choice and why it was made.
+    """Choose a row space; return it with a sentence that gives the reason.
 
     Raises:
-        ValueError: a given choice that does not fit or suit, or none that fits; says what would.
+        ValueError: the given choice does not fit or suit, or none fits; the message says what would.
     """
     check_rows(given, kind)
     devices = list(mesh.devices.flat)
@@ -83,9 +83,9 @@ def choose(A: BlockedRows, r: int, kind: FisherKind, mesh: Mesh, given: RowChoic
 
 
 def costs(A: BlockedRows, r: int, kind: FisherKind, mesh: Mesh) -> dict[RowChoice, Cost]:
-    """Estimate what each choice would cost, with what `HALS` and `DampedALS` do."""
+    """Estimate the cost of each choice with the default solvers, `HALS` and `DampedALS`."""
     found = {choice: choice.cost(A, r, mesh) for choice in CHOICES if kind in choice.kinds}
-    if kind is FisherKind.DIAGONAL:  # sweeps over H, the same for every choice; products of a line are not needed
+    if kind is FisherKind.DIAGONAL:  # sweeps over H cost the same for every choice
         more = STEPS * (SWEEPS * 2 - 6 / 2) * r * r * A.shape[1] / rates(mesh).dense
         found = {choice: dataclasses.replace(cost, seconds=cost.seconds + more) for choice, cost in found.items()}
     return found
@@ -97,10 +97,10 @@ def _tells_memory(devices: list[jax.Device]) -> bool:
 
 
 def memory_limit(devices: list[jax.Device]) -> float:
-    """Return the bytes that may be used on all devices together."""
+    """Return the usable bytes of all devices together."""
     return len(devices) * usable_per_device(devices, "pass rows=KernelRows(), SparseRows() or DenseRows()")
 
 
 def needed_memory(cost: Cost, devices: list[jax.Device]) -> float:
-    """Return the bytes to compare with `memory_limit`: on a CPU what the host holds beside comes from there too."""
+    """Return the bytes to compare with `memory_limit`; on a CPU they include the host's, which share its memory."""
     return cost.memory + (cost.host if devices[0].platform == "cpu" else 0.0)

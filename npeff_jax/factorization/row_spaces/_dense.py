@@ -1,4 +1,4 @@
-"""Dense rows: A as one array. The oracle of the other row spaces, and the fastest where it fits."""
+"""Dense rows: A as one array. The reference for the other row spaces, and the fastest for small or dense A."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, VECTOR_BYTE
 
 @dataclasses.dataclass(frozen=True)
 class DenseRows(RowChoice):
-    """Hold A as one dense array, its columns sharded. Fastest where it fits and is not mostly zeros."""
+    """Hold A as one dense array with sharded columns. Fastest if A fits in memory and is not mostly zeros."""
 
     def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
         (N, m), r, speed = A.shape, n_components, rates(mesh)
@@ -56,12 +56,12 @@ class DenseRows(RowChoice):
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["A"], meta_fields=["mesh", "width"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class DenseSpace(RowSpace):
-    """A (N, m'), its columns sharded over the mesh and padded to a multiple of it.
+    """A as one array, its columns sharded over the mesh.
 
     Attributes:
-        A: the rows.
+        A: (N, padded m'), columns padded with zeros to a multiple of the mesh.
         mesh: one axis, `SHARDS`.
-        width: m', without the padding.
+        width: m', without padding.
     """
 
     A: Leaf

@@ -1,11 +1,11 @@
-"""Q = A Aᵀ from stored rows: cost by the pairs of entries that share a column, its rows sharded.
+"""The Gram matrix Q = A Aᵀ of stored rows, with its rows sharded over devices.
 
-Columns are taken by how many rows they touch. Thin ones, where d rows meet in d² / 2 pairs, are multiplied as sparse
-matrices on the host, bands of rows over its cores; full ones become dense tiles, for a symmetric product of BLAS or for
-the accelerators. Only the upper triangle is computed on the host.
+Columns are treated by their number of non-zeros d. Thin columns, which cost d² / 2 pairs, are multiplied as sparse
+matrices on the host, bands of rows in parallel on its cores. Full columns become dense tiles for a symmetric product,
+by BLAS or on the accelerators. The host computes the upper triangle only.
 
-The diagonal is summed in float64, the rest in float32: an entry is within 1e-5 ‖a‖ ‖b‖ of the exact inner product, for
-rows that share up to 65,536 columns within 5e-5 (tested, typically 1e-6).
+The diagonal is summed in float64, the rest in float32. An entry is within 1e-5 ‖a‖ ‖b‖ of the exact inner product;
+within 5e-5 for rows that share up to 65,536 columns (tested; typically 1e-6).
 """
 
 import functools
@@ -30,37 +30,36 @@ from npeff_jax.factorization.row_spaces._blocks import ENTRY_BYTES, GROUP_BYTES,
 from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
 
 TILE_BYTES = 1 << 27
-"""Size of a dense tile of columns."""
+"""Size of a dense tile of columns, in bytes."""
 
 BAND_BYTES = 1 << 27
-"""Size of a dense band of rows of Q, one per core."""
+"""Size of a dense band of rows of Q, one per core, in bytes."""
 
 MOST_BANDS, LEAST_BANDS = 64, 8
-"""Bands of rows: with fewer, more pairs below the diagonal are computed in vain and cores wait for the last one."""
+"""Bounds on the number of bands: fewer bands compute more unused pairs below the diagonal and balance cores worse."""
 
 CACHED_ENTRIES = 3 << 19
-"""Entries of a chunk of thin columns. A product reads them at random: out of the cache it takes twice as long."""
+"""Entries of a chunk of thin columns. They are read in random order, which takes twice as long outside the cache."""
 
 FULL = {"cpu": 0.045, "gpu": 0.005}
-"""Fraction of the rows that a column must touch to count as full: where dense products cost less than pairs. Measured
-on two cores (8 ns a pair on one of them, 150 GFLOP/s); estimated for accelerators, beside which a host has more
-cores."""
+"""Fraction of non-zeros from which a column counts as full, because a dense product costs less than its pairs. Measured
+on two CPU cores (8 ns per pair on one core, 150 GFLOP/s on both); estimated for GPUs, whose hosts have more cores."""
 
 MIRRORED = 1024
-"""Rows that are copied to the other triangle at a time."""
+"""Rows per block when the upper triangle is copied to the lower one."""
 
 
 def gram(
     A: BlockedRows, mesh: Mesh, frozen: Float[np.ndarray, "f m_kept"] | None = None
 ) -> Float[Array, "N_padded N_padded"]:
-    """Return the Gram matrix of [A; G_frozen], padded by zeros to a multiple of the mesh.
+    """Compute the Gram matrix of [A; G_frozen], padded with zeros to a multiple of the mesh.
 
-    No more of A than a group of parameters is in memory at any time.
+    Only one group of columns of A is in memory at a time.
 
     Args:
         A: the rows.
-        mesh: one axis, `SHARDS`, over which the rows of Q are split.
-        frozen: further rows, dense.
+        mesh: one axis, `SHARDS`, over which the rows of Q are sharded.
+        frozen: (f, m'), further dense rows.
     """
     N = A.shape[0]
     size = round_up(N + (0 if frozen is None else len(frozen)), mesh.size)
@@ -90,12 +89,12 @@ def gram(
 
 
 def full_from(N: int, on_host: bool) -> int:
-    """Return how many rows a column must touch to count as full."""
+    """Return the number of non-zeros from which a column counts as full."""
     return max(2, int(np.ceil(FULL["cpu" if on_host else "gpu"] * N)))
 
 
 def gram_seconds(A: BlockedRows, mesh: Mesh) -> float:
-    """Estimate the time of `gram` from the column counts: pairs of thin columns, dense products of full ones."""
+    """Estimate the time of `gram` in seconds from the column counts: pairs of thin columns, products of full ones."""
     N, speed, on_host = A.shape[0], rates(mesh), mesh.devices.flat[0].platform == "cpu"
     counts = A.counts.astype(np.float64)
     full = counts >= full_from(N, on_host)
@@ -107,12 +106,12 @@ def gram_seconds(A: BlockedRows, mesh: Mesh) -> float:
 
 
 def gram_bytes(A: BlockedRows) -> float:
-    """Estimate the memory of `gram` beside its result."""
+    """Estimate the memory of `gram` in bytes, without its result."""
     return 24.0 * min(A.nnz, GROUP_BYTES / ENTRY_BYTES) + 3.0 * cores() * min(4.0 * A.shape[0] ** 2, BAND_BYTES)
 
 
 def _aligned_zeros(size: int) -> Float[np.ndarray, "size size"]:
-    """Return zeros at an address that a CPU's device takes over as it stands: N² numbers are not copied."""
+    """Return zeros in memory aligned so that JAX adopts it on a CPU without a copy."""
     room = np.zeros(size * size + 32, np.float32)
     first = (-room.ctypes.data % 128) // 4
     return room[first : first + size * size].reshape(size, size)
@@ -124,7 +123,7 @@ def _tiles(group: scipy.sparse.csr_array, n_full: int, width: int) -> Iterator[s
 
 
 def _add_full_on_host(Q: Float[np.ndarray, "size size"], tile: scipy.sparse.csr_array) -> None:
-    """Add a tile's products to the upper triangle. To BLAS, which counts by columns, that is the lower one."""
+    """Add the products of a tile to the upper triangle (the lower one for BLAS, which is column-major)."""
     N = tile.shape[0]
     dense = tile.toarray()
     if len(Q) > N:
@@ -135,16 +134,18 @@ def _add_full_on_host(Q: Float[np.ndarray, "size size"], tile: scipy.sparse.csr_
 def _add_thin(
     Q: Float[np.ndarray, "size size"], A: scipy.sparse.csr_array, counts: Int[np.ndarray, "w"], each: Callable[..., Any]
 ) -> None:
-    """Add the products of sparse rows to the upper triangle, bands of rows in parallel. The diagonal is left undefined.
+    """Add the products of sparse rows to the upper triangle of Q, in parallel over bands of rows.
+
+    The diagonal is left undefined.
 
     Args:
-        Q: what is added to.
-        A: rows.
-        counts: entries of its columns, descending.
-        each: maps a function over bands, on all cores.
+        Q: the matrix to add to.
+        A: the sparse rows.
+        counts: number of entries per column, descending.
+        each: maps a function over the bands, on all cores.
     """
     N = A.shape[0]
-    shared = int(np.searchsorted(-counts, -1))  # further columns have one entry, which adds to the diagonal alone
+    shared = int(np.searchsorted(-counts, -1))  # columns with a single entry contribute to the diagonal only
     edges = _chunks(counts[:shared], N)
     chunks = list(each(lambda k: _both_ways(A[:, edges[k] : edges[k + 1]]), range(len(edges) - 1)))
     n_bands = min(max(LEAST_BANDS, -(-4 * N * N // BAND_BYTES)), MOST_BANDS, N)
@@ -160,7 +161,7 @@ def _add_thin(
 
 
 def _chunks(counts: Int[np.ndarray, "w"], N: int) -> Int[np.ndarray, "edges"]:
-    """Cut columns into chunks that stay in the cache, but whose pairs outweigh the N² / 2 results that each adds."""
+    """Split columns into chunks that fit the cache, but with enough pairs to amortise adding N² / 2 results each."""
     if not len(counts):
         return np.zeros(1, int)
     entries, pairs = np.cumsum(counts), float(np.sum(counts.astype(np.float64) ** 2))
@@ -183,7 +184,7 @@ def _mirror(Q: Float[np.ndarray, "size size"]) -> None:
 
 
 class _OnDevices:
-    """Products of full columns, each device its rows of Q. Entries cross to the devices, and become dense there."""
+    """Sum of the products of full columns. Each device computes its rows of Q, from entries it makes dense."""
 
     def __init__(self, size: int, mesh: Mesh) -> None:
         self.size, self.mesh = size, mesh
@@ -193,16 +194,16 @@ class _OnDevices:
 
     def add(self, tile: scipy.sparse.csr_array) -> None:
         entries = tile.tocoo()
-        length = 1 << max(entries.nnz - 1, 1).bit_length()  # few compilations for many tiles
+        length = 1 << max(entries.nnz - 1, 1).bit_length()  # rounded up: few compilations for many tiles
         row, column = np.full(length, self.size, np.int32), np.zeros(length, np.int32)
         value = np.zeros(length, np.float32)
         row[: entries.nnz], column[: entries.nnz], value[: entries.nnz] = entries.row, entries.col, entries.data
-        column[entries.nnz :] = np.arange(length - entries.nnz)  # beyond the last row: dropped
+        column[entries.nnz :] = np.arange(length - entries.nnz)  # padding is beyond the last row, and dropped
         given = (place(array, sharded(self.mesh)) for array in (row, column, value))
         self.Q = _add_tile(self.Q, *given, width=self.width, mesh=self.mesh)
 
     def result(self, Q: jax.Array, diagonal: Float[np.ndarray, "size"]) -> jax.Array:
-        """Return the sum with what the host computed, and a given diagonal."""
+        """Return the sum of this and the host's part ``Q``, with the given diagonal."""
         return _add(self.Q, Q, diagonal.astype(np.float32))
 
 

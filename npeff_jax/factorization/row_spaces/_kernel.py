@@ -1,8 +1,8 @@
-"""The kernel form: m is gone from the loop.
+"""The kernel form, whose iterations do not depend on the number of parameters.
 
-Projecting G on the row space of A changes no cross term of the loss and never raises the quadratic one, so G = U A
-loses nothing. With Q = A Aᵀ every product is one of U with Q, and the direction B G − Mᵀ A is B U − Mᵀ in U. With
-frozen components the row space is that of [A; G_frozen]: on A alone up to 2.4% of the loss would be lost.
+Projecting G onto the row space of A changes no cross term of the loss and never increases the quadratic one, so
+G = U A loses nothing. With Q = A Aᵀ every product is one of U with Q, and the direction B G − Mᵀ A is B U − Mᵀ in
+coordinates. With frozen components the row space is that of [A; G_frozen]; with A alone, losses are up to 2.4% higher.
 """
 
 import dataclasses
@@ -38,12 +38,12 @@ from npeff_jax.pefs import FisherKind
 
 @dataclasses.dataclass(frozen=True)
 class KernelRows(RowChoice):
-    """Hold the N×N Gram matrix of the rows: iterations do not depend on m'. For low-rank PEFs (H ≥ 0 has no such form).
+    """Hold the N×N Gram matrix of the rows, so that iterations do not depend on m'. For low-rank PEFs only.
 
     Attributes:
-        sketch: approximate it by a random sketch of so many columns: N sketch numbers instead of N². The error is
-            measured and reported. The losses on the way are then those of the sketched problem; coefficients and loss
-            of the result are computed again from the rows themselves.
+        sketch: number of columns of a random sketch that approximates the Gram matrix, with N · ``sketch`` numbers
+            instead of N². The error is measured and reported. The losses of the history are then those of the sketched
+            problem; coefficients and loss of the result are recomputed from the rows themselves.
     """
 
     sketch: int | None = None
@@ -57,7 +57,7 @@ class KernelRows(RowChoice):
         if self.sketch is not None:
             return sketched_cost(A, self.sketch, n_components, mesh)
         (N, m), nnz, r, speed = A.shape, float(A.nnz), n_components, rates(mesh)
-        step = (2 * N * N * r + 32 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream  # thin products run slower
+        step = (2 * N * N * r + 32 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream  # narrow products are slower
         on_host = _made_by_host(mesh)
         once = (gram_seconds if on_host else device_gram_seconds)(A, mesh) + pull_seconds(nnz, r, m, mesh)
         memory = 4.0 * N * N + max(40.0 * r * N, 0.0 if on_host else device_gram_bytes(N, mesh))
@@ -90,10 +90,10 @@ def _made_by_host(mesh: Mesh) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recover:
-    """How coefficients in the rows of [A; G_frozen] become vectors, once, after the iterations.
+    """Data to convert coefficients in the rows of [A; G_frozen] to vectors, after the iterations.
 
     Attributes:
-        pull: (r, N) -> (r, m').
+        pull: function from U (r, N) to U A (r, m').
         frozen: G_frozen, (f, m').
     """
 
@@ -109,13 +109,13 @@ class Recover:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["Q"], meta_fields=["mesh", "N", "recover"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class KernelSpace(RowSpace):
-    """Q, its rows sharded over the mesh. Coordinates of a vector are its coefficients in the rows of [A; G_frozen].
+    """Q with rows sharded over the mesh. The coordinates of a vector are its coefficients in the rows of [A; G_frozen].
 
     Attributes:
         Q: Gram matrix of [A; G_frozen], padded with zeros to a multiple of the mesh.
         mesh: one axis, `SHARDS`.
-        N: rows of A.
-        recover: from U to vectors; None in compiled steps, which do not look at it.
+        N: number of rows of A.
+        recover: conversion from U to vectors; None inside compiled steps.
     """
 
     Q: Leaf
@@ -144,10 +144,10 @@ class KernelSpace(RowSpace):
         return self._recover(fetch(vectors), self.N)
 
     def coordinates(self, vectors: np.ndarray) -> Vectors:
-        """Return the coordinates of the frozen vectors, which are rows of their own.
+        """Return the coordinates of the frozen vectors: unit vectors, since these are further rows.
 
         Raises:
-            ValueError: ``vectors`` are others than those.
+            ValueError: ``vectors`` are not the frozen vectors.
         """
         if not np.array_equal(vectors, self._recover.frozen):
             raise ValueError(
@@ -171,5 +171,5 @@ class KernelSpace(RowSpace):
     @property
     def _recover(self) -> Recover:
         if self.recover is None:
-            raise ValueError("this KernelSpace is one of a compiled step and has no rows; use that of the Problem")
+            raise ValueError("got a KernelSpace from inside a compiled step, without rows; use that of the Problem")
         return self.recover

@@ -1,7 +1,7 @@
-"""The model itself as a row space: the exact kernel by backward passes, nothing sparsified, nothing stored.
+"""The exact kernel of a model by backward passes, without sparsifying or storing rows.
 
-The rows of example i are L_iᵀ J_i (section 2.1). Their Gram matrix Q is accumulated block by block; afterwards
-G = U A is one backward pass a component and batch, of Σ_i ⟨cotangent_i, logits_i⟩ with the cotangents held constant.
+The rows of example i are L_iᵀ J_i (section 2.1). Their Gram matrix Q is accumulated block by block. Afterwards G = U A
+is one backward pass per component and batch, of Σ_i ⟨cotangent_i, logits_i⟩ with the cotangents held constant.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ from npeff_jax.pefs import pull_back, scaled_cotangents
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelRows:
-    """What `decompose` takes instead of PEFs to work on the exact Fishers of a model, without sparsification.
+    """The exact rows of a model, to pass to `decompose` instead of PEFs. Nothing is sparsified.
 
     Attributes:
         model: the model.
-        examples: its n examples.
-        batch_size: examples a backward pass.
-        block_bytes: memory for dense rows. All n (C−1) m of them at once need one pass over the examples; with less,
-            they are computed again for every block. Vectors are recovered in blocks of this size, of which a device
-            holds three at once.
-        precision: of the matrix products behind the gradients.
+        examples: the n examples.
+        batch_size: examples per backward pass.
+        block_bytes: memory for dense rows, in bytes. If all n (C−1) m entries fit, one pass over the examples suffices;
+            otherwise rows are computed again for every block. Vectors are recovered in blocks of this size, of which a
+            device holds three at a time.
+        precision: precision of the matrix products in the forward and backward passes.
     """
 
     model: Model
@@ -61,7 +61,7 @@ class ModelRows:
 
 
 def model_rows(model: Model, examples: Examples, **options: Any) -> ModelRows:
-    """Make rows of a model, to decompose without computing and storing PEFs first.
+    """Make the rows of a model, to decompose without computing and storing PEFs first.
 
     Args:
         model: the model.
@@ -69,7 +69,7 @@ def model_rows(model: Model, examples: Examples, **options: Any) -> ModelRows:
         **options: further fields of `ModelRows`.
 
     Raises:
-        ValueError: no examples, or logits that are not one vector.
+        ValueError: no examples, or logits that are not a vector.
     """
     rows = ModelRows(model, examples, **options)
     if rows.n_examples == 0:
@@ -79,10 +79,10 @@ def model_rows(model: Model, examples: Examples, **options: Any) -> ModelRows:
 
 
 def kernel_of_model(source: ModelRows, mesh: Mesh, progress: Progress) -> tuple[KernelSpace, np.ndarray]:
-    """Return the exact kernel of normalised rows, and the norm of each example's Fisher in the unit of its scaled rows.
+    """Compute the exact kernel of the normalised rows, and the norm of each example's Fisher in the same units.
 
     Args:
-        source: model and examples.
+        source: the model and its examples.
         mesh: one axis, `SHARDS`.
         progress: as for `decompose`.
     """
@@ -94,8 +94,8 @@ def kernel_of_model(source: ModelRows, mesh: Mesh, progress: Progress) -> tuple[
     with progress_bar(progress, "kernel", n * -(-n // per_block), "example") as advance:
         for outer in range(0, n, per_block):
             held = [passes.rows(first) for first in range(outer, min(outer + per_block, n), passes.size)]
-            for inner in range(outer, n, passes.size):  # Q is symmetric: what stands before is done
-                # within the block the rows are at hand; beyond it they are computed again
+            for inner in range(outer, n, passes.size):  # Q is symmetric: earlier batches are done
+                # rows within the block are in memory; others are computed again
                 at = (inner - outer) // passes.size
                 here = held[at] if at < len(held) else passes.rows(inner)
                 for k, block in enumerate(held):
@@ -125,18 +125,18 @@ def _gram(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> jax.Arra
 
 
 _Sums = tuple[tuple[jax.Array, jax.Array], ...]
-"""For each explained leaf a float32 sum (r, leaf size), and what rounding took from it."""
+"""Per explained leaf, a float32 sum (r, leaf size) and its accumulated rounding error."""
 
 
 def _added(total: jax.Array, lost: jax.Array, part: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Add to a sum of two float32 numbers, as exact as one in float64: the second holds what rounding took."""
+    """Add ``part`` to a compensated float32 sum, about as accurate as float64; ``lost`` is the rounding error."""
     new = total + part
     taken = new - total
     return new, lost + ((total - (new - taken)) + (part - taken))
 
 
 class _Passes:
-    """Compiled passes over a batch of a model's examples, one shard of the batch a device."""
+    """Compiled passes over a batch of a model's examples, one shard of the batch per device."""
 
     def __init__(self, source: ModelRows, mesh: Mesh):
         model, self.source, self.mesh = source.model, source, mesh
@@ -151,7 +151,7 @@ class _Passes:
             def logits_of(selected: tuple[Any, ...]) -> jax.Array:
                 return jax.vmap(lambda example: model.selected_logits(selected, params, example))(examples)
 
-            # One pass for all examples of the batch: their rows are never formed.
+            # One backward pass for the whole batch, which never forms rows.
             logits, back_to_leaves = jax.vjp(logits_of, model.space.select(params))
             rows, _ = jax.vmap(lambda one: scaled_cotangents(model.output.factor(one)))(logits.astype(jnp.float32))
             cotangents = jnp.einsum("rbk,bkc->rbc", U, rows, precision=jax.lax.Precision.HIGHEST)
@@ -159,26 +159,26 @@ class _Passes:
             parts = [jax.lax.psum(leaf.reshape(leaf.shape[0], -1).astype(jnp.float32), SHARDS) for leaf in leaves]
             return tuple(_added(*so_far, part) for so_far, part in zip(sums, parts, strict=True))
 
-        # The one form that gives right per-example gradients for every architecture (no automatic partitioning).
+        # shard_map, because automatic partitioning gives wrong per-example gradients for some architectures.
         mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
         self._rows = jax.jit(mapped(jax.vmap(rows_of_one, (None, 0)), in_specs=(P(), P(SHARDS)), out_specs=P(SHARDS)))
         specs = (P(), P(SHARDS), P(None, SHARDS), P())
         self._pull = jax.jit(mapped(pull_batch, in_specs=specs, out_specs=P()), donate_argnums=3)
 
     def rows(self, first: int) -> tuple[jax.Array, ...]:
-        """Rows of a batch, (b, c, leaf size) for each explained leaf."""
+        """Compute the rows of a batch, (b, c, leaf size) for each explained leaf."""
         with jax.default_matmul_precision(self.source.precision):
             return self._rows(self.source.model.params, self._batch(first))
 
     def pull(self, U: np.ndarray) -> np.ndarray:
-        """Return U A: (r, N) to (r, m). As many components at a time as `ModelRows.block_bytes` has room for."""
+        """Return U A (r, m) for U (r, N), for as many components at a time as fit in `ModelRows.block_bytes`."""
         m = self.source.model.space.size
         size = max(1, self.source.block_bytes // (4 * m))
         parts = [self._pull_some(U[first : first + size]) for first in range(0, len(U), size)]
         return np.concatenate(parts) if parts else np.zeros((0, m), np.float32)
 
     def _pull_some(self, U: np.ndarray) -> np.ndarray:
-        """Sum over all batches where the gradients are: only the result leaves the devices."""
+        """Return U A for some components, summed over batches on the devices."""
         n, c = self.source.n_examples, self.source.rows_per_example
         model = self.source.model
         nothing = [np.zeros((U.shape[0], np.size(leaf)), np.float32) for leaf in model.space.select(model.params)]

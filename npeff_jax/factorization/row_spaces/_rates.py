@@ -1,7 +1,7 @@
-"""How fast this machine is: measured once per process, in a fifth of a second, where a problem is large enough.
+"""Speed of this machine, measured once per process (0.2 s) if a problem is large enough.
 
-What decides between row spaces is the ratio of dense to sparse products and of both to memory. It differs several times
-between machines, and with what else runs on them, so it is measured instead of written down.
+The choice of a row space depends on the relative speeds of dense products, sparse products and memory. They vary
+several-fold between machines and with other load, so they are measured instead of assumed.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from npeff_jax._machine import cores
 from npeff_jax.factorization._compile import jit
 
 ENTRY_SECONDS = 5e-9
-"""To copy or compress a stored entry once, on one core."""
+"""Seconds to copy or compress a stored entry once, on one core."""
 
 TRIES = 3
-"""Of each measurement, of which the shortest counts."""
+"""Repetitions of each measurement, of which the shortest counts."""
 
 
 SQUARE = 2048
-"""Rows of the square of the dense measurement, 16 MB: as in a step, beyond the cache of a core."""
+"""Size of the square matrix of the dense measurement: 16 MB, more than a core's cache, as in a step."""
 
 ROWS_OF_32 = np.arange(2049, dtype=np.int32) * 32
 
@@ -40,7 +40,7 @@ class Rates:
         dense: operations per second of float32 products.
         sparse: operations per second of sparse products on the devices.
         stream: bytes per second of arrays that do not fit a cache.
-        pair: seconds per pair of entries that share a column, in the sparse products of the host, on one core.
+        pair: seconds per pair of entries that share a column, in sparse products on one core of the host.
         host_sparse: operations per second of sparse times dense matrices on one core of the host.
     """
 
@@ -52,26 +52,26 @@ class Rates:
 
 
 def pull_seconds(nnz: float, r: int, m: int, mesh: Mesh) -> float:
-    """Estimate the time of `BlockedRows.pull` to r vectors over m parameters, and of scaling them."""
+    """Estimate the time in seconds of `BlockedRows.pull` to r vectors over m parameters, and of scaling them."""
     speed = rates(mesh)
     entries = 2 * nnz * r / speed.host_sparse + PULLED_PASSES * ENTRY_SECONDS * nnz
     return entries / cores() + VECTOR_BYTES * r * m / speed.stream
 
 
 PULLED_PASSES, VECTOR_BYTES = 12, 100.0
-"""Passes over the entries beside the products, most of them to sort them by column; bytes read and written per number
-of a vector until it is formed, in memory that the system hands out anew, which costs several times its size."""
+"""Passes over the entries besides the products, mostly to sort them by column; and bytes read and written per entry of
+a vector, including the cost of memory newly allocated by the system."""
 
 TYPICAL = {"cpu": Rates(1.1e11, 1.9e10, 1.5e10, 8e-9, 5e9), "gpu": Rates(5e13, 5e11, 2e12, 8e-9, 5e9)}
-"""Before anything is measured. CPU: two cores of a server; GPU: an estimate."""
+"""Rates assumed before any measurement. CPU: measured on two cores of a server; GPU: an estimate."""
 
 _MEASURED: dict[jax.Device, Rates] = {}
 
 
 def rates(mesh: Mesh) -> Rates:
-    """Return the speeds of a mesh: those measured, else typical ones.
+    """Return the speeds of a mesh: measured ones if there are any, else typical ones.
 
-    The devices of a CPU share its cores, those of an accelerator add up.
+    The devices of a CPU share its cores; the speeds of accelerators add up.
     """
     device = mesh.local_devices[0]
     one = _MEASURED.get(device, TYPICAL.get(device.platform, TYPICAL["gpu"]))
@@ -88,14 +88,14 @@ def measure(mesh: Mesh) -> None:
 
 def _measured(device: jax.Device) -> Rates:
     rng = np.random.default_rng(0)
-    # a block as `SparseRows` has them: its products gather from beyond the cache of a core
+    # a block as in `SparseRows`, whose products gather from beyond a core's cache
     rows, width, each = 8192, 8192, 24
     indices = np.sort(rng.integers(width, size=(rows, each)), axis=1).reshape(-1).astype(np.int32)
     block = np.ones(rows * each, np.float32), indices, np.arange(rows + 1, dtype=np.int32) * each
     host_block, host_right = scipy.sparse.csr_array(block, shape=(rows, width)), np.ones((width, 128), np.float32)
     shapes = ((SQUARE, SQUARE), (128, SQUARE), 1 << 22)
     square, vectors, long = (np.ones(shape, np.float32) for shape in shapes)
-    # placed from the host: each array made by JAX would be a compilation
+    # transferred from the host, because creating each array with JAX would compile a program
     block, square, vectors, right, long = jax.device_put((block, square, vectors, host_right, long), device)
     dense = 2 * square.size * len(vectors) / _shortest(_dense, square, vectors)
     stream = 8 * long.size / _shortest(_stream, long)
@@ -112,7 +112,7 @@ def _measured(device: jax.Device) -> Rates:
 
 
 def _shortest(function: Callable[..., Any], *arguments: object) -> float:
-    jax.block_until_ready(function(*arguments))  # compiled, and in the cache where it fits
+    jax.block_until_ready(function(*arguments))  # compile, and warm the cache
     took = []
     for _ in range(TRIES):
         start = time.perf_counter()

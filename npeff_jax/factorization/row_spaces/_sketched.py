@@ -1,7 +1,8 @@
 """The kernel form with a sketched Gram matrix: Q ≈ S Sᵀ, S = A Ω with Ω (m', s) random. Memory is N s, not N².
 
-Ω has four entries of ±1/2 in each row (a sparse Johnson-Lindenstrauss transform), so that E[Ω Ωᵀ] = I and S costs four
-operations per non-zero. The error of Q is measured on some of its rows, and the result is put back on exact products.
+Ω has four entries of ±1/2 per row (a sparse Johnson-Lindenstrauss transform), so that E[Ω Ωᵀ] = I and S costs four
+operations per non-zero. The error of Q is measured on a sample of its rows, and the coefficients of the result are
+refitted on exact products.
 """
 
 import dataclasses
@@ -22,10 +23,10 @@ from npeff_jax.factorization.row_spaces._blocks import BlockedRows
 from npeff_jax.factorization.row_spaces._rates import pull_seconds, rates
 
 ENTRIES = 4
-"""Entries of Ω per row: one alone (a count sketch) lets two heavy parameters collide in full."""
+"""Non-zeros of Ω per row. With a single one (a count sketch), two heavy parameters can collide completely."""
 
 SAMPLE = 256
-"""Rows of Q that the error is measured on."""
+"""Number of rows of Q on which the error is measured."""
 
 
 def sketched_cost(A: BlockedRows, size: int, n_components: int, mesh: Mesh) -> Cost:
@@ -55,10 +56,10 @@ def sketched_space(A: BlockedRows, mesh: Mesh, size: int, seed: int = 0) -> "Ske
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sketched:
-    """What only the host needs of a sketch.
+    """Host-side data of a sketch.
 
     Attributes:
-        pull: from coefficients in the rows to vectors, (r, N) -> (r, m').
+        pull: function from coefficients in the rows (r, N) to vectors (r, m').
         error: ‖S Sᵀ − Q‖ / ‖Q‖ (Frobenius), on a sample of rows.
     """
 
@@ -69,13 +70,13 @@ class Sketched:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["S"], meta_fields=["mesh", "N", "origin"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class SketchedSpace(RowSpace):
-    """S (N, s), its columns sharded over the mesh. Coordinates of a vector are its coefficients in the rows.
+    """S with columns sharded over the mesh. The coordinates of a vector are its coefficients in the rows.
 
     Attributes:
-        S: sketched rows.
+        S: (N, s), sketched rows.
         mesh: one axis, `SHARDS`.
-        N: rows.
-        origin: the way back to vectors, and the error; None in compiled steps.
+        N: number of rows.
+        origin: conversion to vectors, and the error of the sketch; None inside compiled steps.
     """
 
     S: Leaf
@@ -124,5 +125,5 @@ class SketchedSpace(RowSpace):
     @property
     def _origin(self) -> Sketched:
         if self.origin is None:
-            raise ValueError("this SketchedSpace is one of a compiled step and has no rows; use that of the Problem")
+            raise ValueError("got a SketchedSpace from inside a compiled step, without rows; use that of the Problem")
         return self.origin

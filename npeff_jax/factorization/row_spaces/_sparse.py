@@ -1,4 +1,4 @@
-"""Sparse rows, sharded over parameters: what a step reduces over devices is N×r and r×r, whatever m' is."""
+"""Sparse rows, sharded over parameters: devices exchange only N×r and r×r arrays per step, independent of m'."""
 
 import dataclasses
 import functools
@@ -32,14 +32,14 @@ from npeff_jax.factorization.row_spaces._blocks import BlockedRows
 from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, VECTOR_BYTES, rates
 
 BLOCK_ENTRIES = 1 << 20
-"""Entries of r vectors that a block of columns spans, 4 MB. A product gathers from there at random: when it outgrows
-the cache, a CPU falls from 18 to 3 GF/s."""
+"""Entries of r vectors over a block of columns, 4 MB. Products gather from them in random order: if they exceed the
+cache, a CPU slows from 18 to 3 GFLOP/s."""
 
 PACKED = 9
-"""Passes over the entries, some of them at random, that packing them both ways takes."""
+"""Passes over the entries, some in random order, that packing them by row and by column takes."""
 
 GATHERED = 3e-9
-"""Seconds to gather a number of a vector from its place in a block, on one core."""
+"""Seconds to gather one entry of a vector from its position in a block, on one core."""
 
 Csr = tuple[jax.Array, jax.Array, jax.Array]
 """Values, indices and row pointers of all blocks, each with the blocks along its first axis."""
@@ -47,13 +47,13 @@ Csr = tuple[jax.Array, jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class SparseRows(RowChoice):
-    """Hold A in compressed blocks, its parameters sharded. Work and memory are proportional to the non-zeros."""
+    """Hold A in compressed blocks, sharded over parameters. Work and memory are proportional to the non-zeros."""
 
     def cost(self, A: BlockedRows, n_components: int, mesh: Mesh) -> Cost:
         (N, m), nnz, r, speed = A.shape, float(A.nnz), n_components, rates(mesh)
         vectors = 4.0 * r * m
-        products = 12.0 * N * r * max(1, r * m / BLOCK_ENTRIES)  # added to once a block
-        # 4 r operations per entry, at two thirds of the speed measured: what they gather shares the cache
+        products = 12.0 * N * r * max(1, r * m / BLOCK_ENTRIES)  # read and written once per block
+        # 4 r operations per entry, at two thirds of the measured speed, because gathered entries share the cache
         step = 6 * nnz * r / speed.sparse + 6 * r * r * m / speed.dense
         step += (16 * nnz + 6 * vectors + products) / speed.stream
         once = PACKED * ENTRY_SECONDS * nnz + r * m * GATHERED / cores() + VECTOR_BYTES * r * m / speed.stream
@@ -76,7 +76,7 @@ class SparseRows(RowChoice):
         (N, m), whole = A.shape, A.whole.tocsc()
         n_blocks = mesh.size * max(1, round(m * n_components / mesh.size / BLOCK_ENTRIES))
         dealt = deal(A.counts, n_blocks)
-        blocks = [whole[:, own[own >= 0]] for own in dealt.reshape(n_blocks, -1)]  # padding is at the end of a block
+        blocks = [whole[:, own[own >= 0]] for own in dealt.reshape(n_blocks, -1)]  # padding comes last
         by_row = _pack([block.tocsr() for block in blocks], N)
         by_column = _pack([block.T for block in blocks], len(dealt) // n_blocks)
         spec = sharded(mesh, SHARDS)
@@ -88,14 +88,14 @@ class SparseRows(RowChoice):
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class SparseSpace(RowSpace):
-    """A (N, m') in blocks of columns, each once by row and once by column: products gather, and never scatter.
+    """A (N, m') in blocks of columns, stored by row and by column, so that products gather and never scatter.
 
     Attributes:
         by_row: blocks of A, a `Csr`.
-        by_column: blocks of Aᵀ.
+        by_column: blocks of Aᵀ, a `Csr`.
         mesh: one axis, `SHARDS`, over the blocks.
-        N: rows.
-        columns: which column of A stands at each coordinate; None in compiled steps, which do not look at it.
+        N: number of rows.
+        columns: the column of A at each coordinate; None inside compiled steps.
     """
 
     by_row: Leaf
@@ -135,10 +135,10 @@ class SparseSpace(RowSpace):
         return on_shard(self.by_row, self.by_column, M)
 
     def combine(self, G: Vectors, C: Float[Array, "f r"], M: Float[Array, "N f"]) -> tuple[Vectors, tuple[Any, ...]]:
-        """Return D = C G + Mᵀ A, and A Dᵀ, G Dᵀ, D Dᵀ, a block of columns after the other while it is in the cache.
+        """Return D = C G + Mᵀ A, with A Dᵀ, G Dᵀ and D Dᵀ, in one pass over blocks of columns that fit the cache.
 
-        G is read once and D written once, 8 r m' bytes; the entries of A are read twice, 16 bytes each. The rest is
-        arithmetic: 6 r² m' operations of dense products, 4 r of sparse ones per entry.
+        It moves 8 r m' bytes (G is read once and D written once) and 16 bytes per entry of A (read twice), and takes
+        6 r² m' operations of dense products and 4 r operations of sparse products per entry.
 
         Args:
             G: (r, m').
@@ -161,7 +161,7 @@ class SparseSpace(RowSpace):
         return on_shard(self.by_row, self.by_column, G, C, M)
 
     def _on_shards(self, in_specs: tuple[Any, ...], out_specs: Any) -> Callable[..., Any]:
-        """Map a function of the blocks of A and Aᵀ, and of more, over the shards."""
+        """Map a function of the blocks of A and Aᵀ and further arguments over the shards."""
         return functools.partial(
             jax.shard_map,
             mesh=self.mesh,
@@ -175,7 +175,7 @@ class SparseSpace(RowSpace):
         return zeros((self.N, f)), zeros((r, f)), zeros((f, f))
 
     def _add_products(self, sums: Inner, by_row: Csr, b: jax.Array, G: jax.Array, D: jax.Array) -> Inner:
-        """Add what block ``b`` of the columns adds to A Dᵀ, G Dᵀ and D Dᵀ."""
+        """Add the contribution of column block ``b`` to A Dᵀ, G Dᵀ and D Dᵀ."""
         AD, GD, DD = sums
         own = matmul(D, D.T)
         return AD + _product(by_row, b, D.T, self.N), GD + (own if G is D else matmul(G, D.T)), DD + own
@@ -185,7 +185,7 @@ class SparseSpace(RowSpace):
         place_of = np.empty(width, np.int32)
         place_of[dealt[dealt >= 0]] = np.flatnonzero(dealt >= 0)
         held, out = fetch(vectors), np.empty((vectors.shape[0], width), np.float32)
-        on_cores(lambda j: np.take(held[j], place_of, out=out[j], mode="clip"), range(len(out)))  # "raise" would copy
+        on_cores(lambda j: np.take(held[j], place_of, out=out[j], mode="clip"), range(len(out)))  # "raise" copies
         return out
 
     def coordinates(self, vectors: np.ndarray) -> Vectors:
@@ -199,13 +199,13 @@ class SparseSpace(RowSpace):
     @property
     def _columns(self) -> tuple[np.ndarray, int]:
         if self.columns is None:
-            raise ValueError("this SparseSpace is one of a compiled step and has no columns; use that of the Problem")
+            raise ValueError("got a SparseSpace from inside a compiled step, without columns; use that of the Problem")
         return self.columns.dealt, self.columns.width
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Columns:
-    """The permutation of a deal.
+    """The assignment of columns to coordinates, from `deal`.
 
     Attributes:
         dealt: the column of A at each coordinate, −1 for padding.
@@ -222,34 +222,34 @@ def _place(blocks: tuple[np.ndarray, np.ndarray, np.ndarray], spec: NamedShardin
 
 
 def _product(blocks: Csr, b: jax.Array, x: jax.Array, n_rows: int) -> jax.Array:
-    """Multiply block ``b`` with a dense matrix. Inside ``jit`` on a CPU, a compiled kernel (outside, much slower)."""
+    """Multiply block ``b`` by a dense matrix. Call it inside ``jit``: on a CPU it is much slower outside."""
     block = tuple(jax.lax.dynamic_index_in_dim(array, b, keepdims=False) for array in blocks)
     return BCSR(block, shape=(n_rows, x.shape[0])) @ x
 
 
 def _pulled(by_column: Csr, b: jax.Array, M: jax.Array) -> jax.Array:
-    """Return block ``b`` of Mᵀ A, (f, w)."""
+    """Return Mᵀ A over the columns of block ``b``, (f, w)."""
     return _product(by_column, b, M, by_column[2].shape[1] - 1).T
 
 
 def _width(by_column: Csr) -> int:
-    """Columns of all blocks together."""
+    """Return the number of columns of all blocks together."""
     return by_column[2].shape[0] * (by_column[2].shape[1] - 1)
 
 
 def _columns(vectors: jax.Array, by_column: Csr, b: jax.Array) -> jax.Array:
-    """Return the part of vectors on block ``b``, (r, w)."""
+    """Return the columns of ``vectors`` in block ``b``, (r, w)."""
     width = by_column[2].shape[1] - 1
     return jax.lax.dynamic_slice_in_dim(vectors, b * width, width, axis=1)
 
 
 def _write(vectors: jax.Array, by_column: Csr, b: jax.Array, part: jax.Array) -> jax.Array:
-    """Replace the part of vectors on block ``b``."""
+    """Replace the columns of ``vectors`` in block ``b``."""
     return jax.lax.dynamic_update_slice_in_dim(vectors, part, b * (by_column[2].shape[1] - 1), axis=1)
 
 
 def _pack(blocks: list[scipy.sparse.csr_array], n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compressed blocks of ``n_rows`` rows as arrays of equal length, padded with zeros that belong to the last row."""
+    """Stack compressed blocks of ``n_rows`` rows as arrays of equal length, padded with zeros in the last row."""
     length = max(block.nnz for block in blocks)
     data, indices = np.zeros((len(blocks), length), np.float32), np.zeros((len(blocks), length), np.int32)
     pointers = np.full((len(blocks), n_rows + 1), length, np.int32)
@@ -261,18 +261,22 @@ def _pack(blocks: list[scipy.sparse.csr_array], n_rows: int) -> tuple[np.ndarray
 
 
 GREEDY = 100_000
-"""Columns dealt by load, the heaviest ones, in rounds of one to each block. Later columns are light and follow a snake,
-which needs no loop."""
+"""Number of the heaviest columns that are assigned by load, one to each block per round. Lighter columns are assigned
+in snake order, which needs no loop."""
 
 
 def deal(counts: Int[np.ndarray, "m_kept"], n_blocks: int) -> Int[np.ndarray, "size"]:
-    """A permutation of the columns, padded with −1 to a multiple of ``n_blocks``, cut evenly into the blocks.
+    """Assign columns to blocks of equal size and similar numbers of non-zeros.
 
-    Columns go out heaviest first, in rounds of one a block: the heaviest of a round to the block that has least.
+    Columns are assigned heaviest first, in rounds of one per block: the heaviest of a round goes to the block with the
+    fewest non-zeros so far.
 
     Args:
-        counts: non-zeros of each column.
-        n_blocks: how many equal parts.
+        counts: number of non-zeros of each column.
+        n_blocks: number of blocks.
+
+    Returns:
+        Column indices, block after block, padded with −1 to a multiple of ``n_blocks``.
     """
     width = round_up(max(len(counts), 1), n_blocks) // n_blocks
     order = np.full(width * n_blocks, -1)

@@ -1,8 +1,8 @@
-"""The protocol of a solver, and where iterations start.
+"""The protocol of solvers, and initial factors.
 
-A solver is a frozen dataclass: its fields are its settings, `init`, `step` and `factors` its algorithm. The driver of
-`decompose` compiles a scan of `step` and owns the rest (stopping, history, exchanges, checkpoints, the guard against
-values that are not finite); it never looks at a solver's class.
+A solver is a frozen dataclass: its fields are its settings, and `init`, `step` and `factors` are its algorithm. The
+driver of `decompose` compiles a loop over `step` and does the rest (stopping, history, exchanges, checkpoints, the
+guard against non-finite values). It does not depend on the class of a solver.
 """
 
 import abc
@@ -29,7 +29,7 @@ State = TypeVar("State")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InitialFactors:
-    """Given factors to start from. What is not given is drawn from the seed.
+    """Factors to start from. A factor that is not given is drawn at random.
 
     Attributes:
         coefficients: W, (n, r), non-negative.
@@ -41,7 +41,7 @@ class InitialFactors:
 
     @property
     def given(self) -> list[str]:
-        """The names of what is given, for the record."""
+        """Names of the given factors."""
         return [name for name in ("coefficients", "pseudo_fishers") if getattr(self, name) is not None]
 
 
@@ -49,9 +49,9 @@ class Factors(NamedTuple):
     """Factors on the devices, from which `Solver.init` makes a state.
 
     Attributes:
-        W: coefficients.
-        G: vectors, in coordinates.
-        steps: how many steps count as done: 0, unless a run goes on or the warm-up has nothing to do.
+        W: (n, r), coefficients.
+        G: (r, size), vectors, in coordinates.
+        steps: number of steps that count as done: 0, unless a run continues or the warm-up is skipped.
     """
 
     W: Coefficients
@@ -62,24 +62,25 @@ class Factors(NamedTuple):
 class Solver(abc.ABC):
     """An algorithm for min ‖F − Σ_j W_j H_j‖² (eq. 4), with its settings as fields.
 
-    Make a frozen dataclass of it, which is hashable (a solver is static under ``jit``), and write three methods:
+    A subclass is a frozen dataclass, hence hashable (a solver is static under ``jit``), with three methods:
 
-        init(problem, start)    the state, a pytree, of given factors
-        step(problem, state)    the next state
-        factors(state)          W (n, r) and G (r, size), the latter in the coordinates of problem.rows
+        init(problem, start)    make the state, a pytree, from factors
+        step(problem, state)    return the next state
+        factors(state)          return W (n, r) and G (r, size), the latter in the coordinates of problem.rows
 
-    All three are pure and are compiled together. `Problem` has the products that they need. A subclass of a shipped
-    solver may replace `step` alone.
+    All three are pure and are compiled together. `Problem` provides the products that they need. A subclass of a
+    shipped solver may override `step` only.
 
     Attributes:
-        kind: the kind of PEFs it factorizes.
-        supports: which optional parts of a `Problem` it respects: "frozen", "tunings".
-        exchanges: how often the driver may replace the component that is missed least by what is explained worst.
-        warm_up: first steps of which the driver does not judge the loss.
-        restarts: whether W and G (and the count of steps) determine the state. The driver then calls `init` again every
-            ``Stopping.window`` steps, which keeps the rounding of carried products from adding up, and checkpoints hold
-            factors alone, so that a run may go on with other devices. Otherwise they hold the whole state.
-        remedy: what to do where values overflow.
+        kind: the kind of PEFs that the solver factorizes.
+        supports: optional parts of a `Problem` that the solver respects: "frozen", "tunings".
+        exchanges: maximum number of times that the driver replaces components to escape a local minimum.
+        warm_up: number of initial steps whose losses do not count for stopping.
+        restarts: whether W, G and the number of steps determine the state. If so, the driver calls `init` every
+            ``Stopping.window`` steps, so that rounding errors of carried products do not accumulate, and checkpoints
+            hold the factors only, so that a run may resume on other devices. Otherwise checkpoints hold the whole
+            state.
+        remedy: advice for users if values overflow.
 
     Examples:
         Projected gradient descent in ten lines:
@@ -103,7 +104,7 @@ class Solver(abc.ABC):
     kind: ClassVar[FisherKind]
 
     def __post_init__(self) -> None:
-        """Turn NumPy scalars among the settings into Python's: a result is recorded as JSON."""
+        """Convert NumPy scalars among the settings to Python scalars, because settings are recorded as JSON."""
         for name, value in list(vars(self).items()):
             if isinstance(value, np.generic):
                 object.__setattr__(self, name, value.item())
@@ -130,38 +131,38 @@ class Solver(abc.ABC):
 
     @abc.abstractmethod
     def init(self, problem: Problem, start: Factors) -> Any:
-        """Return the state, a pytree, of given factors."""
+        """Make a state, a pytree, from factors."""
 
     @abc.abstractmethod
     def step(self, problem: Problem, state: Any) -> Any:
-        """Return the state after one step more."""
+        """Return the state after one more step."""
 
     @abc.abstractmethod
     def factors(self, state: Any) -> tuple[Coefficients, Vectors]:
         """Return W (n, r) and G (r, size), in coordinates."""
 
     def products(self, problem: Problem, state: Any) -> tuple[RowProducts, ComponentGram]:
-        """Return A Gᵀ and G Gᵀ. Override it where the state carries them."""
+        """Return A Gᵀ and G Gᵀ. Override it if the state holds them."""
         return problem.products(self.factors(state)[1])
 
     def loss_terms(self, problem: Problem, state: Any) -> Float[Array, "2 r"]:
-        """Return the terms of the loss, as `loss_terms` gives them. Override it where the state has the products."""
+        """Return the terms of the loss, as the function `loss_terms`. Override it if the state holds the products."""
         W = self.factors(state)[0]
         return loss_terms(W, *problem.least_squares(*self.products(problem, state)), problem.tie_penalty(W))
 
     def initial_coefficients(self, problem: Problem, n_components: int, seed: int) -> Float[np.ndarray, "n r"]:
-        """Return W to start from: uniform by default, zero where a first exact sweep sets it.
+        """Return the initial W. By default its entries are uniform in [0, 2/r), which suits examples of unit norm.
 
-        Entries around 1/r: n examples of unit norm are then met in the right order of magnitude.
+        A solver whose first step solves for W exactly may return zeros.
         """
         rng = np.random.default_rng([seed, 1])
         return rng.random((problem.n_examples, n_components), dtype=np.float32) * 2 / n_components
 
     def initial_vectors(self, problem: Problem, n_components: int, seed: int) -> Vectors:
-        """Return G to start from: unit vectors in the span of the rows, G = U A, which every row space can form alike.
+        """Return the initial G: random unit vectors in the span of the rows, G = U A, the same in every row space.
 
-        U is normal for low-rank problems. For diagonal ones it is a few rows per component, distinct enough to part,
-        and a little of every row, because a multiplicative update leaves zeros zero.
+        U is normal for low-rank problems. For diagonal problems each component is a sum of a few random rows, so that
+        components differ, and a small part of every row, because a multiplicative update cannot change zeros.
         """
         rng, N = np.random.default_rng(seed), problem.rows.n_rows
         if problem.kind is FisherKind.DIAGONAL:
@@ -173,15 +174,15 @@ class Solver(abc.ABC):
         return combine(problem.on_device(), replicate(U, problem.rows.mesh))
 
     def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
-        """Return the factors that `init` starts from: those given, the others drawn; protected vectors first.
+        """Return the factors that `init` starts from: the given ones, others drawn at random; protected vectors first.
 
-        Where vectors alone are given, there is no warm-up: it would fit them to a W that was drawn.
+        If only vectors are given, the warm-up is skipped, because it would fit them to a random W.
         """
         rows, f = problem.rows, problem.n_frozen
         W = given.coefficients
         if W is None:
             W = with_pattern(problem, self.initial_coefficients(problem, n_components, seed))
-            W = W * problem.has_rows[:, None]  # what explains nothing has no say in WᵀW
+            W = W * problem.has_rows[:, None]  # examples without rows must not enter WᵀW
         if given.pseudo_fishers is None:
             G = self.initial_vectors(problem, n_components - f, seed)
         else:
@@ -195,7 +196,7 @@ class Solver(abc.ABC):
         return Factors(W, G, replicate(np.asarray(done, np.int32), rows.mesh))
 
     def check(self, kind: FisherKind, parts: tuple[str, ...]) -> None:
-        """Raise ValueError where it cannot factorize PEFs of ``kind``, or a problem that has ``parts``."""
+        """Raise ValueError if the solver does not support PEFs of ``kind``, or a problem with ``parts``."""
         name = type(self).__name__
         if kind is not self.kind:
             raise ValueError(f"solver={name} does not decompose {kind.value} PEFs; choose {self.alternatives(kind)}")
@@ -207,13 +208,14 @@ class Solver(abc.ABC):
             )
 
     def alternatives(self, kind: FisherKind) -> str:
-        """Return what to propose for PEFs of another kind."""
+        """Return the solvers to propose for PEFs of ``kind``, as text."""
         return "DampedALS or GradientDescent" if kind is FisherKind.LOW_RANK else "HALS or Multiplicative"
 
 
 def with_pattern(problem: Problem, W: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "n r"]:
-    """Return W with named columns at their marks, zero where these are unknown: the warm-up then finds what marked
-    examples have and others have not.
+    """Return W with the named columns set to their marks, zero where unknown.
+
+    The warm-up then finds vectors that distinguish the marked examples from the others.
     """
     if problem.ties is None:
         return W
@@ -221,7 +223,7 @@ def with_pattern(problem: Problem, W: Float[np.ndarray, "n r"]) -> Float[np.ndar
 
 
 def fit_to_given(problem: Problem, start: Factors, given: InitialFactors) -> Factors:
-    """Return a start whose W is fitted, where vectors are given and coefficients are not."""
+    """Return the start with W fitted to the vectors, if vectors are given and coefficients are not."""
     if given.pseudo_fishers is None or given.coefficients is not None:
         return start
     b, P = _least_squares(problem.on_device(), start.G)
@@ -229,15 +231,17 @@ def fit_to_given(problem: Problem, start: Factors, given: InitialFactors) -> Fac
 
 
 def solve_for_given(solver: "Solver", problem: Problem, start: Factors, given: InitialFactors, steps: int) -> Factors:
-    """Return a start whose vectors are solved for given coefficients, which a first step against random ones would
-    throw away. The warm-up does that; here it is done for solvers that were told to have a shorter one.
+    """Return the start with vectors solved for the given coefficients, if only coefficients are given.
+
+    Otherwise the first step would fit the coefficients to random vectors. A warm-up of ``steps`` steps has the same
+    effect; this function is for solvers with a shorter one.
 
     Args:
         solver: a dataclass with the field ``warm_up``.
-        problem: what is factorized.
-        start: as drawn.
-        given: what of it was given.
-        steps: of the vectors alone.
+        problem: the problem to factorize.
+        start: the start, with random vectors.
+        given: the factors that were given.
+        steps: number of steps on the vectors.
     """
     if given.coefficients is None or given.pseudo_fishers is not None or solver.warm_up >= steps:
         return start
@@ -246,7 +250,7 @@ def solve_for_given(solver: "Solver", problem: Problem, start: Factors, given: I
 
 @functools.partial(jit, static_argnames=("solver",))
 def _solved(problem: Problem, start: Factors, *, solver: Solver) -> Factors:
-    """Run the warm-up of a solver; the start itself where values overflow, which the first steps then report."""
+    """Run the warm-up of a solver. If values overflow, return the start, so that the first steps report it."""
     state = solver.init(problem, start)
     state = jax.lax.fori_loop(0, solver.warm_up, lambda _, state: solver.step(problem, state), state)
     W, G = solver.factors(state)
@@ -255,18 +259,18 @@ def _solved(problem: Problem, start: Factors, *, solver: Solver) -> Factors:
 
 
 FITTED, SWEEPS = 1e-3, 100
-"""Residual, and sweeps at most, of a W that a solver goes on from."""
+"""Tolerance and maximum number of sweeps when W is fitted to given vectors."""
 
 
 @jit
 def _least_squares(problem: Problem, G: Vectors) -> tuple[Coefficients, ComponentGram]:
-    """`Problem.least_squares` of vectors."""
+    """Return `Problem.least_squares` of the vectors ``G``."""
     return problem.least_squares(*problem.products(G))
 
 
 @jit
 def combine(problem: Problem, U: RowProducts) -> Vectors:
-    """Return Uᵀ A, each vector at unit norm."""
+    """Return Uᵀ A with each vector scaled to unit norm."""
     G = problem.rows.pull_back(U)
     norm = jnp.sqrt(jnp.diagonal(problem.products(G)[1]))
     return G / jnp.where(norm > 0, norm, 1.0)[:, None]

@@ -1,6 +1,6 @@
 """The paper's algorithm for LRM-NPEFF, for comparison: multiplicative updates of W, a fixed learning rate for G.
 
-After its section 2.2 and the authors' code. What differs from theirs: the loss counts each pair of rows once.
+It follows section 2.2 and the authors' code, except that the loss counts each pair of rows once.
 """
 
 import dataclasses
@@ -18,16 +18,17 @@ from npeff_jax.factorization.solvers._lrm import LowRankSolver, LowRankState
 
 @dataclasses.dataclass(frozen=True)
 class GradientDescent(LowRankSolver):
-    """The paper's algorithm for LRM-NPEFF, for comparison: multiplicative W, gradient steps of a fixed rate on G.
+    """The paper's algorithm for LRM-NPEFF, for comparison: multiplicative updates of W, gradient descent on G.
 
-    It starts as the authors' code does: W uniform in (0, 1), G normal with ‖g‖² = 2/r in expectation, and 200 steps of
-    G alone. One thing differs: their G is normal over all parameters and so almost wholly outside the span of the rows,
-    where it only decays; ours is a normal combination of the rows, which every row space can hold.
+    The start is that of the authors' code: W uniform in (0, 1), G normal with ‖g‖² = 2/r in expectation, and 200 steps
+    on G only. One thing differs: their G is normal over all parameters, so lies almost entirely outside the span of the
+    rows, where it only decays; here G is a normal combination of the rows, which every row space can represent.
 
     Attributes:
-        learning_rate: of G. 1e-3 is the default of the authors' code. Steps depend on the scale of the start.
-        epsilon: added to the denominator of the multiplicative update, as there.
-        warm_up: first steps that move G alone, W held at its start, given or drawn; none where G alone is given.
+        learning_rate: learning rate of G; the default is that of the authors' code. A suitable value depends on the
+            scale of the start.
+        epsilon: added to the denominator of the multiplicative update, as in the authors' code.
+        warm_up: number of initial steps on G only, with W fixed; skipped if only G is given.
     """
 
     learning_rate: float = 1e-3
@@ -51,13 +52,13 @@ class GradientDescent(LowRankSolver):
 
     @full_precision
     def step(self, problem: Problem, state: LowRankState) -> LowRankState:
-        """W ← W ∘ numerator / (W (G Gᵀ ∘ G Gᵀ) + ε), then G ← G − rate · ∇_G loss, where loss is ‖F − Σ W H‖²."""
+        """Update W ← W ∘ numerator / (W (G Gᵀ ∘ G Gᵀ) + ε), then G ← G − rate · ∇_G ‖F − Σ W H‖²."""
         W, G, AG, GG, numerator, steps = state
         f = problem.n_frozen
         W = jnp.where(steps < self.warm_up, W, W * numerator / (W @ (GG * GG) + self.epsilon))
         B = (W.T @ W) * GG
         M = problem.over_rows(W) * AG
-        rate = 4 * self.learning_rate  # of B G − Mᵀ A
+        rate = 4 * self.learning_rate  # ∇_G loss = 4 (B G − Mᵀ A)
         moved, (AG, _, GG) = problem.rows.combine(G, jnp.eye(len(B), dtype=B.dtype)[f:] - rate * B[f:], rate * M[:, f:])
         if f:
             return self.init(problem, Factors(W, jnp.concatenate([G[:f], moved]), steps + 1))

@@ -1,9 +1,10 @@
 """D-NPEFF: non-negative matrix factorization of the (n, m') matrix X of diagonal PEFs, X ≈ W H.
 
-W-step   a non-negative least squares with Gram H Hᵀ and numerator X Hᵀ
-H-step   one per column of X, all with Gram WᵀW; numerator Wᵀ X. A shard of columns needs nothing of the others.
+W-step   non-negative least squares with Gram matrix H Hᵀ and numerator X Hᵀ
+H-step   non-negative least squares per column of X with Gram matrix WᵀW and numerator Wᵀ X; columns are independent,
+         so shards of columns need no communication
 
-X Hᵀ and Wᵀ X are what a step costs, so HALS uses each for more than one sweep (Gillis & Glineur 2012).
+X Hᵀ and Wᵀ X dominate the cost of a step, so HALS uses each for several sweeps (Gillis & Glineur 2012).
 """
 
 import dataclasses
@@ -26,14 +27,14 @@ from npeff_jax.pefs import FisherKind
 
 
 class DiagonalState(NamedTuple):
-    """W and H, with the products of H carried along.
+    """W and H, with the products of H.
 
     Attributes:
         W: coefficients.
         H: vectors.
-        XH: X Hᵀ, of the rows.
+        XH: X Hᵀ, per row.
         HH: H Hᵀ.
-        steps: how many steps were done.
+        steps: number of steps done.
     """
 
     W: Coefficients
@@ -44,7 +45,7 @@ class DiagonalState(NamedTuple):
 
 
 class DiagonalSolver(Solver):
-    """What the solvers of diagonal problems share: a state that W and H determine."""
+    """Base class of the solvers of diagonal problems, whose state is determined by W and H."""
 
     kind = FisherKind.DIAGONAL
     restarts = True
@@ -66,7 +67,7 @@ class DiagonalSolver(Solver):
 
 
 SWEPT = 8192
-"""Coordinates of H that are swept together: with 64 components 2 MB, which stay in the cache."""
+"""Coordinates of H that are updated together: 2 MB with 64 components, which fit the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +75,11 @@ class HALS(DiagonalSolver):
     """D-NPEFF by hierarchical alternating least squares: one exact column after the other.
 
     Attributes:
-        sweeps: over W and over H per step, for the same products with X. More sweeps come nearer to the exact answer
-            within the window that judges an exchange (studied: four end lower than two, eight hardly lower than four).
+        sweeps: number of sweeps over W and over H per step, with the same products with X. More sweeps come closer to
+            the exact minimiser within the window after which an exchange is judged (final losses are lower with four
+            than with two, and hardly lower with eight).
         exchanges: as for `DampedALS`.
-        warm_up: as for `DampedALS`. H given W is a convex problem, so a few steps solve it.
+        warm_up: as for `DampedALS`. The problem of H for fixed W is convex, so a few steps suffice.
     """
 
     sweeps: int = 4
@@ -99,9 +101,9 @@ class HALS(DiagonalSolver):
         swept = jax.lax.fori_loop(0, self.sweeps, lambda _, W: problem.sweep(W, b, HH), W)
         W = jnp.where(steps < self.warm_up, W, swept)
         free, WW = W[:, f:], W.T @ W
-        if problem.ties is not None:  # λ ‖W_j − s_j m‖² ‖h_j‖² is a term on the diagonal of WᵀW
+        if problem.ties is not None:  # the penalty λ ‖W_j − s_j m‖² ‖h_j‖² adds to the diagonal of WᵀW
             WW = WW + jnp.diag(problem.tie_penalty(W))
-        # What the protected components explain is taken off the numerator; the rest is a smaller problem of this kind.
+        # Subtract the contribution of the protected components; the rest is a smaller problem of the same kind.
         numerator = problem.rows.pull_back(problem.over_rows(free))
         if f:
             numerator = numerator - WW[f:, :f] @ H[:f]
@@ -110,23 +112,24 @@ class HALS(DiagonalSolver):
 
 
 def sweep(V: Float[Array, "rows r"], b: Float[Array, "rows r"], P: ComponentGram, times: int) -> Float[Array, "rows r"]:
-    """Return V after HALS sweeps with the same products."""
+    """Return V after ``times`` HALS sweeps with the same products."""
     return jax.lax.fori_loop(0, times, lambda _, V: hals_sweep(V, b, P), V)
 
 
 def sweep_vectors(
     H: Float[Array, "r size"], b: Float[Array, "r size"], P: ComponentGram, times: int, mesh: Mesh
 ) -> Float[Array, "r size"]:
-    """Return H after HALS sweeps over its components: `SWEPT` coordinates after the other, all sweeps of each at once.
+    """Return H after HALS sweeps over its components, in blocks of `SWEPT` coordinates.
 
-    Coordinates do not depend on each other, so every device sweeps its own, and H is read and written once.
+    Coordinates are independent, so each device updates its own, and all sweeps of a block are done at once, which reads
+    and writes H once.
 
     Args:
         H: vectors.
         b: Wᵀ X.
         P: WᵀW.
-        times: sweeps.
-        mesh: one axis, over which coordinates are sharded where it divides them.
+        times: number of sweeps.
+        mesh: one axis, over which coordinates are sharded if it divides their number.
     """
 
     def on_shard(H: jax.Array, b: jax.Array, P: jax.Array) -> jax.Array:

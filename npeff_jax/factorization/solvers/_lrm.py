@@ -1,14 +1,14 @@
 """LRM-NPEFF (section 2.2) without a learning rate, in the symbols of the glossary.
 
-One step: HALS on W given G, then G moves along the damped ALS direction by the exact minimiser of the loss there.
+One step: HALS on W for fixed G, then a move of G along the damped ALS direction by an exact line search.
 
-    W-step   min_W≥0 of the loss; a non-negative least squares with Gram (G Gᵀ)∘(G Gᵀ) and numerator Σ_rows (A Gᵀ)²
+    W-step   non-negative least squares with Gram matrix (G Gᵀ)∘(G Gᵀ) and numerator Σ_rows (A Gᵀ)²
     G-step   ∇_G loss = 4 R,  R = B G − Mᵀ A,  B = (WᵀW) ∘ (G Gᵀ),  M = (W over each example's rows) ∘ (A Gᵀ)
-             D = −(B + λ Diag B)⁻¹ R descends: the matrix is positive definite. (The step to (B + λ I)⁻¹ Mᵀ A, which
-             looks alike, can ascend.)
-             G + t D changes A Gᵀ and G Gᵀ linearly and quadratically in t, so the loss along D is a quartic in t.
+             D = −(B + λ Diag B)⁻¹ R is a descent direction, because the matrix is positive definite. (The similar
+             direction (B + λ I)⁻¹ Mᵀ A − G can ascend.)
+             Along G + t D, A Gᵀ is linear and G Gᵀ quadratic in t, so the loss is a quartic in t.
 
-The same code runs on every row space; with protected components, D covers the others only.
+The same code runs on every row space. Protected components have D = 0.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from npeff_jax.pefs import FisherKind
 
 
 class LowRankState(NamedTuple):
-    """W and G, with the products of G carried along.
+    """W and G, with the products of G.
 
     Attributes:
         W: coefficients.
@@ -38,7 +38,7 @@ class LowRankState(NamedTuple):
         AG: A Gᵀ.
         GG: G Gᵀ.
         numerator: Σ_rows (A Gᵀ)².
-        steps: how many steps were done.
+        steps: number of steps done.
     """
 
     W: Coefficients
@@ -50,7 +50,7 @@ class LowRankState(NamedTuple):
 
 
 class LowRankSolver(Solver):
-    """What the solvers of low-rank problems share: a state that W and G determine."""
+    """Base class of the solvers of low-rank problems, whose state is determined by W and G."""
 
     kind = FisherKind.LOW_RANK
     restarts = True
@@ -77,17 +77,17 @@ class DampedALS(LowRankSolver):
 
     Attributes:
         damping: λ of (B + λ Diag B)⁻¹. B is only positive semi-definite: nearly parallel components make it singular,
-            and the inverse of the r×r system then amplifies the rounding of its right-hand side.
-        sweeps: HALS sweeps over W per step. Solving for W exactly while G is still far off stalls (tested).
-        exchanges: once it stands still, components that are missed least are replaced by what is explained worst, as
-            many at once as promise to pay, and kept if that pays; at most so many times, fewer where nothing is left to
-            gain. Alternating steps alone end in local minima from most starts. None with ``stiefel``: a row may lie in
-            the span of the other vectors, and nothing orthonormal is near that.
-        warm_up: first steps that move G alone, W held at its start, given or drawn; none where G alone is given. A W
-            that is solved for a random G is far from any concept, and stays there. For a W that is given alone G is
-            solved in any case.
-        orthogonality: weight ρ of ρ Σ_{j≠k} (g_j·g_k)² over unit vectors, added to the loss as a fraction of ‖F‖².
-        stiefel: keep the pseudo-Fishers orthonormal.
+            and its inverse then amplifies rounding errors.
+        sweeps: HALS sweeps over W per step. An exact solution for W while G is far from converged makes the iterations
+            stall.
+        exchanges: maximum number of exchanges. After convergence, the least useful components are replaced by
+            candidates from the residual, as many at once as are expected to lower the loss, and the exchange is kept if
+            it does; alternating steps alone end in local minima from most starts. None with ``stiefel``, because a
+            candidate may lie in the span of the other vectors, with no orthonormal vector near it.
+        warm_up: number of initial steps on G only, with W fixed; skipped if only G is given. A W solved for a random G
+            leads to a poor local minimum. If only W is given, G is always solved for first.
+        orthogonality: weight ρ of the penalty ρ Σ_{j≠k} (g_j·g_k)² over unit vectors, as a fraction of ‖F‖².
+        stiefel: whether to keep the pseudo-Fishers orthonormal.
     """
 
     damping: float = 1e-2
@@ -128,9 +128,9 @@ class DampedALS(LowRankSolver):
 
         W = jax.lax.cond(steps < self.warm_up, lambda W: W, swept, W) if self.warm_up else swept(W)
 
-        # ρ Σ_{j≠k} (g_j·g_k)² is a quadratic term like that of the loss, with ρ in the place of (WᵀW)_jk.
+        # ρ Σ_{j≠k} (g_j·g_k)² has the form of the quadratic term of the loss, with ρ for (WᵀW)_jk.
         WW = W.T @ W
-        if problem.ties is not None:  # λ ‖W_j − s_j m‖² ‖g_j‖⁴ is such a term too
+        if problem.ties is not None:  # so has λ ‖W_j − s_j m‖² ‖g_j‖⁴
             WW = WW + jnp.diag(problem.tie_penalty(W))
         penalty = self.orthogonality * problem.squared_norm * (1 - jnp.eye(W.shape[1], dtype=W.dtype))
         definite = (WW * GG)[f:, f:]
@@ -138,9 +138,9 @@ class DampedALS(LowRankSolver):
         owner_W = problem.over_rows(W)
         M = owner_W * AG
         B = (WW * GG)[f:]
-        if self.orthogonality:  # the penalty is of unit vectors: shrinking them must not lower it
+        if self.orthogonality:  # shrinking the vectors must not lower the penalty
             along = jnp.sum(B * GG[f:], 1) - jnp.sum(M * AG, 0)[f:]
-            # Its part of B is indefinite; row sums bound its eigenvalues.
+            # The penalty's part of B is indefinite; row sums bound its eigenvalues.
             definite = definite + 2 * jnp.diag(jnp.sum(penalty * jnp.abs(GG), axis=1)[f:])
             direction_of = B.at[:, f:].add(-jnp.diag(along))
         else:
@@ -155,10 +155,10 @@ class DampedALS(LowRankSolver):
             line = project(line, S, G, AG, GG, f)
             slope = 4 * (jnp.sum(B.T * line.GD) - jnp.sum(M[:, f:] * line.AD))
         else:
-            # ⟨R, D⟩ = −⟨damped D, D⟩: a sum without cancellation, so the slope keeps its digits near a minimum.
+            # ⟨R, D⟩ = −⟨damped D, D⟩, a sum without cancellation, so the slope is accurate near a minimum.
             slope = -4 * jnp.sum(damped * line.DD)
 
-        # D is zero for protected components: the line's coefficients need its products with everything.
+        # Pad D with zeros for protected components: the line search needs products with all components.
         AD, GD = jnp.pad(line.AD, ((0, 0), (f, 0))), jnp.pad(line.GD, ((0, 0), (f, 0)))
         DD = jnp.pad(line.DD, ((f, 0), (f, 0)))
         t = minimize_quartic(line_coefficients(WW, AD, GG, GD, DD, owner_W, slope))
@@ -169,7 +169,7 @@ class DampedALS(LowRankSolver):
             G = G.at[f:].add(t * line.D)
             AG, GG = AG + t * AD, GG + t * (GD + GD.T) + t * t * DD
 
-        # Unit vectors, the scale in W: changes no product W_ij g_j g_jᵀ.
+        # Scale vectors to unit norm and W accordingly: no product W_ij g_j g_jᵀ changes.
         norm = jnp.sqrt(jnp.diagonal(GG))
         norm = jnp.where((norm > 0) & (jnp.arange(norm.size) >= f), norm, 1.0)
         G, AG, GG, W = G / norm[:, None], AG / norm[None], GG / jnp.outer(norm, norm), W * norm[None] ** 2
@@ -177,18 +177,18 @@ class DampedALS(LowRankSolver):
 
 
 def damp(B: ComponentGram, damping: float) -> ComponentGram:
-    """Return B + λ Diag B: relative to each component's own weight, so that rescaling g_j against W_j changes nothing.
+    """Return B + λ Diag B. The damping is relative per component, hence invariant to rescaling g_j against W_j.
 
-    A thousandth of that, of the mean weight, keeps the system regular where a component has no weight at all.
+    A thousandth of λ times the mean diagonal entry is added too, which keeps the system regular if B_jj is zero.
     """
     diagonal = jnp.diagonal(B)
     return B + damping * jnp.diag(diagonal + 1e-3 * jnp.mean(diagonal) + jnp.finfo(B.dtype).tiny)
 
 
 def inverse(B: ComponentGram) -> ComponentGram:
-    """Return B⁻¹, symmetric: multiplying by it stays local to a shard of R, which a triangular solve would gather.
+    """Return B⁻¹. Multiplying by it is local to a shard of R, whereas a triangular solve would gather R.
 
-    Should rounding ever make B indefinite, the diagonal alone still gives a descent direction.
+    If rounding makes B indefinite, return the inverse of its diagonal, which still gives a descent direction.
     """
     factor = jax.lax.linalg.cholesky(B, symmetrize_input=False)
     identity = jnp.eye(B.shape[0], dtype=B.dtype)

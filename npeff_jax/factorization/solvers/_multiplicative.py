@@ -1,4 +1,4 @@
-"""D-NPEFF the paper's way: the multiplicative updates of Lee & Seung for X ≈ W H."""
+"""The paper's algorithm for D-NPEFF: the multiplicative updates of Lee & Seung for X ≈ W H."""
 
 import dataclasses
 import functools
@@ -18,10 +18,10 @@ from npeff_jax.factorization.solvers._hals import DiagonalSolver, DiagonalState
 
 @dataclasses.dataclass(frozen=True)
 class Multiplicative(DiagonalSolver):
-    """D-NPEFF by the multiplicative updates of Lee & Seung, the paper's way.
+    """The paper's algorithm for D-NPEFF: the multiplicative updates of Lee & Seung.
 
     Attributes:
-        epsilon: what a zero denominator is replaced by: the machine epsilon of float32, as in scikit-learn.
+        epsilon: replacement for zero denominators; by default the machine epsilon of float32, as in scikit-learn.
     """
 
     epsilon: float = float(np.finfo(np.float32).eps)
@@ -34,7 +34,7 @@ class Multiplicative(DiagonalSolver):
 
     @full_precision
     def step(self, problem: Problem, state: DiagonalState) -> DiagonalState:
-        """W ← W ∘ X Hᵀ / (W H Hᵀ), then H ← H ∘ Wᵀ X / (WᵀW H). Protected components keep their vectors."""
+        """Update W ← W ∘ X Hᵀ / (W H Hᵀ), then H ← H ∘ Wᵀ X / (WᵀW H). Protected vectors stay fixed."""
         W, H, XH, HH, steps = state
         f = problem.n_frozen
         W = multiplicative(W, problem.sum_over_rows(XH), HH, self.epsilon)
@@ -43,13 +43,13 @@ class Multiplicative(DiagonalSolver):
 
 
 UPDATES = 50
-"""Of H alone for a W that is given: the first update of W against a random H would throw it away."""
+"""Updates of H only, if W is given: otherwise the first update of W would fit it to a random H."""
 
 
 @functools.partial(jit, static_argnames=("epsilon",))
 @full_precision
 def _vectors_for(problem: Problem, W: Coefficients, H: Vectors, *, epsilon: float) -> Vectors:
-    """Return H after multiplicative updates for a given W, protected vectors as they are."""
+    """Return H after multiplicative updates for a given W; protected vectors stay fixed."""
     b, P = problem.rows.pull_back(problem.over_rows(W)).T, W.T @ W
     moved = jax.lax.fori_loop(0, UPDATES, lambda _, V: multiplicative(V, b, P, epsilon), H.T).T
     return jnp.concatenate([H[: problem.n_frozen], moved[problem.n_frozen :]])

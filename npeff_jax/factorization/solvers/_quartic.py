@@ -5,18 +5,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 GRID = np.linspace(-2, 2, 4097, dtype=np.float32)
-"""Where the scaled quartic is evaluated first. Its roots are within; between two points it changes by 1e-7 at most next
-to a minimum, so what is picked is the lowest valley, or one as low to float32."""
+"""Points at which the scaled quartic is evaluated; they cover all stationary points. Between neighbouring points it
+changes by at most 1e-7 near a minimum, so the best point is in the lowest valley to float32 rounding."""
 
 NEWTON = 3
-"""From 1/2048 away, digits double: 3, 7, 14."""
+"""Newton steps. Starting within 1/2048, the number of correct digits doubles: 3, 7, 14."""
 
 
 def minimize_quartic(c: Float[Array, "4"]) -> Float[Array, ""]:
-    """The t that minimises c₀ t + c₁ t² + c₂ t³ + c₃ t⁴, with c₃ ≥ 0. Where the quartic is flat, 0.
+    """Return the t that minimises c₀ t + c₁ t² + c₂ t³ + c₃ t⁴, with c₃ ≥ 0; 0 if the quartic is constant.
 
-    The best of many points, polished by Newton's method on the derivative. (Roots in closed form lose their digits in
-    float32, and take longer to compile than the rest of a step.)
+    It takes the best point of a grid and refines it by Newton's method on the derivative. (Closed-form roots are
+    inaccurate in float32, and take longer to compile than the rest of a step.)
     """
     tiny = jnp.finfo(c.dtype).tiny
     a, b, g, d = 4 * c[3], 3 * c[2], 2 * c[1], c[0]
@@ -30,7 +30,7 @@ def minimize_quartic(c: Float[Array, "4"]) -> Float[Array, ""]:
     for _ in range(NEWTON):
         slope = g + x * (2 * b + 3 * x)
         x = x - jnp.where(slope > 1e-6, (d + x * (g + x * (b + x))) / jnp.where(slope > 1e-6, slope, 1.0), 0.0)
-    # A cubic term without a quartic one cannot occur (c₃ = 0 means D vanishes wherever W does not); then a parabola.
+    # If c₃ = 0 then c₂ = 0 too (D vanishes wherever W does not), and the quartic is a parabola.
     parabola = jnp.where(c[1] > tiny, -c[0] / (2 * jnp.where(c[1] > tiny, c[1], 1.0)), 0.0)
     t = jnp.where(a > tiny, x * scale, parabola)
     return jnp.where(t * (c[0] + t * (c[1] + t * (c[2] + t * c[3]))) < 0, t, 0.0)

@@ -1,4 +1,4 @@
-"""Directions that stay on a constraint: unit vectors, for a penalty on their angles, or orthonormal ones (Stiefel)."""
+"""Constrained directions for G: unit vectors (for a penalty on angles), or orthonormal vectors (Stiefel manifold)."""
 
 from typing import NamedTuple
 
@@ -11,11 +11,11 @@ from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.125, 0.03, 0.01, 0.0)
-"""Of the step that is best without retraction. Zero is among them: a step never ascends."""
+"""Step lengths to try, relative to the best one without retraction. With zero among them, the loss never increases."""
 
 
 class Line(NamedTuple):
-    """A direction and its products."""
+    """A direction D and its products."""
 
     D: Vectors
     AD: Float[Array, "N d"]
@@ -24,8 +24,10 @@ class Line(NamedTuple):
 
 
 def project(line: Line, S: ComponentGram, G: Vectors, AG: RowProducts, GG: ComponentGram, n_frozen: int = 0) -> Line:
-    """Return D − S G over the components that are free. S = Diag(D Gᵀ) takes the change of length off unit vectors,
-    S = sym(D Gᵀ) leaves the tangent space of orthonormal ones.
+    """Return the direction D − S G of the free components, with its products.
+
+    S = Diag(D Gᵀ) removes changes of length of unit vectors; S = sym(D Gᵀ) projects onto the tangent space of
+    orthonormal vectors.
     """
     f = n_frozen
     D, AD, GD, DD = line
@@ -42,10 +44,10 @@ def retract(
     line: Line,
     step: Float[Array, ""],
 ) -> tuple[Vectors, RowProducts]:
-    """Return orthonormal G and A Gᵀ near G + step D.
+    """Return orthonormal G near G + step D, and A Gᵀ.
 
-    After the polar retraction G ← (Ĝ Ĝᵀ)^(-1/2) Ĝ the loss is no quartic any more; but it still follows from inner
-    products at hand, so the best of several step lengths costs no product with A.
+    After the polar retraction G ← (Ĝ Ĝᵀ)^(-1/2) Ĝ the loss is not a quartic in the step length, but it still follows
+    from known inner products, so trying several step lengths needs no product with A.
     """
     D, AD, GD, DD = line
 
@@ -54,7 +56,7 @@ def retract(
         return (AG + t * AD) @ root, root
 
     def loss(t: Float[Array, ""]) -> Float[Array, ""]:
-        return -jnp.sum(W * problem.sum_over_rows(products(t)[0] ** 2))  # the rest does not depend on t
+        return -jnp.sum(W * problem.sum_over_rows(products(t)[0] ** 2))  # other terms do not depend on t
 
     steps = step * jnp.asarray(FRACTIONS, step.dtype)
     t = steps[jnp.argmin(jax.lax.map(loss, steps))]
@@ -63,6 +65,6 @@ def retract(
 
 
 def _inverse_root(X: ComponentGram) -> ComponentGram:
-    """Return X^(-1/2). The floor keeps parallel vectors finite; they part as soon as the direction parts them."""
+    """Return X^(-1/2), with eigenvalues bounded from below so that the result is finite for parallel vectors."""
     values, vectors = jnp.linalg.eigh(X)
     return (vectors / jnp.sqrt(jnp.maximum(values, 1e-6 * values[-1]))[None]) @ vectors.T

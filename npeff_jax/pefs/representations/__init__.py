@@ -1,4 +1,4 @@
-"""Which rows stand for an example's Fisher: choices that carry their behaviour."""
+"""Representations of an example's Fisher by rows."""
 
 from npeff_jax.pefs.representations._base import FisherKind as FisherKind
 from npeff_jax.pefs.representations._base import Prediction as Prediction

@@ -1,4 +1,4 @@
-"""The protocol of a representation: cotangents on the logits, whose pull-backs are an example's rows."""
+"""The protocol of representations: cotangents on the logits, whose pull-backs are the rows of an example."""
 
 import abc
 import enum
@@ -22,16 +22,16 @@ class FisherKind(enum.Enum):
 
 
 class Prediction(NamedTuple):
-    """What a representation is given of one example.
+    """Input of a representation for one example.
 
     Attributes:
-        logits: in float32.
+        logits: logits in float32.
         output: the model's output family.
-        label: the example's, -1 where there are no labels.
-        key: the example's own, the same in every batch.
-        room: how many rows there is room for.
-        pull: Jᵀ, from the logits to the explained parameters, for representations that look at the parameters.
-        push: J.
+        label: label of the example; −1 without labels.
+        key: random key of the example, independent of batches.
+        room: maximum number of rows.
+        pull: function v ↦ Jᵀ v, from logits to explained parameters, for representations that depend on gradients.
+        push: function u ↦ J u, from explained parameters to logits.
     """
 
     logits: Logits
@@ -44,16 +44,16 @@ class Prediction(NamedTuple):
 
 
 class Pullback(NamedTuple):
-    """Cotangents on the logits, divided by ``scale``: what `scaled` makes.
+    """Cotangents on the logits, divided by their largest absolute entry ``scale``.
 
     Attributes:
-        rows: one per row of the PEF. Those that are not in use are zero and come last.
-        scale: their largest absolute entry before the division. A confident prediction has tiny cotangents, and the
-            norm of a Fisher is of fourth order in them: at a margin of 60 it is below the smallest float32.
-        n_rows: how many are in use.
-        lost_mass: probability of the classes that have no row.
-        probe: a random combination of the rows that were left out, with signs. The expected squared norm of what it
-            pulls back to is the trace that was lost. None where nothing can be lost.
+        rows: (c, C), one cotangent per row of the PEF; unused ones are zero and come last.
+        scale: largest absolute entry before the division. Confident predictions have tiny cotangents, and the norm of a
+            Fisher is of fourth order in them: at a margin of 60 it is below the smallest float32.
+        n_rows: number of rows in use.
+        lost_mass: probability of the classes without a row.
+        probe: a combination of the left-out rows with random signs. The expected squared norm of its pull-back is the
+            lost trace. None if nothing is left out.
     """
 
     rows: Cotangents
@@ -70,7 +70,7 @@ class Pullback(NamedTuple):
         lost_mass: Float[Array, ""] | float = 0.0,
         probe: Float[Array, "C"] | None = None,
     ) -> "Pullback":
-        """Scale ``rows``; all of them are in use where ``n_rows`` is not given."""
+        """Scale ``rows``; by default all of them are in use."""
         rows, scale = scaled_cotangents(jnp.asarray(rows, jnp.float32))
         used = jnp.asarray(rows.shape[0] if n_rows is None else n_rows, jnp.int32)
         probe = None if probe is None else jnp.asarray(probe, jnp.float32) / scale
@@ -78,12 +78,12 @@ class Pullback(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """What a small Gram matrix says about an example's rows.
+    """Rotation of an example's rows, computed from their Gram matrix.
 
     Attributes:
-        matrix: (c, c) to multiply the rows with, the wanted ones first; None to leave them as they are.
-        gram: (c, c), of the rows then.
-        n_rows: how many of them are wanted.
+        matrix: (c, c), orthogonal matrix to multiply the rows by, with wanted rows first; None for no rotation.
+        gram: (c, c), Gram matrix of the rotated rows.
+        n_rows: number of wanted rows.
     """
 
     matrix: Any
@@ -92,18 +92,18 @@ class Rotation(NamedTuple):
 
 
 class Representation(abc.ABC):
-    """Which rows a_1..a_c stand for the Fisher F = Σ a aᵀ of one example.
+    """Protocol of the rows a_1..a_c that represent the Fisher F = Σ a aᵀ of one example.
 
-    An own one is a frozen dataclass with `n_rows` and `cotangents`: what it pulls back is selected, stored, planned and
-    decomposed as the shipped ones are. Its fields and its name are recorded with the PEFs.
+    A subclass is a frozen dataclass with `n_rows` and `cotangents`. Its rows are selected, stored, planned and
+    decomposed like those of the shipped representations. Its name and fields are recorded with the PEFs.
 
     Attributes:
-        kind: the flavour. For `FisherKind.DIAGONAL` the squares of the rows are summed: f = Σ a².
-        needs_labels: whether `cotangents` looks at the example's label.
-        seed: behind each example's key.
+        kind: low-rank or diagonal. For `FisherKind.DIAGONAL` the squares of the rows are summed: f = Σ a².
+        needs_labels: whether `cotangents` uses the example's label.
+        seed: seed of the random keys of the examples.
 
     Examples:
-        The empirical Fisher, of the gradient of the loss at the label:
+        The empirical Fisher, from the gradient of the loss at the label:
 
         >>> import dataclasses
         >>> @dataclasses.dataclass(frozen=True)
@@ -123,40 +123,40 @@ class Representation(abc.ABC):
 
     @abc.abstractmethod
     def n_rows(self, output: Output, n_classes: int) -> int:
-        """Return the most cotangents that are pulled back for one example."""
+        """Return the maximum number of cotangents per example."""
 
     @abc.abstractmethod
     def cotangents(self, at: Prediction) -> Cotangents | Pullback:
-        """Return the cotangents of one example, (c, C) with c at most ``at.room``; pure, it is jitted and mapped.
+        """Return the cotangents of one example, (c, C) with c at most ``at.room``. Pure: it is jitted and mapped.
 
-        A `Pullback` says more than an array: rows that are not in use, and what was left out.
+        Return a `Pullback` instead of an array to mark unused rows and to report what was left out.
         """
 
     def rows_needed(self, output: Output, logits: Logits) -> Int[Array, ""] | None:
-        """Return how many cotangents an example with these logits needs, or None if always all.
+        """Return how many cotangents an example with these logits needs, or None for always all.
 
-        With it a batch is computed with room for the example that needs most.
+        A batch is then computed with room for the largest number needed in it.
         """
         return None
 
     def rotation(self, gram: Any, n_rows: Any, xp: Any) -> Rotation:
-        """Return the rotation of an example's rows, from their Gram matrix: by default they are left as they are.
+        """Return the rotation of an example's rows, computed from their Gram matrix; by default none.
 
         Args:
             gram: (c, c), in float64 on the host.
-            n_rows: how many of the rows are in use.
-            xp: ``numpy``, or ``jax.numpy`` in `pef_rows`.
+            n_rows: number of rows in use.
+            xp: ``numpy``, or ``jax.numpy`` in compiled programs.
         """
         return Rotation(None, gram, n_rows)
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What is written down with the PEFs, as JSON: the name and the fields."""
+        """JSON-serialisable record of name and fields, stored with the PEFs."""
         return describe(self)
 
 
 def scaled_cotangents(rows: Cotangents) -> tuple[Cotangents, Float[Array, ""]]:
-    """Return cotangents divided by their largest absolute entry, and that entry (1 where all are zero)."""
+    """Return cotangents divided by their largest absolute entry, and that entry (1 if all are zero)."""
     largest = jnp.max(jnp.abs(rows))
     scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
     return rows / scale, scale

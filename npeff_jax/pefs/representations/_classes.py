@@ -1,4 +1,4 @@
-"""Leaving out improbable classes: which classes an example keeps, and what is lost with the others."""
+"""Dropping of improbable classes, and the probability mass and trace lost with them."""
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +10,23 @@ from npeff_jax.pefs.representations._base import Prediction, Pullback
 
 
 def most_classes(min_probability: float, n_classes: int) -> int:
-    """Return how many classes can have a probability of ``min_probability`` at least: 1/ε, one more for rounding."""
+    """Return how many classes can have a probability of ``min_probability`` or more: 1/ε, plus one for rounding."""
     return min(n_classes, int(1 / min_probability) + 1) if min_probability > 0 else n_classes
 
 
 def kept_classes(output: Output, logits: Logits, min_probability: float, most: int) -> Bool[Array, "C"]:
-    """Return which classes have a row, or a part in one: those above the threshold, the ``most`` most probable ones.
+    """Return which classes are kept: those above the threshold, at most the ``most`` most probable ones.
 
-    Where every class is below the threshold, the likeliest stands for the example.
+    If every class is below the threshold, the most probable one is kept.
     """
     p = output.probabilities(logits)
-    likeliest = jax.lax.top_k(p, most)[1]  # of equals, the lower class
+    likeliest = jax.lax.top_k(p, most)[1]  # ties go to the lower class
     among = jnp.zeros(p.shape, bool).at[likeliest].set(True)
     return (p >= min_probability) & among | (jnp.arange(p.size) == likeliest[0])
 
 
 def class_rows(at: Prediction, min_probability: float, most: int) -> Pullback:
-    """Return the rows of the kept classes, the likeliest first, and the mass and probe of the others."""
+    """Return the rows of the kept classes, most probable first, with the lost mass and a probe of the lost trace."""
     p, kept = at.output.probabilities(at.logits), kept_classes(at.output, at.logits, min_probability, most)
     n_rows = jnp.sum(kept, dtype=jnp.int32)
     likeliest = jax.lax.top_k(p, at.room)[1]

@@ -16,7 +16,7 @@ from npeff_jax.pefs.representations._classes import class_rows, kept_classes, mo
 
 @dataclasses.dataclass(frozen=True)
 class Diagonal(Representation):
-    """D-PEFs: the Fisher's diagonal (eq. 3).
+    """D-PEFs: the diagonal of the Fisher (eq. 3).
 
     Attributes:
         min_probability: classes with a smaller probability are dropped.

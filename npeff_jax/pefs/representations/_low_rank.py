@@ -1,4 +1,4 @@
-"""LRM-PEFs: the Fisher as rows."""
+"""LRM-PEFs: low-rank factors of the Fisher."""
 
 import dataclasses
 import enum
@@ -19,35 +19,35 @@ from npeff_jax.pefs.representations._sketch import sketched
 
 
 class RowBasis(enum.Enum):
-    """Which rows a_1..a_c represent F = Σ a aᵀ. F does not care; its sparsification does."""
+    """Which rows a_1..a_c represent F = Σ a aᵀ. They give the same F, but differ after sparsification."""
 
     PRINCIPAL = "principal"
-    """The singular vectors: orthogonal, largest first. The least is lost when only some entries are kept."""
+    """Scaled singular vectors: orthogonal, largest first. They lose the least when only some entries are kept."""
     FACTOR = "factor"
-    """The C−1 rows of the closed-form factor, with no rotation after it: the cheapest."""
+    """The C−1 rows of the closed-form factor, without a rotation. The cheapest choice."""
     CLASSES = "classes"
-    """One row per class, as the paper has it: ``sqrt(p_j) ∇ log p_j``."""
+    """One row per class, as in the paper: ``sqrt(p_j) ∇ log p_j``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LowRank(Representation):
-    """LRM-PEFs: the Fisher as rows, exact up to what ``keep`` drops (section 2.1).
+    """LRM-PEFs: the Fisher as low-rank rows, exact except for entries dropped by ``keep`` (section 2.1).
 
     Attributes:
-        rows: which rows; also by name, "principal", "factor" or "classes".
+        rows: which rows, a `RowBasis` or its name: "principal", "factor" or "classes".
         min_probability: classes with a smaller probability are dropped (the paper's ε, 3e-3 on ImageNet). At most 1/ε
-            classes are left, so no more gradients are computed than that; with batches, no more than the example of
-            the batch with most classes needs, up to a power of two.
-        max_rows: at most so many rows per example: the largest principal rows, or the most probable classes.
-        min_trace: as few principal rows as hold this fraction of the Fisher's trace.
-        sketch: for many classes: find the principal rows in a random span of so many dimensions, at the cost of three
-            passes for each, instead of one for each class. Choose some 8 more than the rows that are wanted.
-            ``lost_trace`` is what lies outside the span, and ``fisher_error`` is relative to the Fisher inside it.
-            Where all rows are no more than ``sketch``, they are taken.
+            classes remain, and the number of gradients per example is the largest number of classes in the batch,
+            rounded up to a power of two.
+        max_rows: maximum number of rows per example: the largest principal rows, or the most probable classes.
+        min_trace: keep as many principal rows as are needed for this fraction of the Fisher's trace.
+        sketch: for many classes, compute principal rows in a random subspace of this dimension, with three passes per
+            dimension instead of one per class. Choose about 8 more than the number of rows wanted. ``lost_trace`` is
+            the part outside the subspace, and ``fisher_error`` is relative to the Fisher inside it. If there are no
+            more rows than ``sketch``, they are computed exactly.
 
     Raises:
-        ValueError: a value out of range, or choices that exclude each other.
-        TypeError: a value that is no number.
+        ValueError: a value out of range, or incompatible choices.
+        TypeError: a value that is not a number.
     """
 
     rows: RowBasis = RowBasis.PRINCIPAL
@@ -97,7 +97,7 @@ class LowRank(Representation):
         return jnp.sum(kept_classes(output, logits, self.min_probability, self._most_classes(logits.size)))
 
     def rotation(self, gram: Any, n_rows: Any, xp: Any) -> Rotation:
-        """Return the principal rows: orthogonal to rounding whatever the condition of the Gram matrix; F is kept."""
+        """Return the rotation to principal rows, which are orthogonal to rounding for any conditioning of ``gram``."""
         if not self._principal:
             return Rotation(None, gram, n_rows)
         matrix = principal_vectors(gram, xp)
@@ -116,7 +116,7 @@ class LowRank(Representation):
 
     @property
     def _drops_classes(self) -> bool:
-        """Whether some classes may get no row."""
+        """Whether classes may be dropped."""
         return self.min_probability > 0 or (self.rows is RowBasis.CLASSES and self.max_rows is not None)
 
     def _most_classes(self, n_classes: int) -> int:
@@ -124,7 +124,7 @@ class LowRank(Representation):
         return min(most, self.max_rows or most) if self.rows is RowBasis.CLASSES else most
 
     def _n_exact(self, output: Output, n_classes: int) -> int:
-        """How many rows there are without a range finder."""
+        """Return the number of rows without a range finder."""
         if self._drops_classes:
             return self._most_classes(n_classes)
         rows = output.class_rows if self.rows is RowBasis.CLASSES else output.factor

@@ -10,14 +10,14 @@ from npeff_jax.pefs.representations._base import Prediction, Representation
 
 @dataclasses.dataclass(frozen=True)
 class Sampled(Representation):
-    """LRM-PEFs from labels drawn from the model's own distribution, for outputs too many to enumerate.
+    """LRM-PEFs from labels sampled from the model's distribution, for too many outputs to enumerate.
 
-    The rows are ``∇ log p(y_s) / sqrt(n_samples)``: unbiased for F. Neither the squared norm nor the normalised Fisher
-    is unbiased.
+    The rows ``∇ log p(y_s) / sqrt(n_samples)`` give an unbiased estimate of F. Its squared norm and the normalised
+    Fisher are biased.
 
     Attributes:
-        n_samples: S, draws per example; also its number of rows.
-        seed: folded with each example's index, so that batches do not matter.
+        n_samples: S, samples per example, which is also the number of rows.
+        seed: seed, folded with each example's position so that samples do not depend on batches.
 
     Raises:
         ValueError: a value out of range.

@@ -1,9 +1,9 @@
-"""The principal rows of an example with many classes, from a few gradients: a randomised range finder.
+"""Randomised range finder: the principal rows of an example with many classes from a few gradients.
 
-With B the (C, m) class rows, F = Bᵀ B. The span P of (B Bᵀ) Ω, with Ω a few random vectors, nearly holds the largest
-left singular vectors of B (Halko, Martinsson and Tropp, "Finding structure with randomness", section 4.5), so the rows
-P B nearly hold the largest principal rows. They are exact combinations of class rows: (P B)ᵀ (P B) never exceeds F, and
-what is missing is the Fisher of the rows left outside the span.
+With B the (C, m) class rows, F = Bᵀ B. The span of (B Bᵀ) Ω, with Ω a few random vectors and orthonormal basis P,
+approximates that of the largest left singular vectors of B (Halko, Martinsson and Tropp, "Finding structure with
+randomness", section 4.5), so the rows P B approximate the largest principal rows. Since they are exact combinations of
+class rows, (P B)ᵀ (P B) ≤ F, and the difference is the Fisher of the rows outside the span.
 """
 
 import jax
@@ -16,25 +16,25 @@ from npeff_jax.pefs.representations._classes import lost_mass
 
 
 def sketched(at: Prediction, size: int, kept: Bool[Array, "C"]) -> Pullback:
-    """Return what to pull back for one example.
+    """Return the cotangents of the approximate principal rows of one example.
 
     Args:
-        at: the example.
-        size: dimensions of the span.
+        at: the prediction for the example.
+        size: dimension of the span.
         kept: classes whose rows are in B.
     """
     for_span, for_probe = jax.random.split(at.key)
     part = kept.astype(jnp.float32)[None]
 
     def combine(weights: Float[Array, "c C"]) -> Cotangents:
-        """Combinations of the kept classes' rows."""
+        """Return linear combinations of the rows of the kept classes."""
         return at.output.weighted(at.logits, weights * part)
 
     omega = jax.random.normal(for_span, (size, at.logits.size), jnp.float32)
     _, unit = scaled_cotangents(combine(omega))
 
     def kernel(weights: Logits) -> Logits:
-        """(B Bᵀ) w; no row is kept."""
+        """Compute (B Bᵀ) w without forming B."""
         change = at.push(at.pull(combine(weights[None])[0] / unit))
         (products,) = jax.linear_transpose(combine, weights[None])(change[None].astype(jnp.float32) / unit)
         return products[0]
@@ -46,9 +46,10 @@ def sketched(at: Prediction, size: int, kept: Bool[Array, "C"]) -> Pullback:
 
 
 def _orthonormal(vectors: Float[Array, "c C"]) -> Float[Array, "c C"]:
-    """An orthonormal basis of the rows by Gram-Schmidt: a decomposition of batches of matrices is what deadlocks on
-    CPUs. Each row is cleared twice of those before it. What is left of a row that depends on them is rounding, which
-    the second time vanishes again: it becomes zero.
+    """Return an orthonormal basis of the rows by Gram-Schmidt, because batched QR deadlocks on CPUs.
+
+    Each row is orthogonalised twice against those before it. The remainder of a linearly dependent row is rounding,
+    which the second pass removes; the row becomes zero.
     """
 
     def cleared(row: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,156 @@
+"""Models and examples that NPEFF and its rivals are held against each other on."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import file_set
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from rival_methods import Side, unit_rows
+
+import npeff_jax as npeff
+from npeff_jax._types import PyTree
+from npeff_jax.pefs import RowBasis
+from npeff_jax.perturbation import Subject
+
+NATS = 0.01
+"""Mean KL on the top examples of every move."""
+
+LONGEST = 1e3
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickBudget(npeff.KLBudget):
+    """The same budget with fewer passes: each guess takes the KL to be quadratic in the norm.
+
+    It ends at a norm that uses three quarters of the budget or more, where `KLBudget` tries all norms from small to
+    large and ends at nine tenths. The first guess is the norm of the other sign, or else of the component before.
+    """
+
+    def norm_of(self, subject: Subject, component: int, direction: PyTree) -> float:
+        kl_of = functools.partial(subject.mean_kl, component, direction)
+        norm = subject.memo.get("norm", 0.05)
+        for _ in range(12):
+            kl = float(kl_of(np.array([norm]))[0])
+            if 0.75 * self.nats <= kl <= self.nats:
+                subject.memo["norm"] = norm
+                return norm
+            factor = np.sqrt(0.88 * self.nats / kl) if 0 < kl < np.inf else (8.0 if kl <= 0 else 0.125)
+            norm = min(norm * float(np.clip(factor, 0.125, 8.0)), self.max_norm)
+        return super().norm_of(subject, component, direction)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """A model, its examples in two parts, and the model of shifted activations.
+
+    Attributes:
+        name: of the problem, with what identifies its examples.
+        model: what is explained.
+        shifted: the model whose only parameters are a shift of the activations.
+        decomposed: the examples that methods learn from.
+        heldout: those that the audit is of.
+        budget: how far each direction is moved.
+        n_top: top examples of a direction.
+    """
+
+    name: str
+    model: npeff.Model
+    shifted: npeff.Model
+    decomposed: Side
+    heldout: Side
+    budget: npeff.KLBudget
+    n_top: int = 16
+
+
+def digits() -> Problem:
+    """The network of the demo. Its last feature map is the activation: 256 numbers that are not negative."""
+    task = npeff.tasks.digits(progress=False)
+    params = task.model.params
+
+    def features(params: Any, x: jax.Array) -> jax.Array:
+        for name, stride in (("Conv_0", 1), ("Conv_1", 2)):
+            kernel, bias = params[name]["kernel"], params[name]["bias"]
+            x = jax.lax.conv_general_dilated(
+                x[None], kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )[0]
+            x = jax.nn.relu(x + bias)
+        return x
+
+    inner = params.get("params", params)
+    map_of = jax.jit(jax.vmap(lambda x: features(inner, x).ravel()))
+    last = inner["Dense_0"]
+
+    def head(params: Any, activation: jax.Array) -> jax.Array:
+        shifted = (activation + params["shift"]).reshape(-1, last["kernel"].shape[0])
+        return shifted.mean(axis=0) @ last["kernel"] + last["bias"]
+
+    halves = ((task.train_images, task.train_labels), (task.heldout_images, task.heldout_labels))
+    parts = [(x, y, x, np.asarray(map_of(x))) for x, y in halves]
+    budget = npeff.KLBudget(NATS, max_norm=LONGEST)
+    return _problem("digits", task.model, head, parts, budget, npeff.LowRank(), 2048)
+
+
+def files(folder: pathlib.Path, n_files: int = 800) -> Problem:
+    """The file-type network on files of pinned packages, four of five to decompose.
+
+    Its activations are what it has of a file behind the maximum over positions: 512 numbers. Of most types two or three
+    files are held out, so that 8 top examples, not 16, are about a pair of types.
+    """
+    task = npeff.tasks.file_types(file_set.packages(folder), n_files=n_files, heldout_share=0.2)
+    model, preset = task.model, npeff.tasks.presets.FILES
+    norm, last = model.params["norm_out"], model.params["classifier"]
+
+    def head(params: Any, activation: jax.Array) -> jax.Array:
+        x = activation + params["shift"]
+        variance = jnp.maximum(jnp.mean(x * x) - jnp.mean(x) ** 2, 0.0)
+        x = (x - jnp.mean(x)) * (norm["scale"] / jnp.sqrt(variance + 1e-6)) + norm["bias"]
+        return x @ last["kernel"] + last["bias"]
+
+    parts = [
+        (part.examples, part.labels, part.display, npeff.evaluation.activations(model, part.examples, "pooled"))
+        for part in (task.decomposed, task.heldout)
+    ]
+    found = _problem(
+        f"files {task.digest}", model, head, parts, QuickBudget(NATS, LONGEST), preset.representation, preset.keep,
+        folder / f"pefs-{task.digest[:8]}",
+    )  # fmt: skip
+    return dataclasses.replace(found, n_top=8)
+
+
+def _problem(
+    name: str,
+    model: npeff.Model,
+    head: Callable,
+    parts: list,
+    budget: npeff.KLBudget,
+    representation: npeff.LowRank,
+    keep: int,
+    folder: pathlib.Path | None = None,
+) -> Problem:
+    width = parts[0][3].shape[1]
+    names = {"output": model.output, "label_names": model.label_names}
+    shifted = npeff.Model(head, {"shift": jnp.zeros(width, jnp.float32)}, **names)
+    predicted = npeff.LowRank(rows=RowBasis.CLASSES, max_rows=1)  # the likeliest class's row: its gradient, scaled
+    sides = []
+    for side, (examples, labels, readable, activations) in zip(("decomposed", "heldout"), parts, strict=True):
+
+        def kept(what: str, side: str = side) -> dict[str, Any]:
+            """Where PEFs are kept, so that a later run finds them."""
+            return {} if folder is None else {"path": folder / f"{side}-{what}", "on_existing": "resume"}
+
+        options = {"labels": labels, "progress": False}
+        pefs = npeff.compute_pefs(model, examples, representation, keep=keep, **options, **kept("pefs"))
+        one = {"keep": min(keep, model.space.size)} | options
+        gradients = npeff.compute_pefs(model, examples, predicted, **one, **kept("gradients"))
+        other = npeff.compute_pefs(shifted, activations, npeff.LowRank(), keep=None, **options)
+        owner = np.repeat(np.arange(pefs.n_examples), np.asarray(pefs.n_rows))
+        rows = scipy.sparse.csr_array(pefs.to_scipy())
+        unit = unit_rows(scipy.sparse.csr_array(gradients.to_scipy()))
+        sides.append(Side(pefs, rows, owner, unit, activations, other, examples, readable))
+    return Problem(name, model, shifted, *sides, budget)
