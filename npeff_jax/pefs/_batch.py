@@ -28,6 +28,11 @@ from npeff_jax.pefs.representations import Representation
 
 _LOG = logging.getLogger("npeff_jax")
 
+CPU_OPTIONS: dict[str, Any] = {}
+GPU_OPTIONS: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": "0"}
+"""Options of the compiler. On a GPU, XLA would merge the products of several cotangents with one activation, and copy
+each gradient out of the result: twice the memory of the rows."""
+
 
 class BatchRows:
     """Compute `example_rows` of batches, padded to one size so that the program is compiled once.
@@ -63,9 +68,7 @@ class BatchRows:
         self._checked: set[tuple[int | None, int]] = set()
         self._params, self._seed = self._placed(model.params, np.uint32(representation.seed))
 
-        # XLA would merge the products of several cotangents with one activation, and copy each gradient out of the
-        # result: twice the memory of the rows.
-        options = {} if mesh.devices.flat[0].platform == "cpu" else {"xla_gpu_dot_merger_threshold_mb": "0"}
+        options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else GPU_OPTIONS
         chosen = model, representation, keep, mesh
         self._made = functools.partial(model.program, _batch_rows, *chosen, compiler_options=options)
         self._count = model.program(_rows_needed, model, representation, mesh)
@@ -171,7 +174,7 @@ class BatchRows:
         free = free_on_accelerators(self.mesh)
         if free is None or (room, self.at_once) in self._checked:
             return True
-        size = program_bytes(self._program(room).lower(*arguments).compile())
+        size = self._size(room, arguments)
         if size > free:
             if self.at_once == 1:
                 found = f"its program needs {size_text(size)}, and {size_text(free)} may be used on a device"
@@ -180,6 +183,10 @@ class BatchRows:
             return False
         self._checked.add((room, self.at_once))
         return True
+
+    def _size(self, room: int | None, arguments: tuple[Any, ...]) -> float:
+        """Return the bytes per device that the program takes beside its arguments."""
+        return program_bytes(self._program(room).lower(*arguments).compile())
 
     def _arguments(self, examples: Examples, start: int, labels: np.ndarray | None) -> tuple[Any, ...]:
         """Return the arguments of the program on the devices, with examples padded to a multiple of the devices."""

@@ -22,7 +22,6 @@ from npeff_jax._machine import DEVICE_SHARE
 from npeff_jax.pefs import BatchRows
 from npeff_jax.pefs._keep import as_selection
 from npeff_jax.pefs._memory import MOST_EXAMPLES, ON_DEVICE, program_bytes
-from npeff_jax.pefs._step import entries_of
 
 HERE = pathlib.Path(__file__).parent
 
@@ -187,9 +186,8 @@ class ForTarget(BatchRows):
 
     def __init__(self, model, representation, keep, mesh, at_once, *, shares=1, precision="highest", axes=None):
         self._axes = axes or (lambda leaf: ())
-        then = None if keep is None else lambda one: entries_of(representation, as_selection(keep), one)
-        size = at_once * shares * mesh.shape["examples"]
-        super().__init__(model, representation, mesh, size, precision, then, at_once)
+        chosen, size = None if keep is None else as_selection(keep), at_once * shares * mesh.shape["examples"]
+        super().__init__(model, representation, mesh, size, precision, chosen, at_once)
 
     def _placed(self, params, seed):
         def shape(leaf):

@@ -6,20 +6,22 @@
 No product may be left without a precision: a GPU would round its inputs to TF32.
 """
 
+import functools
 import math
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
-from programs import count, imprecise_dots, mesh_of, spec
+from programs import CALLBACKS, COLLECTIVES, count, imprecise_dots, mesh_of, spec
 
 import npeff_jax as npeff
 from npeff_jax.factorization import Factors
 from npeff_jax.factorization._driver import _advance
 from npeff_jax.factorization._nonnegative import solve_nonnegative
-from npeff_jax.factorization.row_spaces import DenseSpace, KernelSpace
+from npeff_jax.factorization.row_spaces import DenseSpace, KernelSpace, _device_gram
 from npeff_jax.pefs import FisherKind
+from npeff_jax.pefs._memory import program_bytes
 
 pytestmark = pytest.mark.gpu_compile
 
@@ -105,3 +107,23 @@ def test_the_check_finds_what_it_looks_for():
     x = spec(mesh, (512, 512))
     assert imprecise_dots(jax.jit(lambda x: x @ x).lower(x).compile().as_text())
     assert not imprecise_dots(jax.jit(lambda x: jnp.matmul(x, x, precision="highest")).lower(x).compile().as_text())
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_gram_matrix_grows_where_it_is(devices):
+    """A tile's product is added to Q in place, a tile is filled in place; nothing crosses devices or to the host."""
+    mesh, N, width, f = mesh_of("h100", devices), 8000, 4096, 8
+    Q, tile = spec(mesh, (N, N), "shards", None), spec(mesh, (N, width))
+    rows, values = spec(mesh, (1 << 20,), dtype="int32"), spec(mesh, (1 << 20,))
+    add = functools.partial(_device_gram._add_tile.__wrapped__, first_frozen=N - f, mesh=mesh)
+    fill = functools.partial(_device_gram._fill.__wrapped__, mesh=mesh)
+    for function, donated, arguments in (
+        (add, (0, 1), (Q, tile, spec(mesh, (f, width)))),
+        (fill, 0, (tile, rows, rows, values)),
+    ):
+        compiled = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
+        text, memory = compiled.as_text(), program_bytes(compiled)
+        assert not imprecise_dots(text), imprecise_dots(text)[0]
+        assert not CALLBACKS.findall(text)
+        assert not any(count(text, name) for name in COLLECTIVES)
+        assert memory <= 4 * N * width / devices + 1e8, "beside Q and the tile: a device's rows of the tile"

@@ -7,8 +7,9 @@ import scipy.sparse
 
 import npeff_jax as npeff
 from npeff_jax._sharding import factorization_mesh
-from npeff_jax.factorization.row_spaces import BlockedRows
+from npeff_jax.factorization.row_spaces import BlockedRows, _device_gram, _kernel
 from npeff_jax.factorization.row_spaces import _gram as module
+from npeff_jax.tasks import planted
 
 TOLERANCE = 1e-5
 """Of an entry off the diagonal, relative to the norms of the two rows: what the module states."""
@@ -135,3 +136,59 @@ def test_long_sums_of_heavy_tailed_values(monkeypatch):
     for full_from in (2, 100):
         monkeypatch.setattr(module, "full_from", lambda N, on_host, least=full_from: least)
         check(module.gram(blocked(A), factorization_mesh(None)), A, tolerance=5e-5)
+
+
+@pytest.fixture(params=["as it is", "small parts"])
+def device_sizes(request, monkeypatch):
+    """Tiles, chunks and groups as they are, and so small that all of them are many."""
+    if request.param == "small parts":
+        monkeypatch.setattr(_device_gram, "TILE_BYTES", 4 * 64 * 64)
+        monkeypatch.setattr(_device_gram, "LEAST_CHUNK", 64)
+        monkeypatch.setattr(_device_gram, "CHUNK", 256)
+        monkeypatch.setattr("npeff_jax.factorization.row_spaces._blocks.GROUP_BYTES", 8 * 1600)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("n_frozen", [0, 3])
+@pytest.mark.parametrize("fill", FILLS)
+def test_made_on_devices_it_is_that_of_the_host(device_sizes, fill, n_frozen, devices):
+    """What accelerators do, on CPU devices; entries within 1e-6 of the norms of their two rows."""
+    mesh = factorization_mesh(npeff.make_mesh(jax.devices()[:devices]))
+    A = rows_of(fill, 50, 333)
+    frozen = rows_of(full, n_frozen, 333, seed=1) if n_frozen else None
+    ours, theirs = (make(blocked(A, 3), mesh, frozen) for make in (_device_gram.device_gram, module.gram))
+    assert ours.sharding.is_equivalent_to(theirs.sharding, 2)
+    norms = np.sqrt(np.diagonal(theirs))
+    assert (np.abs(np.asarray(ours) - np.asarray(theirs)) <= 1e-6 * np.outer(norms, norms)).all()
+    check(ours, A, frozen)
+
+
+def test_long_sums_on_devices():
+    A = rows_of(full, 6, 65_536, heavy=True)
+    A[1] = 0.9 * A[0]
+    check(_device_gram.device_gram(blocked(A), factorization_mesh(None)), A, tolerance=5e-5)
+
+
+def test_a_tile_is_bounded_by_the_memory_of_a_device(monkeypatch):
+    mesh, bytes_of = factorization_mesh(None), {}
+    for limit in (np.inf, 80e9, 1e9):
+        monkeypatch.setattr(_device_gram, "_memory", lambda mesh, limit=limit: limit)
+        bytes_of[limit] = 4 * 1000 * _device_gram.tile_width(1000, mesh)
+    assert bytes_of[80e9] == bytes_of[np.inf] <= _device_gram.TILE_BYTES
+    assert 0.95 * 1e9 / 16 < bytes_of[1e9] <= 1e9 / 16
+
+
+def test_the_kernel_of_accelerators_is_made_on_them(monkeypatch):
+    """No Gram matrix of the host, also with frozen components; the same run."""
+    pefs = planted().pefs
+    run = {"rows": npeff.KernelRows(), "mesh": npeff.make_mesh(), "progress": False}
+    few = run | {"stopping": npeff.Stopping(max_steps=8)}
+
+    def losses():
+        found = npeff.decompose(pefs, 3, **few)
+        return np.concatenate([found.history.loss, npeff.expand(found, pefs, 2, **few).history.loss])
+
+    by_host = losses()
+    monkeypatch.setattr(_kernel, "_made_by_host", lambda mesh: False)
+    monkeypatch.setattr(_kernel, "gram", None)
+    np.testing.assert_allclose(losses(), by_host, rtol=1e-5)

@@ -29,6 +29,7 @@ from npeff_jax.factorization.row_spaces._base import (
     matmul,
 )
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
+from npeff_jax.factorization.row_spaces._device_gram import device_gram, device_gram_bytes, device_gram_seconds
 from npeff_jax.factorization.row_spaces._gram import gram, gram_bytes, gram_seconds
 from npeff_jax.factorization.row_spaces._rates import pull_seconds, rates
 from npeff_jax.factorization.row_spaces._sketched import sketched_cost, sketched_space
@@ -57,8 +58,10 @@ class KernelRows(RowChoice):
             return sketched_cost(A, self.sketch, n_components, mesh)
         (N, m), nnz, r, speed = A.shape, float(A.nnz), n_components, rates(mesh)
         step = (2 * N * N * r + 32 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream  # narrow products are slower
-        once = gram_seconds(A, mesh) + pull_seconds(nnz, r, m, mesh)
-        return Cost.of_steps(step, once, 4.0 * N * N + 40.0 * r * N, max(gram_bytes(A), A.pull_bytes(r)))
+        on_host = _made_by_host(mesh)
+        once = (gram_seconds if on_host else device_gram_seconds)(A, mesh) + pull_seconds(nnz, r, m, mesh)
+        memory = 4.0 * N * N + max(40.0 * r * N, 0.0 if on_host else device_gram_bytes(N, mesh))
+        return Cost.of_steps(step, once, memory, max(gram_bytes(A), A.pull_bytes(r)))
 
     def of(
         self,
@@ -71,12 +74,18 @@ class KernelRows(RowChoice):
     ) -> RowSpace:
         recover = Recover(A.pull, np.zeros((0, A.shape[1]), np.float32) if frozen is None else frozen)
         if self.sketch is None:
-            return KernelSpace(gram(A, mesh, frozen).astype(products.value), mesh, A.shape[0], recover)
+            Q = (gram if _made_by_host(mesh) else device_gram)(A, mesh, frozen)
+            return KernelSpace(Q.astype(products.value), mesh, A.shape[0], recover)
         if frozen is not None:
             raise ValueError(
                 "the sketched kernel cannot hold frozen components; expand with KernelRows() or SparseRows()"
             )
         return sketched_space(A, mesh, self.sketch)
+
+
+def _made_by_host(mesh: Mesh) -> bool:
+    """Whether the Gram matrix is the work of the host: sparse products are what its cores are fast at."""
+    return bool(mesh.devices.flat[0].platform == "cpu")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
