@@ -4,12 +4,12 @@ What goes on are coefficients: those of all examples, fitted to the vectors that
 solves the vectors of all examples for them before it moves them (`Solver.warm_up`), which needs nothing of a row space.
 """
 
-import operator
 import time
 from typing import Any
 
 import numpy as np
 
+from npeff_jax._checks import check_integer
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import replicate
 from npeff_jax.factorization._decomposition import finished
@@ -29,14 +29,7 @@ at least one in so many examples: in kernel form a step then costs a sixteenth."
 
 def check_restarts(restarts: Any, given: InitialFactors) -> int:
     """Return the number of starts; raise where it is none, or where the start is given."""
-    try:
-        count = operator.index(restarts)
-    except TypeError:
-        raise TypeError(
-            f"restarts={restarts!r} is of type {type(restarts).__name__}; pass the number of starts to try"
-        ) from None
-    if count < 1:
-        raise ValueError(f"restarts={count}; expected at least 1, which is one start and no choice")
+    count = check_integer("restarts", restarts)
     if count > 1 and given.given:
         raise ValueError(
             f"restarts={count} draws starts and start= gives one ({' and '.join(given.given)}); pass one of the two"

@@ -15,6 +15,7 @@ from typing import Any
 
 from npeff_jax.report._component import Component
 from npeff_jax.report._json import dumps, from_plain, json_schema_of, to_plain
+from npeff_jax.store import absolute_path
 
 FORMAT = "npeff-report"
 VERSION = 5
@@ -276,7 +277,7 @@ def output_file(path: str | os.PathLike[str]) -> Path:
     """
     if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # a Path has made one slash of the two
         raise OSError(f"{path} is an address; expected a file on this machine, copy it there afterwards")
-    path = Path(path).expanduser()
+    path = absolute_path(path)
     if path.is_dir() or not path.name:
         raise IsADirectoryError(f"{path} is a folder; expected the file to write, such as {path / 'report.html'}")
     above = next((folder for folder in path.parents if folder.exists()), path.parent)
@@ -291,9 +292,12 @@ def read_report_data(path: str | os.PathLike[str]) -> ReportData:
     Raises:
         ValueError: as `ReportData.from_json`, or the file is not JSON.
     """
+    file = absolute_path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}; expected what ReportData.write wrote")
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # what is no JSON, and what is no UTF-8
         raise ValueError(f"{path} is not JSON ({error}); expected the data of a report") from None
     return ReportData.from_json(document)
 

@@ -14,6 +14,7 @@ from npeff_jax._version import __version__
 from npeff_jax.factorization import Decomposition, load_decomposition
 from npeff_jax.report._data import ReportData, read_report_data
 from npeff_jax.report._write import report_data, write_html
+from npeff_jax.store import absolute_path
 
 COMPONENTS, REPORT, DATA, CONFIG, CARD = "components", "report.html", "report.json", "config.json", "README.md"
 _FORMAT = "npeff-decomposition"
@@ -69,7 +70,7 @@ def save_pretrained(
         FileExistsError: the folder is there and holds something.
         ValueError: the report is of another decomposition.
     """
-    folder = pathlib.Path(directory).expanduser()
+    folder = absolute_path(directory, "directory")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already; choose another directory, or remove it first")
     data = report_data(decomposition) if report is None else report
@@ -119,6 +120,8 @@ def from_pretrained(source: str | os.PathLike[str], *, revision: str | None = No
         FileNotFoundError: there is no such folder, and the hub did not give one of that name.
         ValueError: it holds no decomposition, or one of another version.
     """
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise TypeError(f"source={source!r} is no folder, and no name on the hub; pass one of them")
     folder = pathlib.Path(source).expanduser()
     if not folder.is_dir():
         folder = _fetch(str(source), revision)
@@ -152,7 +155,7 @@ def push_to_hub(
         OSError: the hub did not take it.
         ValueError: the folder holds no decomposition.
     """
-    folder = from_pretrained(pathlib.Path(directory).expanduser().resolve()).path
+    folder = from_pretrained(absolute_path(directory, "directory")).path
     with needs("the hub"):
         import huggingface_hub
 
