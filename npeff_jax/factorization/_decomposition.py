@@ -17,7 +17,15 @@ from npeff_jax.factorization._finish import FinishedVectors, finish
 from npeff_jax.factorization._objective import loss_terms, relative_loss
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.pefs import FisherKind, Schema
-from npeff_jax.store import absolute_path, create_array, describe_arrays, open_arrays, read_manifest, write_manifest
+from npeff_jax.store import (
+    absolute_path,
+    create_array,
+    describe_arrays,
+    open_arrays,
+    read_manifest,
+    writable_path,
+    write_manifest,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +196,7 @@ class Decomposition:
         Raises:
             FileExistsError: ``path`` exists.
         """
-        target = absolute_path(path)
+        target = writable_path(path)
         if target.exists():
             raise FileExistsError(f"{target} exists; choose another path or remove it first")
         partial = target.with_name(target.name + ".partial")

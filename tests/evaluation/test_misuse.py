@@ -52,6 +52,41 @@ CASES = {
         "coefficients have shape",
     ),
     "variables as a list": ("search_concepts(d.coefficients, [half])", "variables is a list; expected {name: truth"),
+    "further runs as a list": (
+        "audit(model, d, other, z, fit=npeff_jax.fit_coefficients(d, other), runs=[d])",
+        "runs is a list; pass {name:",
+    ),
+    "too few class names": (
+        "audit(model, d, other, z, fit=npeff_jax.fit_coefficients(d, other), class_names=['a'])",
+        "class_names=['a']; expected a name for each of the model's 4 classes",
+    ),
+    "a decomposition as the decomposed PEFs": (
+        "audit(model, d, other, z, fit=npeff_jax.fit_coefficients(d, other), decomposed=d)",
+        "decomposed is a Decomposition; pass the PEFs",
+    ),
+    "a text as what is readable": (
+        "audit(model, d, other, z, fit=npeff_jax.fit_coefficients(d, other), n_top=3, readable='abc', progress=False)",
+        "readable is a str; expected a text per example",
+    ),
+    "weights that are text": ("DiagonalEdit(weights='half')", "weights='half' is no list of numbers"),
+    "a precision that there is not": ("Passes(precision='double')", "precision='double'; expected one of"),
+    "a tolerance in words": ("npeff_jax.Stopping(tolerance='small')", "tolerance='small' is no number"),
+    "a switch in words": ("npeff_jax.DampedALS(stiefel='no')", "stiefel='no' is a str; expected True or False"),
+    "devices for a mesh": ("Passes(mesh=[0])", "mesh is of type list; pass npeff_jax.make_mesh"),
+    "rows of a model in half batches": ("npeff_jax.model_rows(model, x, batch_size=0.5)", "batch_size=0.5 is no whole"),
+    "a step of a progress bar": ("npeff_jax.compute_pefs(model, x, progress=1)", "progress=1 is a int; pass True"),
+    "examples of another width": (
+        "npeff_jax.compute_pefs(model, x[:, :2], progress=False)",
+        "logits_fn(params, example) raised TypeError for one example, an array (2,) float32",
+    ),
+    "a list of examples": (
+        "npeff_jax.compute_pefs(model, list(x), progress=False)",
+        "Of a list of examples pass",
+    ),
+    "a function that branches": (
+        "npeff_jax.compute_pefs(npeff_jax.Model(lambda p, e: e @ p['w'] if e[0] > 0 else e, model.params), x)",
+        "raised TracerBoolConversionError for one example",
+    ),
     "steps of other shapes": ("similarity_to_final([np.ones((3, 2)), np.ones((3, 3))])", "expected one or more arrays"),
 }
 
@@ -65,6 +100,8 @@ x = rng.normal(size=(12, 3)).astype(np.float32)
 model = npeff_jax.Model(lambda p, e: e @ p["w"], {"w": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)})
 pefs = npeff_jax.compute_pefs(model, x, progress=False)
 d = npeff_jax.decompose(pefs, 2, progress=False)
+z = -x
+other = npeff_jax.compute_pefs(model, z, progress=False)
 half, y = np.arange(12) < 6, np.zeros(12, np.int64)
 number = np.int64
 selectivity(model, d, pefs, x, fit=d, n_top=number(3), seed=number(1), norm=np.float32(0.1), progress=False,
