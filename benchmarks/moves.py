@@ -6,7 +6,7 @@ The model and its components are those of `repairs.py`, which shares the cache.
 
 forgetting A class of one polarity is to be forgotten: by the span of its components, and of random directions, which
            lower −log(1 − p_y); by gradient ascent on −log p_y, by gradient steps on the loss of the span, one or many.
-           Each is scaled to a mean KL of 0.1 nats on all other examples that report. Accuracy on the concept and
+           Each is scaled to a mean KL of 0.02 nats on all other examples that report. Accuracy on the concept and
            elsewhere, how well equation 5 predicts who else moves, and accuracy after a few steps of fine-tuning on 32
            examples of the concept. Five splits.
 steering   The probability of a class along one component, other components and random directions, at the same KL.
@@ -26,7 +26,7 @@ import npeff_jax as npeff
 from npeff_jax.evaluation import collateral, compare_moves, steer
 from npeff_jax.perturbation import Aim, TrustRegion, component_directions, perturb, scale_to_kl, span_move
 
-NATS, N_SPAN = 0.1, 16
+NATS, N_SPAN = 0.02, 16
 N_MARKED, N_OTHERS, N_RELEARN = 150, 600, 32
 """Examples of choosing ones, the same in every split, so that programs are compiled once."""
 
