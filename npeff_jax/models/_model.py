@@ -189,8 +189,8 @@ class Model:
             if is_own(error):
                 raise
             raise ValueError(
-                f"logits_fn(params, example) raised {type(error).__name__} for one example, {_shapes(example)} (no "
-                f"batch axis): {_first_line(error)}; expected the logits (C,) of this example, computed with jax.numpy"
+                f"logits_fn raised {type(error).__name__} for one example, {_shapes(example)}, without a batch axis: "
+                f"{_first_line(error)}; expected logits (C,) from jax.numpy"
                 f"{_STACK if isinstance(example, list) else ''}"
             ) from error
         if not hasattr(shape, "shape") or len(shape.shape) != 1:
@@ -337,11 +337,11 @@ def _shapes(example: Any) -> str:
     return listing(leaves, 4) if hasattr(example, "shape") else f"a {kind} of {listing(leaves, 2)}"
 
 
-_STACK = ". Of a list of examples pass jax.tree.map(lambda *x: np.stack(x), *examples)"
+_STACK = ". For a list of examples pass jax.tree.map(lambda *x: np.stack(x), *examples)"
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "no message")[:300]
+    return next(iter(str(error).splitlines()), "no message")[:200]
 
 
 def _kind(value: Any) -> str:

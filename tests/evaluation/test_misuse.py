@@ -77,11 +77,11 @@ CASES = {
     "a step of a progress bar": ("npeff_jax.compute_pefs(model, x, progress=1)", "progress=1 is a int; pass True"),
     "examples of another width": (
         "npeff_jax.compute_pefs(model, x[:, :2], progress=False)",
-        "logits_fn(params, example) raised TypeError for one example, an array (2,) float32",
+        "logits_fn raised TypeError for one example, an array (2,) float32",
     ),
     "a list of examples": (
         "npeff_jax.compute_pefs(model, list(x), progress=False)",
-        "Of a list of examples pass",
+        "For a list of examples pass",
     ),
     "a function that branches": (
         "npeff_jax.compute_pefs(npeff_jax.Model(lambda p, e: e @ p['w'] if e[0] > 0 else e, model.params), x)",
