@@ -57,6 +57,7 @@ def main() -> None:
         details[name] = dict(zip(task.concepts, scores.tolist(), strict=True))
     controls = npeff.evaluation.control_rankings(pefs, W[large])
     unions = {f"coefficients, r={r}": W[r] for r in sizes} | {f"gᵀFg, r={r}": alone[r] for r in sizes}
+    unions["both readings of one size"] = rankings["both readings of one size"]
     unions |= {name: controls[name] for name in ("random directions", "random examples", "permuted")}
     for name, ranking in unions.items():
         scores = union_scores(ranking, task.concepts, 0)
