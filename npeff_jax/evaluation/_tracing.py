@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from npeff_jax._html import facts_html, spark_html, table_html
-from npeff_jax._types import Example, PyTree
+from npeff_jax._types import Example, Examples, PyTree
 from npeff_jax.models import Model
 
 
@@ -82,17 +82,30 @@ class Tracer:
         self._model, self._groups = model, tuple(groups)
         group_of = {name: g for g, members in enumerate(groups.values()) for name in members}
         self._group_of = tuple(group_of[name] for name in names)
-        self._run = jax.jit(self._trace)
+        self._run = jax.jit(jax.vmap(self._trace, (None, 0, 0)))
 
     def __call__(self, direction: PyTree, example: Example) -> PerturbationTrace:
         """Return the trace of a perturbation along ``direction``, shaped like the parameters, for one example."""
-        values, changes, logits = self._run(self._model.params, direction, example)
-        relative = []
-        for value, change in zip(values.values(), changes.values(), strict=True):
-            size = np.linalg.norm(_by_position(value), axis=1)
-            moved = np.linalg.norm(_by_position(change), axis=1)
-            relative.append(np.divide(moved, size, out=np.zeros_like(moved), where=size > 0))
-        return PerturbationTrace(tuple(values), tuple(relative), self._groups, np.asarray(logits))
+        one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (direction, example))
+        return self.pairs(*one)[0]
+
+    def pairs(self, directions: PyTree, examples: Examples) -> list[PerturbationTrace]:
+        """Return the trace of each direction for its own example, all in one call.
+
+        Args:
+            directions: k directions: shaped like the parameters, with a leading axis.
+            examples: k examples.
+        """
+        values, changes, logits = jax.device_get(self._run(self._model.params, directions, examples))
+        made = []
+        for i in range(len(logits)):
+            relative = []
+            for value, change in zip(values.values(), changes.values(), strict=True):
+                size = np.linalg.norm(_by_position(value[i]), axis=1)
+                moved = np.linalg.norm(_by_position(change[i]), axis=1)
+                relative.append(np.divide(moved, size, out=np.zeros_like(moved), where=size > 0))
+            made.append(PerturbationTrace(tuple(values), tuple(relative), self._groups, logits[i]))
+        return made
 
     def _trace(self, params: PyTree, direction: PyTree, example: Example) -> tuple[Any, Any, jax.Array]:
         space, intermediates_fn = self._model.space, self._model.intermediates_fn

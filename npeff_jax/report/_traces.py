@@ -1,16 +1,16 @@
 """Traces of each component's direction through the model, on the component's top examples."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from npeff_jax._examples import slice_examples
 from npeff_jax._progress import Progress, progress_bar
-from npeff_jax._types import Examples
-from npeff_jax.evaluation import Tracer, top_examples
+from npeff_jax._types import Examples, PyTree
+from npeff_jax.evaluation import PerturbationTrace, Tracer, top_examples
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
 from npeff_jax.perturbation import component_direction
@@ -18,6 +18,9 @@ from npeff_jax.report._component import Trace
 from npeff_jax.report._places import places_of
 
 _SHOWN_CLASSES = 3
+
+MOST_PAIRS, DIRECTION_BYTES = 16, 1 << 28
+"""Pairs of a component and an example that are traced in one call, and the memory of their directions."""
 
 
 def trace_components(
@@ -49,23 +52,31 @@ def trace_components(
     groups: dict[str, list[str]] = {layer: [] for layer in places.layers}
     for parameter, (layer, _) in zip(layout.parameters, places.cells):
         groups[places.layers[layer]].append(parameter.name)
-    tracer = Tracer(model, groups)
-    made = []
-    with progress_bar(progress, "traces", decomposition.n_components, "component") as advance:
-        for component in range(decomposition.n_components):
-            direction = component_direction(model, decomposition, component)
-            top = np.asarray(top_examples(coefficients, component, n_top))
-            made.append(tuple(_trace(tracer, model, direction, examples, int(i), positions) for i in top))
-            advance(1)
-    return made
+    tracer, logits_of = Tracer(model, groups), model.program(_logits, model)
+    r = decomposition.n_components
+    pairs = [(j, int(i)) for j in range(r) for i in np.asarray(top_examples(coefficients, j, n_top))]
+    size = max(1, min(len(pairs), MOST_PAIRS, DIRECTION_BYTES // (4 * model.space.size)))
+    made: list[list[Trace]] = [[] for _ in range(r)]
+    with progress_bar(progress, "traces", len(pairs), "trace") as advance:
+        for first in range(0, len(pairs), size):
+            part = pairs[first : first + size]
+            padded = part + part[-1:] * (size - len(part))  # one compilation
+            along = {j: component_direction(model, decomposition, j) for j in dict(part)}
+            directions = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(along[j] for j, _ in padded))
+            taken = slice_examples(examples, np.array([i for _, i in padded]))
+            traced, logits = tracer.pairs(directions, taken), np.asarray(logits_of(model.params, taken))
+            for (j, i), trace, row in zip(part, traced, logits):
+                made[j].append(_shown(trace, row, i, positions))
+            advance(len(part))
+    return [tuple(of_component) for of_component in made]
 
 
-def _trace(
-    tracer: Tracer, model: Model, direction: Any, examples: Examples, i: int, positions: Sequence[Sequence[str]] | None
-) -> Trace:
-    example = jax.tree.map(lambda leaf: leaf[0], slice_examples(examples, slice(i, i + 1)))
-    traced = tracer(direction, example)
-    likely = np.argsort(-np.asarray(model.logits_fn(model.params, example)), kind="stable")[:_SHOWN_CLASSES]
+def _logits(params: PyTree, examples: Examples, model: Model) -> jax.Array:
+    return jax.vmap(model.logits_fn, (None, 0))(params, examples)
+
+
+def _shown(traced: PerturbationTrace, logits: np.ndarray, i: int, positions: Sequence[Sequence[str]] | None) -> Trace:
+    likely = np.argsort(-logits, kind="stable")[:_SHOWN_CLASSES]
     longest = max(len(change) for change in traced.change)
     return Trace(
         example=i,

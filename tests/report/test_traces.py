@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from npeff_jax import Model, component_direction
+from npeff_jax.evaluation import top_examples
 from npeff_jax.report import report_data, trace_components
 
 
-def test_traces_add_up_to_the_derivative_of_the_logits(make):
+def test_traces_add_up_to_the_derivative_of_the_logits(make, monkeypatch):
     random = np.random.default_rng(0)
     params = {f"layer_{i}": {"mlp": {"kernel": random.normal(size=(4, 4)).astype(np.float32)}} for i in range(2)}
     params["head"] = {"kernel": random.normal(size=(4, 3)).astype(np.float32)}
@@ -36,6 +37,11 @@ def test_traces_add_up_to_the_derivative_of_the_logits(make):
     heldout = dataclasses.replace(results.heldout, schema=decomposition.schema)
     W, x = results.fit.coefficients[:20, :3], random.normal(size=(20, 5, 4)).astype(np.float32)
     traces = trace_components(model, decomposition, W, x, progress=False, positions=[list("abcde")] * 20)
+    monkeypatch.setattr("npeff_jax.report._traces.MOST_PAIRS", 4)
+    several = trace_components(model, decomposition, W, x, n_top=2, progress=False)
+    for j, (alone, both) in enumerate(zip(traces, several, strict=True)):
+        assert [trace.example for trace in both] == top_examples(W, j, 2).tolist()
+        np.testing.assert_allclose(both[0].logits, alone[0].logits, rtol=1e-5)
     for j, (trace,) in enumerate(traces):
         assert trace.example == W[:, j].argmax()
         assert trace.layers == ("layer 0", "layer 1", "head")
