@@ -98,7 +98,7 @@ CASES = {
     ),
     "a list of examples": (
         "npeff_jax.compute_pefs(model, list(x), progress=False)",
-        "Of a list of examples pass",
+        "stack the examples of a list: jax.tree.map",
     ),
     "a function that branches": (
         "npeff_jax.compute_pefs(npeff_jax.Model(lambda p, e: e @ p['w'] if e[0] > 0 else e, model.params), x)",
