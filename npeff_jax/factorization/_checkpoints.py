@@ -100,7 +100,9 @@ class CheckpointStore:
             latest = self._checkpointer.latest
             if latest is None:
                 return None
-            found = self._checkpointer.metadata(latest.step).custom_metadata or {}
+            found = self._checkpointer.metadata(latest.step).custom_metadata
+            if not found:
+                raise ValueError(f"the metadata of step {latest.step} are missing")
         differing = [name for name in self._settings if not _same(found.get(name), self._settings[name])]
         if differing:
             name = differing[0]

@@ -138,6 +138,8 @@ class Decomposition:
         Raises:
             IndexError: there is no such component.
         """
+        if isinstance(component, bool | np.bool_) or not isinstance(component, int | np.integer):
+            raise TypeError(f"component={component!r} is no whole number; expected 0 to {self.n_components - 1}")
         if not 0 <= component < self.n_components:
             raise IndexError(
                 f"component={component} is out of range; this decomposition has {self.n_components} components"

@@ -190,8 +190,7 @@ class Model:
                 raise
             raise ValueError(
                 f"logits_fn raised {type(error).__name__} for one example, {_shapes(example)}, without a batch axis: "
-                f"{_first_line(error)}; expected logits (C,) from jax.numpy"
-                f"{_STACK if isinstance(example, list) else ''}"
+                f"{_first_line(error)}; {_STACK if isinstance(example, list) else _EXPECTED}"
             ) from error
         if not hasattr(shape, "shape") or len(shape.shape) != 1:
             got = getattr(shape, "shape", type(shape).__name__)
@@ -337,7 +336,8 @@ def _shapes(example: Any) -> str:
     return listing(leaves, 4) if hasattr(example, "shape") else f"a {kind} of {listing(leaves, 2)}"
 
 
-_STACK = ". For a list of examples pass jax.tree.map(lambda *x: np.stack(x), *examples)"
+_STACK = "stack the examples of a list: jax.tree.map(lambda *x: np.stack(x), *examples)"
+_EXPECTED = "expected logits (C,) from jax.numpy"
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int
 
-from npeff_jax._checks import check_integer, check_precision, normalise
+from npeff_jax._checks import check_integer, check_numbers, check_precision, normalise
 from npeff_jax._examples import count_examples, first_example, slice_examples, take_examples
 from npeff_jax._parameters import ParameterSpace
 from npeff_jax._sharding import EXAMPLES, check_mesh, default_mesh, pad_rows, round_up, sharded
@@ -173,6 +173,7 @@ def _largest(output: Output, before: jax.Array, after: jax.Array) -> jax.Array:
 
 
 def _steps(scales: Any) -> Float[np.ndarray, "scales"]:
+    check_numbers("scales", scales)
     steps = np.atleast_1d(np.asarray(scales, np.float64))
     if steps.ndim != 1 or not steps.size or not np.isfinite(steps).all():
         raise ValueError(f"scales has shape {np.shape(scales)}; expected a list of finite numbers, such as [-0.1, 0.1]")

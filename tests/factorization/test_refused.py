@@ -125,9 +125,11 @@ def test_checkpoints_of_another_start_and_damaged_ones(tmp_path, monkeypatch):
         npeff.decompose(pefs, 2, start=other, checkpoints=kept, **options)
     again = npeff.decompose(pefs, 2, start=ones, checkpoints=kept, **options)
     np.testing.assert_allclose(again.coefficients, first.coefficients, rtol=1e-5)
-    for file in (tmp_path / "c").rglob("manifest.ocdbt"):
-        file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(OSError, match=f"the checkpoints in {tmp_path / 'c'} cannot be read"):
+    for file in (tmp_path / "c").rglob("_CHECKPOINT_METADATA"):
+        file.write_text("")
+    with pytest.raises(
+        OSError, match=f"the checkpoints in {tmp_path / 'c'} cannot be read .ValueError: the metadata of step 20"
+    ):
         npeff.decompose(pefs, 2, start=ones, checkpoints=kept, **options)
 
 
