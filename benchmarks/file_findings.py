@@ -2,11 +2,11 @@
 
     python benchmarks/file_findings.py FOLDER [--components 24] [--out findings.json]
 
-Files are those of `file_set.py` (fetched into FOLDER if they are not there). 800 of them are decomposed and 200 more
-are read beside them, as in `rivals.py`; all others, 3,500, are halved at random. One half's wrongly predicted files
-teach new components beside the frozen ones (`expand`), and chooses for one pair of types which component, sign and norm
-of its move mends most; the other half reports. Nulls: random directions of the same norm in the span of the rows, with
-the better one of their signs there.
+Files are those of `file_set.py` (fetched into FOLDER if they are not there). 640 of them are decomposed and 160 more
+are read beside them, as in `rivals.py`; all others, about 3,700, are halved at random. The wrongly predicted files of
+one half teach new components beside the frozen ones (`expand`); this half also chooses which component, sign and norm
+of its move mends most for one pair of types. The other half reports. Nulls: random directions of the same norm in the
+span of the rows, with the better one of their signs.
 """
 
 import argparse
@@ -31,9 +31,10 @@ group of which the label is right (`groups` lists all)."""
 
 NORMS = (0.03, 0.1, 0.3, 1.0)
 N_NEW = 8
-N_RANDOM = 5
-OTHERS = 300
-"""Files of other types beside those of the pair, among those that choose."""
+N_CANDIDATES = 2
+N_RANDOM = 3
+OTHERS = {"choosing": 100, "reporting": 600}
+"""Files of other types beside those of the pair."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,6 +121,13 @@ def groups(names: tuple[str, ...], files: Files, coefficients: np.ndarray, usual
     return found
 
 
+def some_of(files: Files, pair: tuple[int, int], n_others: int, random: np.random.Generator) -> Files:
+    """All files of a pair of types, and so many of others."""
+    own = np.isin(files.labels, pair)
+    others = random.choice(np.flatnonzero(~own), min(n_others, int((~own).sum())), replace=False)
+    return files[np.sort(np.concatenate([np.flatnonzero(own), others]))]
+
+
 def mend(
     model: npeff.Model, decomposition: npeff.Decomposition, candidates: list[int], choosing: Files, reporting: Files,
     pair: tuple[int, int], rows: Any,
@@ -127,9 +135,7 @@ def mend(
     """Choose component, sign and norm on one half, and report on the other, beside random directions."""
     directions = list(component_directions(model, decomposition, candidates))
     random = np.random.default_rng(0)
-    concerned = np.isin(choosing.labels, pair)
-    beside = random.choice(np.flatnonzero(~concerned), min(OTHERS, (~concerned).sum()), replace=False)
-    here = choosing[np.concatenate([np.flatnonzero(concerned), beside])]
+    here = some_of(choosing, pair, OTHERS["choosing"], random)
     # `find_repairs` wants examples that report as well: here they are the other half's files of the pair.
     there = reporting[np.isin(reporting.labels, pair)]
     both = np.concatenate([here.windows, there.windows])
@@ -144,9 +150,9 @@ def mend(
     direction = directions[candidates.index(best["component"])]
     size = best["sign"] * best["norm"]
     moves = {"repair": jax.tree.map(lambda leaf: size * leaf, direction)}
+    passes, reporting = npeff.Passes(batch_size=64), some_of(reporting, pair, OTHERS["reporting"], random)
     masks = {f"{name} files": reporting.labels == k for name, k in zip(PAIR, pair, strict=True)}
     masks["other files"] = ~np.isin(reporting.labels, pair)
-    passes = npeff.Passes(batch_size=64)
     table = compare_moves(model, moves, reporting.windows, reporting.labels, groups=masks, passes=passes)
     drawn = []
     for _ in range(N_RANDOM):
@@ -173,17 +179,14 @@ def main() -> None:
     parser.add_argument("--components", type=int, default=24)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("findings.json"))
     options = parser.parse_args()
-    problem = rival_problems.files(options.folder)
-    model, names = problem.model, problem.model.label_names or ()
-    sides = (problem.decomposed, problem.heldout)
-    decomposition = npeff.decompose(problem.decomposed.pefs, options.components, progress=False)
-    fit = npeff.fit_coefficients(decomposition, problem.heldout.pefs)
+    task, *sides = rival_problems.file_pefs(options.folder)
+    model, names = task.model, task.model.label_names or ()
+    decomposition = npeff.decompose(sides[0], options.components, progress=False)
+    fit = npeff.fit_coefficients(decomposition, sides[1])
     usual = np.concatenate([np.asarray(decomposition.coefficients), np.asarray(fit.coefficients)])
-    labels, logits = (
-        np.concatenate([np.asarray(getattr(s.pefs, what)) for s in sides]) for what in ("labels", "logits")
-    )
-    shown = [*problem.decomposed.readable, *problem.heldout.readable]
-    record: dict[str, Any] = {"problem": problem.name, "loss": decomposition.loss, "held-out loss": fit.loss}
+    labels, logits = (np.concatenate([np.asarray(getattr(s, what)) for s in sides]) for what in ("labels", "logits"))
+    shown = [*task.decomposed.display, *task.heldout.display]
+    record: dict[str, Any] = {"files": task.digest, "loss": decomposition.loss, "held-out loss": fit.loss}
     record["cards"] = cards(names, usual, labels, logits, shown)
 
     others = other_files(options.folder, model, {texts[0] for texts in shown})
@@ -201,7 +204,7 @@ def main() -> None:
         for name, (_, errors) in wrong.items()
     }  # fmt: skip
     expanded = npeff.expand(decomposition, pefs["choosing"], N_NEW, progress=False)
-    everyone = np.concatenate([npeff.fit_coefficients(expanded, side.pefs).coefficients for side in sides])
+    everyone = np.concatenate([npeff.fit_coefficients(expanded, side).coefficients for side in sides])
     record["groups"] = {
         name: groups(names, errors, np.asarray(npeff.fit_coefficients(expanded, pefs[name]).coefficients), everyone)
         for name, (_, errors) in wrong.items()
@@ -209,10 +212,9 @@ def main() -> None:
     a, b = (names.index(name) for name in PAIR)
     errors = wrong["choosing"][1]
     own = np.asarray(expanded.coefficients)[(errors.labels == a) & (errors.predicted == b)]
-    candidates = np.argsort(-own.mean(axis=0))[:3].tolist()
-    record["repair"] = mend(
-        model, expanded, candidates, wrong["choosing"][0], wrong["reporting"][0], (a, b), problem.decomposed.rows
-    )
+    candidates = sorted(np.argsort(-own.mean(axis=0))[:N_CANDIDATES].tolist())
+    halves = (half for half, _ in wrong.values())
+    record["repair"] = mend(model, expanded, candidates, *halves, (a, b), sides[0].to_scipy())
     options.out.write_text(json.dumps(record, indent=1))
     print(
         json.dumps({key: record[key] for key in ("loss", "held-out loss", "choosing", "reporting", "repair")}, indent=1)

@@ -29,7 +29,7 @@ class Side:
         owner: (N,), the example of each row.
         gradients: (n, m), unit gradients of the log-probability of the predicted class.
         activations: (n, d).
-        shifted: PEFs of the model that adds a shift to the activations.
+        of_shift: makes `shifted`.
         examples: of the model.
         readable: what a person can read off them.
     """
@@ -39,9 +39,14 @@ class Side:
     owner: np.ndarray
     gradients: scipy.sparse.csr_array
     activations: np.ndarray
-    shifted: npeff.Pefs
+    of_shift: Callable[[], npeff.Pefs]
     examples: Any
     readable: Any
+
+    @functools.cached_property
+    def shifted(self) -> npeff.Pefs:
+        """PEFs of the model that adds a shift to the activations."""
+        return self.of_shift()
 
     def effects(self, directions: np.ndarray) -> np.ndarray:
         """Compute dᵀF_i d of each example and direction."""

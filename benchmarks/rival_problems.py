@@ -18,6 +18,8 @@ from npeff_jax._types import PyTree
 from npeff_jax.pefs import RowBasis
 from npeff_jax.perturbation import Subject
 
+FILES = npeff.tasks.presets.FILES
+
 NATS = 0.01
 """Mean KL on the top examples of every move."""
 
@@ -96,14 +98,31 @@ def digits() -> Problem:
     return _problem("digits", task.model, head, parts, budget, npeff.LowRank(), 2048)
 
 
-def files(folder: pathlib.Path, n_files: int = 800) -> Problem:
-    """The file-type network on files of pinned packages, four of five to decompose.
+def file_pefs(folder: pathlib.Path, n_files: int = 800) -> tuple[npeff.tasks.FileTypes, npeff.Pefs, npeff.Pefs]:
+    """Files of pinned packages, four of five to decompose, and the PEFs of both parts, kept in the folder."""
+    task = npeff.tasks.file_types(file_set.packages(folder), n_files=n_files, heldout_share=0.2)
+    pefs, heldout = (
+        npeff.compute_pefs(
+            task.model, part.examples, FILES.representation, labels=part.labels, keep=FILES.keep, progress=False,
+            path=_kept_in(folder, task) / f"{side}-pefs", on_existing="resume",
+        )
+        for side, part in (("decomposed", task.decomposed), ("heldout", task.heldout))
+    )  # fmt: skip
+    return task, pefs, heldout
+
+
+def _kept_in(folder: pathlib.Path, task: npeff.tasks.FileTypes) -> pathlib.Path:
+    return folder / f"pefs-{task.digest[:8]}"
+
+
+def files(folder: pathlib.Path) -> Problem:
+    """The file-type network on files of pinned packages.
 
     Its activations are what it has of a file behind the maximum over positions: 512 numbers. Of most types two or three
     files are held out, so that 8 top examples, not 16, are about a pair of types.
     """
-    task = npeff.tasks.file_types(file_set.packages(folder), n_files=n_files, heldout_share=0.2)
-    model, preset = task.model, npeff.tasks.presets.FILES
+    task, _, _ = file_pefs(folder)
+    model = task.model
     norm, last = model.params["norm_out"], model.params["classifier"]
 
     def head(params: Any, activation: jax.Array) -> jax.Array:
@@ -116,10 +135,8 @@ def files(folder: pathlib.Path, n_files: int = 800) -> Problem:
         (part.examples, part.labels, part.display, npeff.evaluation.activations(model, part.examples, "pooled"))
         for part in (task.decomposed, task.heldout)
     ]
-    found = _problem(
-        f"files {task.digest}", model, head, parts, QuickBudget(NATS, LONGEST), preset.representation, preset.keep,
-        folder / f"pefs-{task.digest[:8]}",
-    )  # fmt: skip
+    budget, kept = QuickBudget(NATS, LONGEST), _kept_in(folder, task)
+    found = _problem(f"files {task.digest}", model, head, parts, budget, FILES.representation, FILES.keep, kept)
     return dataclasses.replace(found, n_top=8)
 
 
@@ -148,9 +165,11 @@ def _problem(
         pefs = npeff.compute_pefs(model, examples, representation, keep=keep, **options, **kept("pefs"))
         one = {"keep": min(keep, model.space.size)} | options
         gradients = npeff.compute_pefs(model, examples, predicted, **one, **kept("gradients"))
-        other = npeff.compute_pefs(shifted, activations, npeff.LowRank(), keep=None, **options)
+        of_shift = functools.partial(
+            npeff.compute_pefs, shifted, activations, npeff.LowRank(), keep=None, **options, **kept("shifted")
+        )
         owner = np.repeat(np.arange(pefs.n_examples), np.asarray(pefs.n_rows))
         rows = scipy.sparse.csr_array(pefs.to_scipy())
         unit = unit_rows(scipy.sparse.csr_array(gradients.to_scipy()))
-        sides.append(Side(pefs, rows, owner, unit, activations, other, examples, readable))
+        sides.append(Side(pefs, rows, owner, unit, activations, of_shift, examples, readable))
     return Problem(name, model, shifted, *sides, budget)

@@ -3,6 +3,8 @@
 import dataclasses
 import enum
 import operator
+import pathlib
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,6 +98,26 @@ def check_real(
     return found
 
 
+def check_callable(name: str, value: Any) -> None:
+    """Raise unless ``value`` can be called."""
+    if not callable(value):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a function")
+
+
+def check_numbers(name: str, values: Any) -> None:
+    """Raise unless ``values`` is a number or a list of numbers.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    try:
+        fits = np.asarray(values).dtype.kind in "iuf"
+    except ValueError:  # a ragged list
+        fits = False
+    if not fits:
+        raise TypeError(f"{name}={values!r} is no list of numbers; expected one, such as (0.1, 0.5)")
+
+
 def as_instance(name: str, value: Any, base: Any, *, none: bool = False) -> Any:
     """Return ``value`` as an instance of ``base``; a subclass that needs no arguments is instantiated.
 
@@ -118,6 +140,12 @@ def as_instance(name: str, value: Any, base: Any, *, none: bool = False) -> Any:
     )
 
 
+def is_own(error: BaseException) -> bool:
+    """Return whether an error was raised in a file of this package, and so says what to do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
+
+
 def as_enum(name: str, value: Any, kind: type[enum.Enum]) -> Any:
     """Return the member of ``kind`` that ``value`` is, or that has it as value or name.
 
@@ -131,6 +159,27 @@ def as_enum(name: str, value: Any, kind: type[enum.Enum]) -> Any:
             return member
     known = ", ".join(f"{kind.__name__}.{member.name}" for member in kind)
     raise ValueError(f"{name}={value!r} is none of {known}")
+
+
+def positions(name: str, examples: Any, n: int) -> np.ndarray:
+    """Return the non-negative positions that a slice, an index or a mask of n examples stands for.
+
+    Raises:
+        IndexError: If they are no positions, or some that there are not.
+    """
+    if not isinstance(examples, slice):
+        examples = np.atleast_1d(np.asarray(examples))
+        if examples.size == 0 and examples.dtype != bool:
+            examples = examples.astype(int)
+        whole = np.issubdtype(examples.dtype, np.integer)
+        if examples.ndim != 1 or not (whole or (examples.dtype == bool and examples.shape == (n,))):
+            raise IndexError(
+                f"{name} of dtype {examples.dtype} and shape {examples.shape} are no positions, and no mask of {n}; "
+                "pass a slice, integers or a Boolean mask with an entry per example"
+            )
+        if whole and examples.size and not (-n <= examples.min() and examples.max() < n):
+            raise IndexError(f"{name} has positions from {examples.min()} to {examples.max()}; there are {n}")
+    return np.arange(n)[examples]
 
 
 def normalise(choice: Any, **fields: Any) -> None:
@@ -163,3 +212,15 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+PRECISIONS = (
+    *("default", "high", "highest", "bfloat16", "tensorfloat32", "float32"),
+    *("BF16_BF16_F32", "BF16_BF16_F32_X3", "BF16_BF16_F32_X6", "TF32_TF32_F32", "TF32_TF32_F32_X3", "F32_F32_F32"),
+)
+"""Precisions of matrix products that JAX knows by name and that do not lose numbers by their range."""
+
+
+def check_precision(precision: Any) -> None:
+    """Raise unless ``precision`` is one of `PRECISIONS`."""
+    check_choice("precision", precision, PRECISIONS)

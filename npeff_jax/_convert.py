@@ -150,13 +150,14 @@ def _columns(table: Any) -> dict[Any, Any]:
     if len(set(names)) < len(names):
         raise ExampleError(f"the table has columns of the same name ({few(names)}); rename them")
     if not hasattr(table, "iloc"):
-        return {name: table[name].to_numpy() for name in names}
+        exact = {"zero_copy_only": False} if type(table).__name__ == "RecordBatch" else {}
+        return {name: table[name].to_numpy(**exact) for name in names}
     return {name: table.iloc[:, i].to_numpy() for i, name in enumerate(names)}
 
 
 def is_table(value: Any) -> bool:
     origin = type(value).__module__.split(".")[0]
-    return origin in ("pandas", "polars", "pyarrow") and type(value).__name__ in ("DataFrame", "Table")
+    return origin in ("pandas", "polars", "pyarrow") and type(value).__name__ in ("DataFrame", "Table", "RecordBatch")
 
 
 def is_array(value: Any) -> bool:

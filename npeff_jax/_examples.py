@@ -191,10 +191,22 @@ def examples_digest(examples: Examples) -> str:
             if name not in digests:
                 digests[name] = hashlib.blake2b(f"{name}{leaf.shape[1:]}{leaf.dtype}".encode(), digest_size=16)
             digests[name].update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    if isinstance(taken, Source | Chosen):
+        _check_repeatable(taken)
     whole = hashlib.blake2b(str(n).encode(), digest_size=16)
     for name in sorted(digests):
         whole.update(digests[name].digest())
     return whole.hexdigest()
+
+
+def _check_repeatable(source: "Source | Chosen") -> None:
+    """Raise where an example has other values each time it is read: a data set that augments at random."""
+    first, again = (jax.tree.leaves(source[np.array([len(source) - 1])]) for _ in range(2))
+    if len(first) != len(again) or not all(map(np.array_equal, first, again)):
+        raise ValueError(
+            f"examples has other values for example {len(source) - 1} each time it is read; an example is read more "
+            "than once: switch random augmentation off, or pass arrays"
+        )
 
 
 def _read(leaf: Any, rows: Any, name: str) -> np.ndarray:

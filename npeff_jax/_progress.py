@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 from tqdm.auto import tqdm
 
 Progress = bool | io.TextIOBase
@@ -20,6 +21,17 @@ class Advance(Protocol):
     def __call__(self, amount: int, /, **shown: Any) -> None: ...
 
 
+def check_progress(progress: Any) -> None:
+    """Raise unless ``progress`` is True, False or a text stream.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    stream = all(callable(getattr(progress, name, None)) for name in ("write", "flush"))
+    if not (isinstance(progress, bool | np.bool_) or stream):
+        raise TypeError(f"progress={progress!r} is a {type(progress).__name__}; pass True, False or a text stream")
+
+
 @contextmanager
 def progress_bar(progress: Progress, description: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Show progress over ``total`` units, of which ``done`` were done by an earlier run; rates exclude those.
@@ -27,7 +39,8 @@ def progress_bar(progress: Progress, description: str, total: int, unit: str, do
     Yields:
         A function to call with the number of units just finished.
     """
-    if isinstance(progress, bool):
+    check_progress(progress)
+    if isinstance(progress, bool | np.bool_):
         # disable=None: no bar where the output is not a terminal, so that logs stay readable. A program without a
         # console (pythonw, some services) has no stderr at all.
         hidden = True if not progress or sys.stderr is None else None

@@ -1,10 +1,13 @@
 """Device meshes, shardings and padding."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from npeff_jax._checks import check_integer
 
 EXAMPLES = "examples"
 """The mesh axis that PEFs are computed along."""
@@ -27,17 +30,34 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) ->
         A mesh with the axes ``("examples", "model")``.
 
     Raises:
+        TypeError: If ``devices`` are no devices.
         ValueError: If ``model`` does not divide the number of devices.
     """
     found = np.asarray(jax.devices() if devices is None else devices, dtype=object)
-    if model < 1 or found.size % model:
+    strange = [device for device in found.reshape(-1) if not isinstance(device, jax.Device)]
+    if strange or not found.size:
+        got = f"has {strange[0]!r}, a {type(strange[0]).__name__}" if strange else "is empty"
+        raise TypeError(f"devices {got}; expected a list of devices, such as jax.devices()[:4]")
+    model = check_integer("model", model)
+    if found.size % model:
         raise ValueError(f"model={model} does not divide {found.size} devices; choose a divisor")
     # Auto axes: jax.make_mesh has explicit ones by default, which reject the mixed products of the solvers.
     return Mesh(found.reshape(-1, model), (EXAMPLES, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
+def check_mesh(mesh: Any) -> None:
+    """Raise unless ``mesh`` is a mesh of devices or None.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh is of type {type(mesh).__name__}; pass npeff_jax.make_mesh(devices), or None")
+
+
 def default_mesh(mesh: Mesh | None) -> Mesh:
     """Return the given mesh, or a mesh of JAX's default device alone if it is None."""
+    check_mesh(mesh)
     if mesh is not None:
         return mesh
     device = next(iter(jax.device_put(np.zeros(())).devices()))  # respects jax.default_device
@@ -51,8 +71,7 @@ def examples_mesh(mesh: Mesh | None) -> Mesh:
         TypeError: If ``mesh`` is not a mesh.
         ValueError: If ``mesh`` has no axis for the examples.
     """
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh is of type {type(mesh).__name__}; pass npeff_jax.make_mesh(devices), or None")
+    check_mesh(mesh)
     if mesh is not None and EXAMPLES not in mesh.shape:
         raise ValueError(f"mesh has the axes {mesh.axis_names}, not {EXAMPLES!r}; pass npeff_jax.make_mesh(devices)")
     return default_mesh(mesh)

@@ -5,7 +5,9 @@
 Mutants are drawn at random from: comparisons, signs, sums for differences, products for quotients, numbers, truth
 values, `and` for `or`, all for any, min for max. Each lives in a copy of the tree and meets, in a forked process, first
 the test files that name something of its module, then the rest; the first failure kills it. What survives is printed
-as it was and as it was changed, and written as JSON: a missing test, or a change that changes no result.
+as it was and as it was changed, and written as JSON: a missing test, or a change that changes no result. A mutant may
+take ``--limit`` seconds, or twice what the tests take without one if that is more: a limit below it would count a slow
+machine as a test that noticed. ``--skip`` goes on after so many of the mutants drawn.
 """
 
 import argparse
@@ -144,6 +146,7 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", type=pathlib.Path, required=True, help="folders or files of tests")
     parser.add_argument("-n", "--number", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip", type=int, default=0, help="of the mutants drawn, those that were tried before")
     parser.add_argument("--limit", type=int, default=300, help="seconds a mutant may take")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("mutants.json"))
     options = parser.parse_args()
@@ -169,15 +172,16 @@ def main() -> None:
         whole, seconds = survives(tree, [str(test) for test in tests], 10 * options.limit)
         if not whole:
             raise SystemExit("the tests fail without any mutation:\n" + (tree / "said.txt").read_text()[-2000:])
-        print(f"without a mutation: {seconds:.0f} s", flush=True)
+        limit = max(options.limit, int(2 * seconds))
+        print(f"without a mutation: {seconds:.0f} s; a mutant may take {limit} s", flush=True)
         results = []
-        for module, number in drawn:
+        for module, number in drawn[options.skip :]:
             source = (tree / module).read_text()
             changed, before, line = mutant(source, number)
             (tree / module).write_text(changed)
             stamp = time.time() + len(results) + 10  # never the time stamp of a compiled file
             os.utime(tree / module, (stamp, stamp))
-            alive, seconds = survives(tree, [str(test) for test in relevant(module, tests)], options.limit)
+            alive, seconds = survives(tree, [str(test) for test in relevant(module, tests)], limit)
             (tree / module).write_text(source)
             os.utime(tree / module, (stamp + 0.5, stamp + 0.5))
             results.append({"file": str(module), "line": line, "was": before, "number": number, "survived": alive})

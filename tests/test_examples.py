@@ -26,6 +26,31 @@ class OneAtATime:
         return {"x": X[i]}
 
 
+class Augmented:
+    """A data set with random augmentation: other values at every read."""
+
+    def __init__(self):
+        self.random = np.random.default_rng(0)
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        return {"x": X[int(i)] + self.random.normal(size=3)}
+
+
+def test_values_that_change_between_two_reads():
+    with pytest.raises(ValueError, match="examples has other values for example 11 each time it is read"):
+        examples_digest(Augmented())
+
+
+def test_a_batch_of_an_arrow_table():
+    pa = pytest.importorskip("pyarrow")
+    columns = {name: X[:, i] for i, name in enumerate("abc")}
+    found = slice_examples(pa.record_batch(columns), slice(3, 5))
+    np.testing.assert_array_equal(np.stack([found[name] for name in "abc"], axis=1), X[3:5])
+
+
 class SlicesOnly:
     def __len__(self):
         return 12

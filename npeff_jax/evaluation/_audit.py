@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from npeff_jax._checks import as_instance, check_integer
 from npeff_jax._html import facts_html, table_html
+from npeff_jax._identity import check_same
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import Components, Examples
 from npeff_jax.evaluation import _audit_checks as checks
@@ -172,6 +173,7 @@ def audit(
     check_belong_together(model, decomposition, pefs, examples, fit)
     thresholds = as_instance("thresholds", thresholds, Thresholds)
     _check_held_out(decomposition, pefs, fit)
+    _check_runs(decomposition, decomposed, runs, class_names)
     if table is None:
         own: dict[str, Any] = {"norm": KLBudget(NATS)} if decomposition.kind is FisherKind.LOW_RANK else {}
         nulls = Nulls(n_random_directions=0)
@@ -188,7 +190,7 @@ def audit(
         raise ValueError("table has more components or examples than there are; measure it on this decomposition")
     usable = np.setdiff1d(np.arange(pefs.n_examples), table.left_out)
     W = np.asarray(fit.coefficients)
-    coefficients = {name: _coefficients(run, name, len(W)) for name, run in (runs or {}).items()}
+    coefficients = {str(name): _coefficients(run, str(name), len(W)) for name, run in (runs or {}).items()}
     if runs is None and decomposed is not None:
         coefficients = _further_runs(decomposition, decomposed, pefs, n_seeds, seed, progress, options)
     names = class_names if class_names is not None else model.label_names
@@ -246,8 +248,25 @@ def _check_held_out(decomposition: Decomposition, pefs: Pefs, fit: Fitted) -> No
         )
 
 
+def _check_runs(decomposition: Decomposition, decomposed: Any, runs: Any, class_names: Any) -> None:
+    """Raise where further runs, or names of classes, are something else, before any long work."""
+    if runs is not None and not isinstance(runs, Mapping):
+        raise TypeError(f"runs is a {type(runs).__name__}; pass {{name: a decomposition, a fit or coefficients}}")
+    if decomposed is not None:
+        if not isinstance(decomposed, Pefs):
+            raise TypeError(f"decomposed is a {type(decomposed).__name__}; pass the PEFs that were decomposed")
+        own, given = decomposition.schema.identity, decomposed.schema.identity
+        check_same("the decomposition", own, "decomposed=, these PEFs,", given)
+    c = decomposition.schema.n_classes
+    if class_names is not None and (isinstance(class_names, str) or np.shape(class_names) != (c,)):
+        raise ValueError(f"class_names={class_names!r}; expected a name for each of the model's {c} classes")
+
+
 def _coefficients(run: Fitted | np.ndarray, name: str, n: int) -> Float[np.ndarray, "n r"]:
-    array = np.asarray(getattr(run, "coefficients", run), np.float64)
+    given = np.asarray(getattr(run, "coefficients", run))
+    if given.dtype.kind not in "biuf":
+        raise TypeError(f"runs[{name!r}] is a {type(run).__name__}; pass a decomposition, a fit or coefficients (n, r)")
+    array = given.astype(np.float64)
     if array.ndim != 2 or len(array) != n:
         raise ValueError(
             f"runs[{name!r}] has coefficients of shape {array.shape}; expected ({n}, r), of these examples"

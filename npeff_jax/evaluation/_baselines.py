@@ -60,8 +60,8 @@ def logit_gradients(
         head: the remaining layers of the model.
         batch_size: examples per batch.
     """
-    run = model.program(_jacobians, head)
-    found = [np.asarray(run(model.params, batch)) for batch in batches(values, min(batch_size, len(values)))]
+    run, size = model.program(_jacobians, head), check_integer("batch_size", batch_size)
+    found = [np.asarray(run(model.params, batch)) for batch in batches(values, min(size, len(values)))]
     return np.concatenate(found)[: len(values)]
 
 
@@ -82,11 +82,12 @@ def gradient_features(
     """
     examples = take_examples(examples)
     n, n_features = count_examples(examples), check_integer("n_features", n_features)
-    rng = np.random.default_rng(seed)
+    size = min(check_integer("batch_size", batch_size), n)
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
     bucket = jnp.asarray(rng.integers(0, n_features, model.space.size), jnp.int32)
     sign = jnp.asarray(rng.choice([-1.0, 1.0], model.space.size), jnp.float32)
     run = model.program(_sketch, model.logits_fn, model.space, n_features)
-    found = [np.asarray(run(model.params, batch, bucket, sign)) for batch in batches(examples, min(batch_size, n))]
+    found = [np.asarray(run(model.params, batch, bucket, sign)) for batch in batches(examples, size)]
     return np.concatenate(found)[:n]
 
 

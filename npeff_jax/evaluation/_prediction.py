@@ -4,6 +4,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
+from npeff_jax._checks import check_real
 from npeff_jax._types import PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model
@@ -44,8 +45,9 @@ def predicted_kl(
             f"coefficients have shape {coefficients.shape}; expected ({norms.size}, {decomposition.n_components}), one "
             "row per norm and one column per component"
         )
+    scale = check_real("scale", scale, -np.inf, np.inf, open_low=True, open_high=True)
     delta = np.asarray(model.space.ravel(direction))[decomposition.parameter_indices]
-    return predict(Subject(model, decomposition), coefficients, norms, delta[None])[0] * float(scale) ** 2
+    return predict(Subject(model, decomposition), coefficients, norms, delta[None])[0] * scale**2
 
 
 def predict(

@@ -73,6 +73,6 @@ def coefficient_array(coefficients: Any) -> Float[np.ndarray, "n r"]:
     array = np.asarray(coefficients)
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise TypeError(f"coefficients is a {type(coefficients).__name__}; expected an array (n, r)")
-    if array.ndim != 2:
+    if array.ndim != 2 or not array.size:
         raise ValueError(f"coefficients have shape {array.shape}; expected (n, r), a column per component")
     return array

@@ -181,6 +181,11 @@ def _rules_of(readable: Any, n: int) -> dict[str, np.ndarray]:
         for name, values in readable.items():
             found |= _property(str(name), np.asarray(values), n)
         return found
+    if isinstance(readable, str) or not hasattr(readable, "__len__"):
+        raise TypeError(
+            f"readable is a {type(readable).__name__}; expected a text per example, images (n, height, width), or "
+            "{name: values}"
+        )
     if len(readable) != n:
         raise ValueError(f"readable has {len(readable)} entries; expected {n}, one per example of the fit")
     if hasattr(readable, "shape") and np.ndim(readable) in (3, 4):

@@ -151,6 +151,9 @@ def scan(
     points = np.unique([check_integer("n_components", r, -(2**31)) for r in np.ravel(np.asarray(n_components, object))])
     if points.size == 0 or points[0] < 1:
         raise ValueError(f"n_components={list(n_components)}; expected numbers of components, such as [8, 16, 32]")
+    if heldout is not None and not isinstance(heldout, Pefs):
+        raise TypeError(f"heldout is of type {type(heldout).__name__}; expected Pefs, of compute_pefs or load_pefs")
+    seed, n_seeds = check_integer("seed", seed, 0), check_integer("n_seeds", n_seeds)
     if n_seeds < 2:
         raise ValueError(f"n_seeds={n_seeds}; expected two or more, since components are compared between seeds")
     if heldout is None:

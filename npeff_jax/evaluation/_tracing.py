@@ -15,7 +15,8 @@ from jaxtyping import Float
 
 from npeff_jax._html import facts_html, spark_html, table_html
 from npeff_jax._types import Example, Examples, PyTree
-from npeff_jax.models import Model
+from npeff_jax.models import Model, check_model
+from npeff_jax.perturbation import check_direction
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,11 +66,14 @@ class Tracer:
         Raises:
             ValueError: the model exposes no intermediates, or the groups do not partition the explained parameters.
         """
+        check_model(model)
         if model.intermediates_fn is None:
             raise ValueError(
                 "this model exposes no intermediate values; build it with intermediates_fn=(params, example) -> "
                 "{name: array}"
             )
+        if groups is not None and not isinstance(groups, Mapping):
+            raise TypeError(f"groups is a {type(groups).__name__}; expected {{group: names of its parameters}}")
         names = [p.name for p in model.space.layout.parameters]
         groups = {name: (name,) for name in names} if groups is None else groups
         grouped = [name for members in groups.values() for name in members]
@@ -86,6 +90,8 @@ class Tracer:
 
     def __call__(self, direction: PyTree, example: Example) -> PerturbationTrace:
         """Return the trace of a perturbation along ``direction``, shaped like the parameters, for one example."""
+        check_direction(self._model, direction)
+        self._model.n_classes(example)  # raises if it is not an example, or a batch of them
         one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (direction, example))
         return self.pairs(*one)[0]
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import operator
 import os
 import pathlib
 from collections.abc import Sequence
@@ -12,9 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from npeff_jax._identity import describe
+from npeff_jax._checks import check_integer
+from npeff_jax._identity import describe, tree_digest
 from npeff_jax._machine import size_text, usable_on_host
-from npeff_jax._progress import Progress
+from npeff_jax._progress import Progress, check_progress
+from npeff_jax._sharding import check_mesh
 from npeff_jax.factorization._checkpoints import Checkpoints, CheckpointStore
 from npeff_jax.factorization._decomposition import Decomposition, finished, load_decomposition, loss_of
 from npeff_jax.factorization._driver import Callback, iterate
@@ -28,6 +29,7 @@ from npeff_jax.factorization._tunings import Ties, Tuning, check_tunings
 from npeff_jax.factorization.row_spaces import ModelRows, ProductPrecision, RowChoice, check_rows
 from npeff_jax.factorization.solvers import HALS, DampedALS, Factors, InitialFactors, Solver
 from npeff_jax.pefs import FisherKind, Pefs
+from npeff_jax.store import writable_path
 
 
 def decompose(
@@ -90,12 +92,17 @@ def decompose(
         FileExistsError: ``path`` exists.
     """
     path = check_path(path)
-    seed, n_components = whole("seed", seed), whole("n_components", n_components)
+    seed, n_components = check_integer("seed", seed, 0), check_integer("n_components", n_components)
+    check_progress(progress)
     given = check_type("start", start, InitialFactors) or InitialFactors()
     check_type("stopping", stopping, Stopping)
     check_type("checkpoints", checkpoints, Checkpoints)
+    check_callback(callback)
+    check_mesh(mesh)
     restarts = check_restarts(restarts, given)
     settings: dict[str, Any] = {"seed": seed, "start": given.given}
+    if given.given:  # a checkpoint of another start is not gone on with
+        settings["start_values"] = tree_digest({name: np.asarray(getattr(given, name)) for name in given.given})
     if restarts > 1:
         settings["restarts"] = restarts
     if isinstance(pefs, Problem):
@@ -109,7 +116,7 @@ def decompose(
         tunings = check_tunings(tunings, pefs.n_examples)
         solver = checked_solver(solver, kind, ("tunings",) if tunings else ())
         check_rows(rows, kind)
-        settings["min_count"] = min_count = whole("min_count", min_count)
+        settings["min_count"] = min_count = check_integer("min_count", min_count)
         check_type("products", products, ProductPrecision)
         check_room(n_components, len(tunings))
         problem = _problem_of(pefs, n_components, given, rows, products, min_count, mesh, path, progress)
@@ -279,6 +286,12 @@ def check_type(name: str, value: Any, expected: type) -> Any:
     raise TypeError(f"{got} is of type {type(value).__name__}; pass {wanted}")
 
 
+def check_callback(callback: Any) -> None:
+    """Raise unless ``callback`` is None or can be called."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback={callback!r} is a {type(callback).__name__}; pass a function of an Iterate, or None")
+
+
 def check_pefs(pefs: Any) -> FisherKind:
     """Return the kind of ``pefs``, or raise TypeError if they are not PEFs."""
     if isinstance(pefs, ModelRows):
@@ -289,14 +302,6 @@ def check_pefs(pefs: Any) -> FisherKind:
     if isinstance(pefs, list | tuple):
         what += f" of {len(pefs)}; sets of PEFs are decomposed one by one, or computed together"
     raise TypeError(f"pefs is {what}; pass one Pefs (of compute_pefs or load_pefs), model_rows(...) or a Problem")
-
-
-def whole(name: str, value: Any) -> int:
-    """Return a setting as an int (NumPy integers are converted), or raise TypeError."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; pass a whole number") from None
 
 
 def check_n_components(n_components: int, n_rows: int, n_examples: int) -> None:
@@ -318,10 +323,12 @@ def check_start(start: InitialFactors, n: int, r: int, m: int, kind: FisherKind)
         if given is None:
             continue
         sign = ", non-negative" if nonnegative else ""
-        if np.shape(given) != shape or (nonnegative and not (np.asarray(given) >= 0).all()):
+        if np.shape(given) != shape:
             raise ValueError(f"start.{name} has shape {np.shape(given)}; expected {shape}{sign}")
         if not np.isfinite(np.asarray(given)).all():
             raise ValueError(f"start.{name} has values that are not finite; expected finite ones")
+        if nonnegative and not (np.asarray(given) >= 0).all():
+            raise ValueError(f"start.{name} has negative values; expected {shape}{sign}")
 
 
 def check_vectors_fit(r: int, m: int, path: pathlib.Path | None) -> None:
@@ -338,9 +345,7 @@ def check_path(path: str | os.PathLike[str] | None) -> pathlib.Path | None:
     """Return the path of the result, or raise if nothing can be saved there."""
     if path is None:
         return None
-    if "://" in os.fspath(path):
-        raise ValueError(f"path={os.fspath(path)!r} is on a remote store; pass a local path and copy the result")
-    target = pathlib.Path(path).expanduser().absolute()
+    target = writable_path(path)
     if target.exists():
         raise FileExistsError(f"{path} exists; choose another path or remove it first")
     if jax.process_count() > 1:

@@ -17,7 +17,15 @@ from npeff_jax.factorization._finish import FinishedVectors, finish
 from npeff_jax.factorization._objective import loss_terms, relative_loss
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.pefs import FisherKind, Schema
-from npeff_jax.store import absolute_path, create_array, describe_arrays, open_arrays, read_manifest, write_manifest
+from npeff_jax.store import (
+    absolute_path,
+    create_array,
+    describe_arrays,
+    open_arrays,
+    read_manifest,
+    writable_path,
+    write_manifest,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +138,8 @@ class Decomposition:
         Raises:
             IndexError: there is no such component.
         """
+        if isinstance(component, bool | np.bool_) or not isinstance(component, int | np.integer):
+            raise TypeError(f"component={component!r} is no whole number; expected 0 to {self.n_components - 1}")
         if not 0 <= component < self.n_components:
             raise IndexError(
                 f"component={component} is out of range; this decomposition has {self.n_components} components"
@@ -188,7 +198,7 @@ class Decomposition:
         Raises:
             FileExistsError: ``path`` exists.
         """
-        target = absolute_path(path)
+        target = writable_path(path)
         if target.exists():
             raise FileExistsError(f"{target} exists; choose another path or remove it first")
         partial = target.with_name(target.name + ".partial")

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from npeff_jax._progress import Progress
+from npeff_jax._checks import check_integer
+from npeff_jax._progress import Progress, check_progress
+from npeff_jax._sharding import check_mesh
 from npeff_jax.factorization._checkpoints import Checkpoints
 from npeff_jax.factorization._decompose import (
+    check_callback,
     check_path,
     check_room,
     check_type,
@@ -17,7 +20,6 @@ from npeff_jax.factorization._decompose import (
     settled,
     solve,
     tuned,
-    whole,
 )
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._driver import Callback
@@ -75,9 +77,12 @@ def expand(
     tunings = check_tunings(tunings, pefs.n_examples, taken=list(decomposition.names.values()))
     solver = checked_solver(solver, decomposition.kind, ("frozen", *(("tunings",) if tunings else ())))
     check_rows(rows, decomposition.kind)
-    seed, n_new = whole("seed", seed), whole("n_new", n_new)
+    seed, n_new = check_integer("seed", seed, 0), check_integer("n_new", n_new)
+    check_progress(progress)
     check_type("stopping", stopping, Stopping)
     check_type("checkpoints", checkpoints, Checkpoints)
+    check_callback(callback)
+    check_mesh(mesh)
     if not 1 <= n_new <= pefs.total_rows:
         raise ValueError(
             f"n_new={n_new} is not from 1 to the {pefs.total_rows} rows of these PEFs ({pefs.n_examples} "

@@ -1,13 +1,13 @@
 """Coefficients of examples for fixed pseudo-Fishers: one convex non-negative least-squares problem per example."""
 
 import dataclasses
-import operator
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from npeff_jax._checks import check_integer, check_real
 from npeff_jax._html import facts_html, histogram_html
 from npeff_jax._identity import check_same
 from npeff_jax._types import RowArray
@@ -78,9 +78,8 @@ def fit_coefficients(
         ValueError: PEFs of another model or kind, or no examples.
     """
     check_same_origin(decomposition, pefs)
-    max_sweeps, chunk_size = operator.index(max_sweeps), operator.index(chunk_size)
-    if chunk_size < 1 or not tolerance >= 0:
-        raise ValueError(f"chunk_size={chunk_size} and tolerance={tolerance}; expected at least 1 and at least 0")
+    max_sweeps, chunk_size = check_integer("max_sweeps", max_sweeps, 0), check_integer("chunk_size", chunk_size)
+    tolerance = check_real("tolerance", tolerance, 0.0, np.inf)
     low_rank = decomposition.kind is FisherKind.LOW_RANK
     stacked = stack(pefs, parameter_indices=decomposition.parameter_indices)
     b, P = fixed_products(stacked, decomposition.pseudo_fishers, low_rank=low_rank)

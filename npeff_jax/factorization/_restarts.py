@@ -4,12 +4,12 @@ The run on all examples starts from coefficients fitted to the best start's vect
 (`Solver.warm_up`) then solves for the vectors with these coefficients held fixed, which works in every row space.
 """
 
-import operator
 import time
 from typing import Any
 
 import numpy as np
 
+from npeff_jax._checks import check_integer
 from npeff_jax._progress import Progress
 from npeff_jax._sharding import replicate
 from npeff_jax.factorization._decomposition import finished
@@ -29,14 +29,7 @@ the best on all) and at least one in `SHARE` examples: in kernel form a step the
 
 def check_restarts(restarts: Any, given: InitialFactors) -> int:
     """Return the number of starts, or raise if it is invalid or the start is given."""
-    try:
-        count = operator.index(restarts)
-    except TypeError:
-        raise TypeError(
-            f"restarts={restarts!r} is of type {type(restarts).__name__}; pass the number of starts to try"
-        ) from None
-    if count < 1:
-        raise ValueError(f"restarts={count}; expected at least 1 (a single start)")
+    count = check_integer("restarts", restarts)
     if count > 1 and given.given:
         raise ValueError(
             f"restarts={count} draws starts and start= gives one ({' and '.join(given.given)}); pass one of the two"

@@ -1,11 +1,11 @@
 """State of a run: best state, losses, exchanges tried, and the stopping criteria."""
 
 import dataclasses
-import operator
 from typing import Any
 
 import numpy as np
 
+from npeff_jax._checks import check_integer, check_real, normalise
 from npeff_jax.factorization._exchange import Search
 
 PAYS = 1e-4
@@ -35,15 +35,12 @@ class Stopping:
     window: int = 10
 
     def __post_init__(self) -> None:
-        for name, least in (("max_steps", 0), ("window", 1)):
-            try:
-                value = operator.index(getattr(self, name))
-            except TypeError:
-                raise TypeError(f"Stopping({name}={getattr(self, name)!r}); expected a whole number") from None
-            if value < least:
-                raise ValueError(f"Stopping({name}={value}); expected at least {least}")
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "tolerance", float(self.tolerance))
+        normalise(
+            self,
+            max_steps=check_integer("max_steps", self.max_steps, 0),
+            tolerance=check_real("tolerance", self.tolerance, -np.inf, np.inf),
+            window=check_integer("window", self.window),
+        )
 
 
 @dataclasses.dataclass(eq=False)

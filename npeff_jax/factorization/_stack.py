@@ -129,7 +129,10 @@ def stack_rows(A: Any, owner: Any, kind: FisherKind) -> tuple[Stack, Schema]:
     Raises:
         ValueError: as for `Problem.from_rows`.
     """
-    matrix = scipy.sparse.csr_array(A, dtype=np.float32)
+    given = A if scipy.sparse.issparse(A) else np.asarray(A)
+    if given.ndim != 2 or given.dtype.kind not in "biuf":
+        raise ValueError(f"A has shape {given.shape} and dtype {given.dtype}; expected (N, m) real numbers")
+    matrix = scipy.sparse.csr_array(given, dtype=np.float32)
     matrix.eliminate_zeros()
     owner, (N, m) = np.asarray(owner), matrix.shape
     if owner.shape != (N,) or not np.issubdtype(owner.dtype, np.integer):
@@ -139,6 +142,8 @@ def stack_rows(A: Any, owner: Any, kind: FisherKind) -> tuple[Stack, Schema]:
     if not np.isfinite(matrix.data).all():
         raise ValueError("A has values that are not finite; clean or drop their rows")
     n = int(owner[-1]) + 1
+    if n > MOST_PER_ROW * N:
+        raise ValueError(f"owner has example {n - 1}, but there are {N} rows; number the examples from 0 without gaps")
     n_rows = np.bincount(owner, minlength=n)
     if kind is FisherKind.DIAGONAL and n_rows.max() > 1:
         raise ValueError(f"example {int(n_rows.argmax())} has {n_rows.max()} rows; a diagonal Fisher is one row")
@@ -149,6 +154,10 @@ def stack_rows(A: Any, owner: Any, kind: FisherKind) -> tuple[Stack, Schema]:
     schema = Schema(kind, {"name": "Rows"}, "none", digest, digest, layout, n, 0, int(n_rows.max()) * m)
     rows = BlockedRows.of(matrix)
     return Stack(rows, owner, energy.astype(np.float32), n, np.arange(m), norms, 0.0), schema
+
+
+MOST_PER_ROW = 1000
+"""Examples per row: examples may lack rows, but a larger number is an identifier, and arrays of n would not fit."""
 
 
 class _Blocks:

@@ -13,7 +13,6 @@ leaves the coefficient free, 1 fixes it at s_j m_i, and 1/2 gives the mean of th
 import csv
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from npeff_jax._checks import check_real, normalise
+from npeff_jax._checks import check_integer, check_real, normalise
 from npeff_jax._identity import tree_digest
 from npeff_jax._types import Coefficients, ComponentGram
 from npeff_jax.factorization._compile import full_precision, jit
 from npeff_jax.factorization._nonnegative import hals_sweep
+from npeff_jax.store import absolute_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,16 +81,22 @@ class Tuning:
         Raises:
             ValueError: a position out of range, or in both ``yes`` and ``no``.
         """
+        n_examples = check_integer("n_examples", n_examples)
         marks = np.full(n_examples, np.nan)
-        for value, given in ((1.0, yes), (0.0, no)):
-            at = np.asarray(given)
+        for argument, value, given in (("yes", 1.0, yes), ("no", 0.0, no)):
+            at = _array(argument, given)
             if at.size and not np.issubdtype(at.dtype, np.integer):
-                raise ValueError(f"positions have dtype {at.dtype}; expected integers from 0 to {n_examples - 1}")
+                raise ValueError(
+                    f"{argument}= has positions of dtype {at.dtype}; expected integers from 0 to {n_examples - 1}"
+                )
             at = at.astype(np.int64).reshape(-1)
             if ((at < 0) | (at >= n_examples)).any():
-                raise ValueError(f"a position of {name!r} is not from 0 to {n_examples - 1}; count examples from zero")
+                raise ValueError(
+                    f"{argument}= has a position of {name!r} that is not from 0 to {n_examples - 1}; count examples "
+                    "from zero"
+                )
             if (~np.isnan(marks[at])).any():
-                raise ValueError(f"an example of {name!r} is marked both ways; put it in yes or no, or leave it out")
+                raise ValueError(f"an example of {name!r} is marked both ways; decide, or leave it out of yes= or no=")
             marks[at] = value
         return cls(name, marks, **ties)
 
@@ -173,7 +179,7 @@ def read_tunings(path: str | os.PathLike[str], *, follow: float = 0.1, avoid: fl
         OSError: there is no such file.
         ValueError: an invalid cell, rows of different lengths, or a missing or repeated name.
     """
-    source = pathlib.Path(path).expanduser()
+    source = absolute_path(path)
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file, skipinitialspace=True))
@@ -269,13 +275,21 @@ TIED_SWEEPS = 200
 """Sweeps of `solve_tied`; on a well-conditioned problem, every few sweeps gain a decimal digit."""
 
 
+def _array(what: str, given: Any) -> np.ndarray:
+    """Return what was given as an array; raise where its rows have different lengths."""
+    try:
+        return np.asarray(given)
+    except ValueError:
+        raise ValueError(f"{what} is ragged; expected one value after the other, not lists within a list") from None
+
+
 def _marks(name: str, given: Any) -> Float[np.ndarray, "n"]:
     """Return marks as numbers, NaN where unknown."""
     if hasattr(given, "detach"):
         given = given.detach().cpu()
     if isinstance(given, np.ma.MaskedArray):
         given = np.ma.filled(given.astype(float), np.nan)
-    given = given.to_numpy() if hasattr(given, "to_numpy") else np.asarray(given)
+    given = given.to_numpy() if hasattr(given, "to_numpy") else _array(f"the marks of {name!r}", given)
     if given.dtype == object:
         given = np.array([np.nan if cell is None or str(cell) in ("<NA>", "NaT") else cell for cell in given.ravel()])
     if given.dtype.kind not in "bifu":

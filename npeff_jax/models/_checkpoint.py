@@ -257,9 +257,15 @@ def locate(directory_or_id: str | pathlib.Path, revision: str | None = None) -> 
     """Return the directory itself, or the cached copy of a model on the hub.
 
     Raises:
+        TypeError: it is neither a path nor a name.
         FileNotFoundError: there is no such directory, and no model of that name could be fetched from the hub.
     """
-    directory = pathlib.Path(directory_or_id)
+    if not isinstance(directory_or_id, str | pathlib.Path) or not str(directory_or_id):
+        raise TypeError(
+            f"directory_or_id={directory_or_id!r} is a {type(directory_or_id).__name__}; pass the directory of a "
+            "checkpoint, or its name on the hub"
+        )
+    directory = pathlib.Path(directory_or_id).expanduser()
     if directory.is_dir():
         return directory
     with needs("a model on the hub"):

@@ -8,7 +8,7 @@ import numpy as np
 
 from npeff_jax import _identity
 from npeff_jax._types import Example, PyTree
-from npeff_jax.models._model import Model
+from npeff_jax.models._model import Model, check_module
 
 
 def from_equinox(module: Any, state: Any = None, **options: Any) -> Model:
@@ -28,6 +28,9 @@ def from_equinox(module: Any, state: Any = None, **options: Any) -> Model:
         ValueError: a part of the module is in training mode.
     """
     import equinox as eqx
+
+    if not callable(module) or isinstance(module, type):
+        check_module(module, eqx.Module, "from_equinox")
 
     def in_training(node: Any) -> bool:
         # A dropout with rate zero is the same in both modes.

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from npeff_jax._types import Example, PyTree
-from npeff_jax.models._model import Model
+from npeff_jax.models._model import Model, check_module
 
 
 def from_linen(
@@ -28,7 +28,11 @@ def from_linen(
             training mode: it draws random numbers or updates its statistics.
     """
     import flax.errors
+    import flax.linen
 
+    check_module(module, flax.linen.Module, "from_linen")
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"variables is a {type(variables).__name__}; pass what module.init returned")
     if "params" not in variables:
         raise ValueError(
             f"variables has the collections {sorted(variables)}, not 'params'; pass what module.init returned, "

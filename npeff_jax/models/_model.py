@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from npeff_jax import _identity
-from npeff_jax._checks import as_instance
+from npeff_jax._checks import as_instance, is_own, listing
 from npeff_jax._html import facts_html, table_html
 from npeff_jax._parameters import Mask, ParameterSpace
 from npeff_jax._types import Example, Examples, LogitsFn, PyTree
@@ -66,10 +66,18 @@ class Model:
         if _adapter(self.logits_fn) or not callable(self.logits_fn):
             raise TypeError(f"logits_fn is {_kind(self.logits_fn)}; {_remedy(self.logits_fn)}")
         object.__setattr__(self, "output", as_instance("output", self.output, Output))
+        if isinstance(self.mask, Mapping) or not (
+            self.mask is None or callable(self.mask) or hasattr(self.mask, "__iter__")
+        ):
+            raise TypeError(
+                f"mask={self.mask!r} is a {type(self.mask).__name__}; expected a glob, a list of globs, a function "
+                "(path, leaf) -> bool, or None"
+            )
         if self.mask is not None and not isinstance(self.mask, str) and not callable(self.mask):
             object.__setattr__(self, "mask", tuple(self.mask))
-        if isinstance(self.label_names, str):
-            raise TypeError(f"label_names={self.label_names!r} is one text; pass a name for each class")
+        names = self.label_names
+        if isinstance(names, str) or not (names is None or hasattr(names, "__iter__")):
+            raise TypeError(f"label_names={names!r} is a {type(names).__name__}; pass a list, a name for each class")
         if self.label_names is not None:
             object.__setattr__(self, "label_names", tuple(str(name) for name in self.label_names))
 
@@ -137,7 +145,11 @@ class Model:
             return made
 
     def __repr__(self) -> str:
-        return f"Model of {self.space.size:,} explained parameters, {type(self.output).__name__} outputs"
+        try:
+            size = self.space.size
+        except (TypeError, ValueError) as error:
+            return f"Model without explained parameters ({error})"
+        return f"Model of {size:,} explained parameters, {type(self.output).__name__} outputs"
 
     def _repr_html_(self) -> str:
         arrays = self.space.layout.parameters
@@ -168,9 +180,18 @@ class Model:
         """Return C, without running the model.
 
         Raises:
-            ValueError: the logits are not a floating-point vector of a length that the output family allows.
+            ValueError: ``logits_fn`` fails, or the logits are not a floating-point vector of a length that the output
+                family allows.
         """
-        shape = jax.eval_shape(self.logits_fn, self.params, example)
+        try:
+            shape = jax.eval_shape(self.logits_fn, self.params, example)
+        except Exception as error:
+            if is_own(error):
+                raise
+            raise ValueError(
+                f"logits_fn raised {type(error).__name__} for one example, {_shapes(example)}, without a batch axis: "
+                f"{_first_line(error)}; {_STACK if isinstance(example, list) else _EXPECTED}"
+            ) from error
         if not hasattr(shape, "shape") or len(shape.shape) != 1:
             got = getattr(shape, "shape", type(shape).__name__)
             remedy = "If the model wants a batch, add it inside: lambda params, x: apply(params, x[None])[0]"
@@ -191,6 +212,11 @@ class Model:
             raise ValueError(
                 f"logits_fn returned {shape.shape[0]} values of {shape.dtype}; {type(self.output).__name__} expects "
                 f"at least {self.output.minimum_size} of a floating-point type{single}"
+            )
+        if self.label_names is not None and len(self.label_names) != shape.shape[0]:
+            raise ValueError(
+                f"label_names has {len(self.label_names)} names ({listing(self.label_names, 4)}), and the model "
+                f"{shape.shape[0]} classes; pass a name for each, in the order of the logits"
             )
         return shape.shape[0]
 
@@ -262,6 +288,22 @@ ADAPTERS = {
 """Adapter for each base class of a framework."""
 
 
+def check_module(module: Any, base: type, adapter: str) -> None:
+    """Raise unless ``module`` is an instance of a framework's module class.
+
+    Raises:
+        TypeError: it is a class, or something else; says which adapter takes it.
+    """
+    if isinstance(module, base):
+        return
+    name = f"{base.__module__.split('.')[0]}'s {base.__name__}"
+    if isinstance(module, type) and issubclass(module, base):
+        raise TypeError(f"module is {_kind(module)}; {adapter} takes an instance of it, {module.__qualname__}(...)")
+    other = _adapter(module)
+    remedy = f"make a model of it with {other}" if other else f"{adapter} takes {name}"
+    raise TypeError(f"module is {_kind(module)}, not {name}; {remedy}")
+
+
 def _adapter(value: Any) -> str | None:
     """Return the adapter for an object or class of a framework; None for anything else."""
     kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
@@ -282,6 +324,24 @@ def _remedy(value: Any) -> str:
     if callable(value):
         return "pass npeff_jax.Model(logits_fn, params) with logits_fn(params, example) -> (C,)"
     return "expected a function (params, example) -> (C,), as in npeff_jax.Model(logits_fn, params)"
+
+
+def _shapes(example: Any) -> str:
+    """Return shapes and types of an example's leaves, for a message."""
+    leaves = [
+        f"{jax.tree_util.keystr(path) or 'an array'} {np.shape(leaf)} {jnp.result_type(leaf)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(example)
+    ]
+    kind = type(example).__name__
+    return listing(leaves, 4) if hasattr(example, "shape") else f"a {kind} of {listing(leaves, 2)}"
+
+
+_STACK = "stack the examples of a list: jax.tree.map(lambda *x: np.stack(x), *examples)"
+_EXPECTED = "expected logits (C,) from jax.numpy"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no message")[:200]
 
 
 def _kind(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from npeff_jax import _identity
 from npeff_jax._types import Example, PyTree
-from npeff_jax.models._model import Model
+from npeff_jax.models._model import Model, check_module
 
 
 def from_nnx(module: Any, **options: Any) -> Model:
@@ -24,10 +24,12 @@ def from_nnx(module: Any, **options: Any) -> Model:
         A model whose parameters are nested dictionaries, named by attribute.
 
     Raises:
+        TypeError: ``module`` is none.
         ValueError: the module is in training mode.
     """
     from flax import nnx
 
+    check_module(module, nnx.Module, "from_nnx")
     training = [
         f"{'.'.join(map(str, path)) or 'the module'} ({type(node).__name__})"
         for path, node in nnx.iter_graph(module)

@@ -10,8 +10,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from npeff_jax._checks import check_real, normalise
 from npeff_jax._types import Cotangents, Logits
 
 
@@ -66,8 +68,8 @@ class Categorical(Output):
     minimum_size = 2
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature} must be positive")
+        temperature = check_real("temperature", self.temperature, 0.0, np.inf, open_low=True, open_high=True)
+        normalise(self, temperature=temperature)
 
     def factor(self, logits: Logits) -> Cotangents:
         """Return the rows of Lᵀ (C−1, C) with L Lᵀ = diag p − p pᵀ, in closed form.
@@ -131,8 +133,7 @@ class Gaussian(Output):
     minimum_size = 1
 
     def __post_init__(self) -> None:
-        if not self.scale > 0:
-            raise ValueError(f"scale={self.scale} must be positive")
+        normalise(self, scale=check_real("scale", self.scale, 0.0, np.inf, open_low=True, open_high=True))
 
     def factor(self, logits: Logits) -> Cotangents:
         return jnp.eye(logits.size, dtype=logits.dtype) / self.scale

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from npeff_jax._checks import check_precision
 from npeff_jax._examples import count_examples
 from npeff_jax._machine import size_text
 from npeff_jax._sharding import EXAMPLES, pad_rows, round_up, sharded
@@ -60,6 +61,7 @@ class BatchRows:
         With ``keep``, the rows of each example are replaced by the entries that it selects, inside the compiled
         program. The model caches its programs: a second set of examples compiles nothing.
         """
+        check_precision(precision)
         self.mesh, self.precision = mesh, precision
         self.batch_size = round_up(batch_size, mesh.shape[EXAMPLES])
         share = self.batch_size // mesh.shape[EXAMPLES]

@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple, SupportsIndex, get_args
 import numpy as np
 from jax.sharding import Mesh
 
-from npeff_jax._checks import as_enum, as_instance, check_choice, check_integer, check_labels, listing
+from npeff_jax._checks import as_enum, as_instance, check_choice, check_integer, check_labels, check_precision, listing
 from npeff_jax._examples import choose_examples, count_examples, first_example, slice_examples, take_examples
 from npeff_jax._identity import Identity, check_examples, describe, examples_identity, model_identity
 from npeff_jax._machine import cores
-from npeff_jax._progress import Progress, progress_bar
+from npeff_jax._progress import Progress, check_progress, progress_bar
 from npeff_jax._sharding import EXAMPLES, examples_mesh, round_up
 from npeff_jax._types import Examples
 from npeff_jax._version import __version__
@@ -29,7 +29,7 @@ from npeff_jax.pefs._schema import Normalization, Schema
 from npeff_jax.pefs._sparsify import NotFiniteError, Sparsifier, blank_arrays, put, skipped
 from npeff_jax.pefs._step import SelectOn, selects_on_device
 from npeff_jax.pefs.representations import FisherKind, LowRank, Representation, default_representation
-from npeff_jax.store import WidenedArray, absolute_path
+from npeff_jax.store import WidenedArray, writable_path
 
 _LOG = logging.getLogger("npeff_jax")
 
@@ -94,12 +94,13 @@ def compute_pefs(
     check_model(model)
     selection = as_selection(keep)
     normalization = Normalization(as_enum("normalization", normalization, Normalization))
-    check_choice("precision", precision, PRECISIONS)
+    check_progress(progress)
+    check_precision(precision)
     check_choice("on_existing", on_existing, get_args(OnExisting))
     check_choice("on_failure", on_failure, get_args(OnFailure))
     check_choice("dtype", dtype, get_args(DType))
     batch_size = None if batch_size is None else check_integer("batch_size", batch_size)
-    path = None if path is None else absolute_path(path)
+    path = None if path is None else writable_path(path)
     examples = take_examples(examples)
     n = count_examples(examples)
     n_classes = model.n_classes(first_example(examples))
@@ -244,13 +245,6 @@ def check_reached(model: Model, examples: Examples) -> None:
         )
     if never:
         _LOG.warning("no gradient ever reaches %d of %d parameters: %s", len(never), len(names), listing(never))
-
-
-PRECISIONS = (
-    *("default", "high", "highest", "bfloat16", "tensorfloat32", "float32"),
-    *("BF16_BF16_F32", "BF16_BF16_F32_X3", "BF16_BF16_F32_X6", "TF32_TF32_F32", "TF32_TF32_F32_X3", "F32_F32_F32"),
-)
-"""Matrix-product precisions of JAX that keep the exponent range of float32."""
 
 
 class _Memory:

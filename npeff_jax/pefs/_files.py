@@ -113,6 +113,8 @@ class PefFiles:
         strangers = [] if not path.is_dir() else [entry for entry in path.iterdir() if entry.name not in _names(blank)]
         if manifest is None and path.exists() and (not path.is_dir() or strangers):
             raise FileExistsError(f"{path} exists and holds no PEFs; choose another path: it has no manifest.json")
+        if manifest is not None and "committed" not in manifest:
+            raise FileExistsError(f"{path} holds no PEFs, but something else; choose another path")
         if manifest is not None and on_existing == "error":
             raise FileExistsError(f'{path} holds PEFs already; choose another path, or on_existing="resume"')
         if manifest is not None and on_existing == "resume":

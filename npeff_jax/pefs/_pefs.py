@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Float, Int
 
-from npeff_jax._checks import as_enum, check_labels, listing
+from npeff_jax._checks import as_enum, check_labels, listing, positions
 from npeff_jax._html import facts_html, histogram_html
 from npeff_jax._identity import describe, subset_digest, tree_digest
 from npeff_jax._parameters import Parameter, ParameterLayout
@@ -190,7 +190,7 @@ class Pefs:
         Raises:
             IndexError: a position or a mask that these PEFs do not have.
         """
-        examples = _positions(examples, self.n_examples)
+        examples = positions("examples", examples, self.n_examples)
         arrays: dict[str, Any] = {
             f.name: None if getattr(self, f.name) is None else np.asarray(getattr(self, f.name)[examples])
             for f in dataclasses.fields(self)
@@ -305,23 +305,6 @@ class Pefs:
         index = np.int32 if max(indptr[-1], shape[1]) < 2**31 else np.int64
         entries = values[stored].astype(np.float32), indices[stored].astype(index), indptr.astype(index)
         return scipy.sparse.csr_array(entries, shape=shape)
-
-
-def _positions(examples: Any, n: int) -> Int[np.ndarray, "k"]:
-    """Return the non-negative positions selected by a slice, indices or a mask."""
-    if not isinstance(examples, slice):
-        examples = np.atleast_1d(np.asarray(examples))
-        if examples.size == 0 and examples.dtype != bool:
-            examples = examples.astype(int)
-        whole = np.issubdtype(examples.dtype, np.integer)
-        if examples.ndim != 1 or not (whole or (examples.dtype == bool and examples.shape == (n,))):
-            raise IndexError(
-                f"examples of dtype {examples.dtype} and shape {examples.shape} are no positions, and no mask of {n}; "
-                "pass a slice, integers or a Boolean mask with an entry per example"
-            )
-        if whole and examples.size and not (-n <= examples.min() and examples.max() < n):
-            raise IndexError(f"examples has positions from {examples.min()} to {examples.max()}; these PEFs have {n}")
-    return np.arange(n)[examples]
 
 
 def _median(values: Float[np.ndarray, "n"]) -> float:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from npeff_jax._checks import as_enum, normalise
+from npeff_jax._checks import as_enum, check_numbers, normalise
 from npeff_jax._examples import count_examples
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.factorization import Decomposition
@@ -92,6 +92,8 @@ class DiagonalEdit(Edit):
     fisher: PyTree | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_numbers("kl_range", self.kl_range)
+        check_numbers("weights", self.weights)
         if np.shape(self.kl_range) != (2,) or not 0 < self.kl_range[0] < self.kl_range[1] < np.inf:
             raise ValueError(f"kl_range={self.kl_range} must be two increasing positive numbers")
         weights = tuple(np.atleast_1d(np.asarray(self.weights, np.float64)).tolist())

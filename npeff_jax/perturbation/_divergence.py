@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int
 
-from npeff_jax._checks import check_integer, normalise
+from npeff_jax._checks import check_integer, check_numbers, check_precision, normalise
 from npeff_jax._examples import count_examples, first_example, slice_examples, take_examples
 from npeff_jax._parameters import ParameterSpace
-from npeff_jax._sharding import EXAMPLES, default_mesh, pad_rows, round_up, sharded
+from npeff_jax._sharding import EXAMPLES, check_mesh, default_mesh, pad_rows, round_up, sharded
 from npeff_jax._types import Examples, LogitsFn, PyTree
 from npeff_jax.models import Model, Output, check_model
 from npeff_jax.perturbation._arguments import check_direction, check_directions
@@ -47,6 +47,8 @@ class Passes:
 
     def __post_init__(self) -> None:
         normalise(self, batch_size=check_integer("batch_size", self.batch_size))
+        check_mesh(self.mesh)
+        check_precision(self.precision)
 
 
 def perturbed_kl(
@@ -171,6 +173,7 @@ def _largest(output: Output, before: jax.Array, after: jax.Array) -> jax.Array:
 
 
 def _steps(scales: Any) -> Float[np.ndarray, "scales"]:
+    check_numbers("scales", scales)
     steps = np.atleast_1d(np.asarray(scales, np.float64))
     if steps.ndim != 1 or not steps.size or not np.isfinite(steps).all():
         raise ValueError(f"scales has shape {np.shape(scales)}; expected a list of finite numbers, such as [-0.1, 0.1]")

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from npeff_jax._checks import check_integer, normalise
+from npeff_jax._checks import check_integer, check_real, normalise
 from npeff_jax._examples import choose_examples, slice_examples
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.factorization import Decomposition
 from npeff_jax.models import Model, check_model
-from npeff_jax.perturbation._arguments import check_component, check_decomposition_of, check_positive
+from npeff_jax.perturbation._arguments import check_component, check_decomposition_of, check_direction, check_positive
 from npeff_jax.perturbation._divergence import Passes, iterate_perturbed_kl, move
 from npeff_jax.perturbation._gradients import dataset_fisher
 
@@ -227,8 +227,15 @@ def perturb(model: Model, direction: PyTree, scale: float | int = 1.0) -> Model:
         model: the model.
         direction: a pytree shaped like its parameters.
         scale: signed step size.
+
+    Raises:
+        TypeError: ``scale`` is not a number.
+        ValueError: the direction is not shaped like the parameters, or a value is not finite.
     """
     space = check_model(model).space
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((direction, scale))):
+        check_direction(model, direction)
+        scale = check_real("scale", scale, -np.inf, np.inf, open_low=True, open_high=True)
     moved = move(space.select(model.params), space.select(direction), scale)
     return dataclasses.replace(model, params=space.join(model.params, moved))
 

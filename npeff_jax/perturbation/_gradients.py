@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from npeff_jax._checks import as_instance, check_integer, normalise
+from npeff_jax._checks import as_instance, check_integer, check_precision, normalise
 from npeff_jax._examples import count_examples, take_examples
 from npeff_jax._parameters import ParameterSpace
 from npeff_jax._sharding import EXAMPLES, default_mesh, pad_rows, round_up
@@ -45,6 +45,7 @@ def loss_gradient(
     examples = take_examples(examples)
     n = count_examples(examples)
     known = class_labels(model, examples, labels)
+    check_precision(precision)
     size = min(check_integer("batch_size", batch_size), n)
     y = pad_rows(np.full(n, -1) if known is None else known, -(-n // size) * size).reshape(-1, size)
     valid = (np.arange(y.size) < n).reshape(y.shape)
@@ -173,6 +174,7 @@ def dataset_fisher(
     estimate = as_instance("estimate", estimate, Estimate)
     mesh, examples = default_mesh(mesh), take_examples(examples)
     n = count_examples(examples)
+    check_precision(precision)
     size = round_up(min(check_integer("batch_size", batch_size), n), mesh.shape[EXAMPLES])
     index = pad_rows(np.arange(n), round_up(n, size)).reshape(-1, size)
     valid = (np.arange(index.size) < n).reshape(index.shape)

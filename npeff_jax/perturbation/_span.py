@@ -80,7 +80,7 @@ class SpanMove:
     Attributes:
         move: δ, a pytree shaped like the parameters; add it by `perturb`.
         weights: c, (d,), one per direction.
-        loss: mean of −log p_y over the examples it was made for, before and after.
+        loss: mean over the examples it was made for of what its `Aim` lowers, before and after.
         kl: mean KL(p_θ ‖ p_{θ+δ}) on those that should stay, in nats.
         predicted_kl: ½ cᵀ M c at θ, the second-order KL.
         norm: L2 norm of δ.
@@ -198,14 +198,14 @@ def _loss(
     aim: Aim,
     passes: Passes,
 ) -> tuple[float, Float[np.ndarray, "d"]]:
-    """The mean of −log p_y at θ + Σ_j c_j d_j, and the derivative along each direction of what the aim lowers."""
+    """The mean of what the aim lowers at θ + Σ_j c_j d_j, and its derivative along each direction."""
     space = model.space
     program = model.program(_summed_loss, model.logits_fn, space, model.output, aim)
     delta = space.unravel(jnp.asarray(c @ flat, jnp.float32))
     loss, gradient, n = 0.0, np.zeros(space.size), count_examples(examples)
     for batch, y, valid in _batches(examples, labels, passes):
         with jax.default_matmul_precision(passes.precision):
-            leaves, part = program(model.params, delta, batch, y, valid)
+            part, leaves = program(model.params, delta, batch, y, valid)
         loss += float(part)
         gradient += np.concatenate([np.ravel(leaf) for leaf in jax.device_get(leaves)])
     return loss / n, flat @ gradient / n
@@ -249,19 +249,18 @@ def _summed_loss(
     space: ParameterSpace,
     output: Categorical,
     aim: Aim,
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """Of one batch at θ + δ: the gradient of what the aim lowers, summed, and the sum of −log p_y."""
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The sum over one batch of what the aim lowers at θ + δ, and its gradient."""
     at = tuple(move(space.select(params), space.select(delta), 1.0))
 
-    def loss(selected: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def loss(selected: tuple[jax.Array, ...]) -> jax.Array:
         logits = jax.vmap(logits_fn, (None, 0))(space.join(params, selected), batch).astype(jnp.float32)
         log_p = jax.nn.log_softmax(logits / output.temperature)
         own = jax.nn.one_hot(labels, log_p.shape[-1], dtype=bool)
-        log_own = jnp.sum(jnp.where(own, log_p, 0.0), axis=-1)
-        aimed = log_own if aim is Aim.REPAIR else jax.nn.logsumexp(log_p, axis=-1, where=~own)
-        return -jnp.sum(jnp.where(valid, aimed, 0.0)), -jnp.sum(jnp.where(valid, log_own, 0.0))
+        aimed = jax.nn.logsumexp(log_p, axis=-1, where=own if aim is Aim.REPAIR else ~own)
+        return -jnp.sum(jnp.where(valid, aimed, 0.0))
 
-    return jax.grad(loss, has_aux=True)(at)
+    return jax.value_and_grad(loss)(at)
 
 
 def _summed_fisher(

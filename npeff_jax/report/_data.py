@@ -14,6 +14,7 @@ from typing import Any
 
 from npeff_jax.report._component import Component
 from npeff_jax.report._json import dumps, from_plain, json_schema_of, to_plain
+from npeff_jax.store import absolute_path
 
 FORMAT = "npeff-report"
 VERSION = 5
@@ -274,7 +275,7 @@ def output_file(path: str | os.PathLike[str]) -> Path:
     """
     if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # Path collapses "//" to "/"
         raise OSError(f"{path} is a URL; expected a file on this machine. Copy the file there afterwards")
-    path = Path(path).expanduser()
+    path = absolute_path(path)
     if path.is_dir() or not path.name:
         raise IsADirectoryError(f"{path} is a folder; expected the file to write, such as {path / 'report.html'}")
     above = next((folder for folder in path.parents if folder.exists()), path.parent)
@@ -289,9 +290,12 @@ def read_report_data(path: str | os.PathLike[str]) -> ReportData:
     Raises:
         ValueError: As `ReportData.from_json`, or if the file is not JSON.
     """
+    file = absolute_path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}; expected what ReportData.write wrote")
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # what is no JSON, and what is no UTF-8
         raise ValueError(f"{path} is not JSON ({error}); expected the data of a report") from None
     return ReportData.from_json(document)
 

@@ -14,6 +14,7 @@ from npeff_jax._version import __version__
 from npeff_jax.factorization import Decomposition, load_decomposition
 from npeff_jax.report._data import ReportData, read_report_data
 from npeff_jax.report._write import report_data, write_html
+from npeff_jax.store import absolute_path
 
 COMPONENTS, REPORT, DATA, CONFIG, CARD = "components", "report.html", "report.json", "config.json", "README.md"
 _FORMAT = "npeff-decomposition"
@@ -70,7 +71,7 @@ def save_pretrained(
         FileExistsError: If the folder is not empty.
         ValueError: If the report is of another decomposition.
     """
-    folder = pathlib.Path(directory).expanduser()
+    folder = absolute_path(directory, "directory")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already; choose another directory, or remove it first")
     data = report_data(decomposition) if report is None else report
@@ -120,6 +121,8 @@ def from_pretrained(source: str | os.PathLike[str], *, revision: str | None = No
         FileNotFoundError: If there is no such folder, locally or on the hub.
         ValueError: If the folder holds no decomposition, or one of another version.
     """
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise TypeError(f"source={source!r} is no folder, and no name on the hub; pass one of them")
     folder = pathlib.Path(source).expanduser()
     if not folder.is_dir():
         folder = _fetch(str(source), revision)
@@ -153,7 +156,7 @@ def push_to_hub(
         OSError: If the upload fails.
         ValueError: If the folder holds no decomposition.
     """
-    folder = from_pretrained(pathlib.Path(directory).expanduser().resolve()).path
+    folder = from_pretrained(absolute_path(directory, "directory")).path
     with needs("the hub"):
         import huggingface_hub
 

@@ -11,4 +11,5 @@ from npeff_jax.store._files import DamageError as DamageError
 from npeff_jax.store._files import WriterLock as WriterLock
 from npeff_jax.store._files import absolute_path as absolute_path
 from npeff_jax.store._files import read_manifest as read_manifest
+from npeff_jax.store._files import writable_path as writable_path
 from npeff_jax.store._files import write_manifest as write_manifest

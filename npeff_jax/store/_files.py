@@ -36,20 +36,36 @@ def absolute_path(path: str | os.PathLike[str], name: str = "path") -> Path:
         TypeError: If ``path`` is not a path.
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{name}={path!r} is a {type(path).__name__}; expected the path of a local directory")
+        raise TypeError(f"{name}={path!r} is a {type(path).__name__}; expected a local path")
     text = os.fspath(path)
     if not isinstance(text, str) or not text or "\0" in text:
-        raise ValueError(f"{name}={text!r} is no path; expected that of a local directory")
+        raise ValueError(f"{name}={text!r} is no path; expected a local one")
     scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/", text)  # at least two letters: C:/ is a drive
     if scheme:
         raise ValueError(
-            f"{name}={text!r} has the scheme {scheme[1]}://; only local directories are written and read: pass a local "
-            "path, and copy the directory"
+            f"{name}={text!r} has the scheme {scheme[1]}://; only local files are written and read: pass a local path, "
+            "and copy what is there"
         )
     try:
         return Path(os.path.abspath(Path(text).expanduser()))
     except RuntimeError as error:
         raise ValueError(f"{name}={text!r} names a home directory that does not exist; write it out") from error
+
+
+def writable_path(path: str | os.PathLike[str], name: str = "path") -> Path:
+    """Return ``path`` as `absolute_path`, after checking that something can be made there.
+
+    Raises:
+        ValueError, TypeError: As `absolute_path`.
+        OSError: If a folder above is a file, or may not be written to.
+    """
+    target = absolute_path(path, name)
+    above = next(folder for folder in (target, *target.parents) if folder.exists())
+    if above != target and not above.is_dir():
+        raise NotADirectoryError(f"{name}={target} cannot be made: {above} is a file; choose a path below a folder")
+    if above.is_dir() and not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}={target} cannot be written: {above} may only be read; choose another path")
+    return target
 
 
 def read_manifest(path: Path, oldest: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Int
 
+from npeff_jax._checks import positions
 from npeff_jax._examples import choose_examples, count_examples, slice_examples
 from npeff_jax._types import Examples
 from npeff_jax.models import Model
@@ -41,7 +42,12 @@ class Dataset:
     def __post_init__(self) -> None:
         n = count_examples(self.examples)
         if self.label_names is not None:
-            object.__setattr__(self, "label_names", tuple(map(str, self.label_names)) or None)
+            if isinstance(self.label_names, str):
+                raise TypeError(f"label_names={self.label_names!r} is one text; pass a name for each class")
+            given = tuple(map(str, self.label_names))
+            if len(set(given)) < len(given):
+                raise ValueError(f"label_names={given} has a name twice; expected one for each class")
+            object.__setattr__(self, "label_names", given or None)
         if self.labels is not None and np.asarray(self.labels).dtype.kind in "UO":
             cells = [(f"labels[{i}]", label) for i, label in enumerate(np.asarray(self.labels).tolist())]
             labels, names = number_labels(cells, self.label_names, None, "the data set")
@@ -54,6 +60,10 @@ class Dataset:
             raise ValueError(f"groups has shape {np.shape(self.groups)}; expected ({n},), one group per example")
         if hasattr(self.display, "iloc"):  # pandas columns are indexed by labels, not by position
             object.__setattr__(self, "display", self.display.to_numpy())
+        if self.display is not None and not hasattr(self.display, "__len__"):
+            raise TypeError(
+                f"display is a {type(self.display).__name__}; expected an entry for each of the {n} examples"
+            )
         if self.display is not None and len(self.display) != n:
             raise ValueError(f"display has {len(self.display)} entries; expected one for each of the {n} examples")
 
@@ -62,7 +72,7 @@ class Dataset:
 
     def subset(self, rows: Any) -> "Dataset":
         """Return some of the examples, chosen by slice, index array or Boolean mask."""
-        index = np.arange(len(self))[rows]
+        index = positions("rows", rows, len(self))
         display = self.display
         if display is not None:
             display = display[index] if hasattr(display, "shape") else [display[i] for i in index]
@@ -86,6 +96,10 @@ class Dataset:
         """
         if self.labels is None:
             raise ValueError("the data set has no labels to replace")
+        if not isinstance(label_map, Mapping):
+            raise TypeError(
+                f"label_map is a {type(label_map).__name__}; expected {{class of the data: class of the model}}"
+            )
         absent = sorted(set(self.labels.tolist()) - set(label_map))
         if absent:
             raise ValueError(f"label_map has no entry for the labels {absent}; it maps {sorted(label_map)}")

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from npeff_jax._checks import listing
+from npeff_jax._checks import check_callable, check_integer, listing
 from npeff_jax._extras import needs
-from npeff_jax._progress import Progress, progress_bar
+from npeff_jax._progress import Progress, check_progress, progress_bar
+from npeff_jax.store import absolute_path
 from npeff_jax.tasks._dataset import Dataset
 from npeff_jax.tasks._labels import Processor, match_names
 
@@ -85,11 +86,16 @@ def read_image_folder(
         ValueError: no images, a class without images, an image that cannot be read (the message names it), or folder
             names that cannot be matched to the model's classes (the message lists both).
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = absolute_path(folder, "folder")  # images are read later, whatever chdir does
+    check_callable("processor", processor)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}; expected at least 1")
+    limit = None if limit is None else check_integer("limit", limit)
+    seed = None if seed is None else check_integer("seed", seed, 0)
+    thumbnail = check_integer("thumbnail", thumbnail)
+    check_progress(progress)
+    if isinstance(label_names, str):
+        raise TypeError(f"label_names={label_names!r} is one text; pass the names of the folders in a list")
     model_names = getattr(processor, "label_names", None)
     given = label_names is not None
     names = tuple(map(str, label_names or ())) if given else _class_folders(folder, model_names)

@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from npeff_jax._checks import check_choice, check_integer, listing
 from npeff_jax.models import Generation, LanguageModel, answer_texts, generate, pad_tokens
+from npeff_jax.store import absolute_path
 from npeff_jax.tasks._dataset import Dataset
 from npeff_jax.tasks._labels import number_labels
 from npeff_jax.tasks._tables import read_rows
@@ -174,7 +175,7 @@ def read_passages(
 def _rows(source: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the location of each row (for error messages) and its cells by column."""
     if isinstance(source, str | pathlib.Path):
-        path = pathlib.Path(source).expanduser()
+        path = absolute_path(source, "source")
         yield from ((f"{path}, {place}", row) for place, row in read_rows(path, []))
         return
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a pandas frame

@@ -15,8 +15,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from npeff_jax._checks import listing
+from npeff_jax._checks import check_callable, check_integer, listing, normalise
 from npeff_jax._extras import needs
+from npeff_jax.store import absolute_path
 from npeff_jax.tasks._dataset import Dataset
 from npeff_jax.tasks._labels import Processor, cell_text, number_labels
 from npeff_jax.tasks._saved_datasets import Row, is_saved_dataset, saved_columns, saved_rows
@@ -51,6 +52,19 @@ class Columns:
     label_names: tuple[str, ...] | None = None
     skip: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("text", "pair", "label"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name == "text" or value is not None):
+                raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected the name of a column")
+        for name in ("label_names", "skip"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not (value is None or hasattr(value, "__iter__")):
+                raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a list of labels")
+            normalise(self, **{name: value if value is None else tuple(value)})
+        if self.label_names is not None and len(set(self.label_names)) < len(self.label_names):
+            raise ValueError(f"label_names={self.label_names} has a name twice; expected one for each class")
+
 
 def read_table(
     file: str | pathlib.Path,
@@ -83,9 +97,11 @@ def read_table(
         ValueError: no rows, a missing column, a cell that is not text, a missing, out-of-range or unknown label (the
             message names the row), or label names that cannot be matched to the model's classes.
     """
-    file = pathlib.Path(file).expanduser()
-    if start < 0 or (limit is not None and limit < 1):
-        raise ValueError(f"start={start}, limit={limit}; expected start of at least 0 and limit of at least 1")
+    file = absolute_path(file, "file")
+    check_callable("processor", processor)
+    if not isinstance(columns, Columns):
+        raise TypeError(f"columns={columns!r} is a {type(columns).__name__}; pass Columns(text), with their names")
+    start, limit = check_integer("start", start, 0), None if limit is None else check_integer("limit", limit)
     skip = {cell_text(label) for label in columns.skip}
     chosen: list[Row] = []
     other_labels: set[Any] = set()
@@ -190,7 +206,7 @@ def column_names(file: str | pathlib.Path, encoding: str | None = None) -> list[
     Raises:
         FileNotFoundError, ValueError: as `read_table`.
     """
-    file = pathlib.Path(file).expanduser()
+    file = absolute_path(file, "file")
     if is_saved_dataset(file):
         return saved_columns(file)
     if _format(file)[0] == ".parquet":
@@ -240,13 +256,30 @@ def _delimited_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.
     header = [name.strip() for name in next(reader, [])]
     _check_columns(header, wanted, file)
     place = {name: header.index(name) for name in wanted or header}
-    rows = (cells for cells in reader if cells)
+    rows = (cells for cells in _unlimited(reader) if cells)
     for number, cells in enumerate(rows, start=1):
         where = f"row {number}, line {reader.line_num}"
         if len(cells) <= max(place.values()) or any(cell.strip() for cell in cells[len(header) :]):
             remedy = "take tabs out of texts" if unquoted else "put texts in quotation marks"
             raise ValueError(f"{file}, {where}: {len(cells)} cells, the header has {len(header)}; {remedy}")
         yield where, {name: cells[i] for name, i in place.items()}
+
+
+def _unlimited(reader: Any) -> Iterator[list[str]]:
+    """Yield the rows of a CSV reader, also those with texts longer than Python's limit, which is global."""
+    while True:
+        usual = csv.field_size_limit(_LONGEST)
+        try:
+            row = next(reader, None)
+        finally:
+            csv.field_size_limit(usual)
+        if row is None:
+            return
+        yield row
+
+
+_LONGEST = 2**31 - 1
+"""Characters of a cell: the most that the CSV reader takes on all systems."""
 
 
 def _delimiter(header: str, wanted: Sequence[str], usual: str) -> str:
@@ -266,7 +299,7 @@ def _json_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.Path,
     for number, (line_number, line) in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
                 f"{file}, line {line_number} is not JSON ({error}); expected one object per line"
             ) from error

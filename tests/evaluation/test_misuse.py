@@ -52,6 +52,58 @@ CASES = {
         "coefficients have shape",
     ),
     "variables as a list": ("search_concepts(d.coefficients, [half])", "variables is a list; expected {name: truth"),
+    "further runs as a list": (
+        "audit(model, d, other, z, fit=npeff_jax.fit_coefficients(d, other), runs=[d])",
+        "runs is a list; pass {name:",
+    ),
+    "too few class names": (
+        "audit(model, d, other, z, fit=npeff_jax.fit_coefficients(d, other), class_names=['a'])",
+        "class_names=['a']; expected a name for each of the model's 4 classes",
+    ),
+    "a decomposition as the decomposed PEFs": (
+        "audit(model, d, other, z, fit=npeff_jax.fit_coefficients(d, other), decomposed=d)",
+        "decomposed is a Decomposition; pass the PEFs",
+    ),
+    "a text as what is readable": (
+        "audit(model, d, other, z, fit=npeff_jax.fit_coefficients(d, other), n_top=3, readable='abc', progress=False)",
+        "readable is a str; expected a text per example",
+    ),
+    "weights that are text": ("DiagonalEdit(weights='half')", "weights='half' is no list of numbers"),
+    "a precision that there is not": ("Passes(precision='double')", "precision='double'; expected one of"),
+    "a tolerance in words": ("npeff_jax.Stopping(tolerance='small')", "tolerance='small' is no number"),
+    "a switch in words": ("npeff_jax.DampedALS(stiefel='no')", "stiefel='no' is a str; expected True or False"),
+    "a scale in words": ("perturb(model, model.params, 'far')", "scale='far' is no number"),
+    "a scale that is not finite": (
+        "predicted_kl(model, d, d.coefficients, pefs.norms, model.params, np.nan)",
+        "scale=nan",
+    ),
+    "scales in words": ("perturbed_kl(model, x, [model.params], 'far')", "scales='far' is no list of numbers"),
+    "a component by name": ("d.pseudo_fisher('first')", "component='first' is no whole number"),
+    "groups of parameters in a list": ("Tracer(traced, ['w'])", "groups is a list; expected {group: names"),
+    "a direction that is not finite": (
+        "Tracer(traced)({'w': model.params['w'] * np.nan}, x[0])",
+        "is not finite at 'w'",
+    ),
+    "a batch for an example": ("Tracer(traced)(model.params, x)", "returned (12, 4) for one example"),
+    "held-out PEFs of another kind": ("scan(pefs, [2], heldout=d)", "heldout is of type Decomposition; expected Pefs"),
+    "runs without components": ("compare_runs(np.zeros((12, 0)), d)", "coefficients have shape (12, 0)"),
+    "identifiers as owners": ("npeff_jax.Problem.from_rows(np.eye(2), [0, 10**8])", "owner has example 100000000"),
+    "complex rows": ("npeff_jax.Problem.from_rows(np.eye(2) * 1j, [0, 1])", "A has shape (2, 2) and dtype complex128"),
+    "devices for a mesh": ("Passes(mesh=[0])", "mesh is of type list; pass npeff_jax.make_mesh"),
+    "rows of a model in half batches": ("npeff_jax.model_rows(model, x, batch_size=0.5)", "batch_size=0.5 is no whole"),
+    "a step of a progress bar": ("npeff_jax.compute_pefs(model, x, progress=1)", "progress=1 is a int; pass True"),
+    "examples of another width": (
+        "npeff_jax.compute_pefs(model, x[:, :2], progress=False)",
+        "logits_fn raised TypeError for one example, an array (2,) float32",
+    ),
+    "a list of examples": (
+        "npeff_jax.compute_pefs(model, list(x), progress=False)",
+        "stack the examples of a list: jax.tree.map",
+    ),
+    "a function that branches": (
+        "npeff_jax.compute_pefs(npeff_jax.Model(lambda p, e: e @ p['w'] if e[0] > 0 else e, model.params), x)",
+        "raised TracerBoolConversionError for one example",
+    ),
     "steps of other shapes": ("similarity_to_final([np.ones((3, 2)), np.ones((3, 3))])", "expected one or more arrays"),
 }
 
@@ -65,6 +117,9 @@ x = rng.normal(size=(12, 3)).astype(np.float32)
 model = npeff_jax.Model(lambda p, e: e @ p["w"], {"w": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)})
 pefs = npeff_jax.compute_pefs(model, x, progress=False)
 d = npeff_jax.decompose(pefs, 2, progress=False)
+z = -x
+other = npeff_jax.compute_pefs(model, z, progress=False)
+traced = npeff_jax.Model(model.logits_fn, model.params, intermediates_fn=lambda p, e: {"h": e @ p["w"]})
 half, y = np.arange(12) < 6, np.zeros(12, np.int64)
 number = np.int64
 selectivity(model, d, pefs, x, fit=d, n_top=number(3), seed=number(1), norm=np.float32(0.1), progress=False,

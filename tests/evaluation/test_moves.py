@@ -55,8 +55,11 @@ def test_a_repair_is_chosen_and_reported_on_different_examples(flawed):
     assert 0.045 <= found.by.kl <= 0.05
     w = np.asarray(found.by.move["w"], np.float64)
     before, after = ((x @ (np.asarray(model.params["w"]) + d)).argmax(1) == labels for d in (0, w))
-    order = np.random.default_rng(0).permutation(600)[240:]
-    assert found.accuracy.change[0, 0] == pytest.approx(after[order].mean() - before[order].mean(), abs=1e-6)
+    order = np.random.default_rng(0).permutation(600)
+    assert found.accuracy.change[0, 0] == pytest.approx((after * 1.0 - before)[order[240:]].mean(), abs=1e-6)
+    logits = x[order[:240]].astype(np.float64) @ np.asarray(model.params["w"], np.float64)
+    margin = np.diff(logits, axis=1)[:, 0] * np.where(labels[order[:240]] == 0, 1, -1)
+    assert found.by.loss[0] == pytest.approx(np.logaddexp(0, margin).mean(), rel=1e-5)  # of all that choose
     right = (x @ np.asarray(model.params["w"])).argmax(1)
     with pytest.raises(ValueError, match="240 are right; a repair needs both"):
         repair(model, decomposition, x, right)

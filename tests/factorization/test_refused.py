@@ -35,15 +35,102 @@ def model_of(seed=0, n=12, scale=1.0):
         ({"products": "bfloat16"}, "products='bfloat16' is of type str; pass ProductPrecision.FLOAT32 or Product"),
         ({"stopping": 100}, "stopping=100 is of type int; pass an instance of Stopping"),
         ({"start": np.ones((3, 3))}, "start is of type ndarray; pass an instance of InitialFactors"),
-        ({"seed": 1.5}, "seed=1.5 is of type float; pass a whole number"),
+        ({"seed": 1.5}, "seed=1.5 is no whole number; expected an integer of at least 0"),
         ({"checkpoints": "folder"}, "checkpoints='folder' is of type str; pass an instance of Checkpoints"),
-        ({"n_components": 2.0}, "n_components=2.0 is of type float; pass a whole number"),
+        ({"n_components": 2.0}, "n_components=2.0 is no whole number"),
     ],
 )
 def test_arguments_of_another_type(arguments, message):
     arguments = {"n_components": 3} | arguments
     with pytest.raises(TypeError, match=message):
         _raw(npeff.decompose)(planted(n=5).pefs, **arguments, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: npeff.Stopping(tolerance=float("nan")), "tolerance=nan is out of range"),
+        (lambda: npeff.Stopping(max_steps=True), "max_steps=True is no whole number"),
+        (lambda: npeff.DampedALS(damping=-1.0), "damping=-1 is out of range"),
+        (lambda: npeff.DampedALS(sweeps=0), "sweeps=0 is out of range"),
+        (lambda: npeff.HALS(exchanges=-1), "exchanges=-1 is out of range"),
+        (lambda: npeff.GradientDescent(learning_rate=float("inf")), "learning_rate=inf is out of range"),
+        (lambda: npeff.Multiplicative(epsilon=0.0), "epsilon=0 is out of range"),
+        (lambda: npeff.KernelRows(sketch=0), "sketch=0 is out of range"),
+        (lambda: npeff.InitialFactors(coefficients="random"), "coefficients has shape .* expected numbers"),
+        (lambda: npeff.Checkpoints("gs://bucket/run"), "directory='gs://bucket/run' has the scheme gs://"),
+        (lambda: npeff.Checkpoints("run", every=0), "every=0 is out of range"),
+        (lambda: npeff.Tuning.of_examples("a", True, [0]), "n_examples=True is no whole number"),
+        (lambda: npeff.Tuning.of_examples("a", 3, [5]), "yes= has a position of 'a' that is not from 0 to 2"),
+        (lambda: npeff.Tuning("a", [True, [1]]), "the marks of 'a' is ragged"),
+        (lambda: _raw(npeff.make_mesh)(["cpu:0"]), "devices has 'cpu:0', a str; expected a list of devices"),
+    ],
+)
+def test_settings_are_checked_where_they_are_made(make, words):
+    """Each is a setting that would fail late, or be ignored: what was given is in the message, under its name."""
+    with pytest.raises((TypeError, ValueError), match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_components": True}, "n_components=True is no whole number"),
+        ({"seed": -1}, "seed=-1 is out of range"),
+        ({"min_count": 0}, "min_count=0 is out of range"),
+        ({"callback": 3}, "callback=3 is a int; pass a function"),
+        ({"mesh": jax.devices()}, "mesh is of type list; pass npeff_jax.make_mesh"),
+        ({"progress": "yes"}, "progress='yes' is a str; pass True, False or a text stream"),
+        ({"path": "s3://bucket/d"}, "path='s3://bucket/d' has the scheme s3://"),
+    ],
+)
+def test_arguments_that_would_fail_late(arguments, message):
+    arguments = {"n_components": 3, **QUIET} | arguments
+    with pytest.raises((TypeError, ValueError), match=message):
+        _raw(npeff.decompose)(planted(n=5).pefs, **arguments)
+
+
+def test_settings_of_a_fit():
+    pefs = planted(n=5).pefs
+    found = npeff.decompose(pefs, 1, **QUIET)
+    for name, value in {"tolerance": float("nan"), "max_sweeps": 1.5, "chunk_size": 0}.items():
+        with pytest.raises((TypeError, ValueError), match=f"{name}="):
+            _raw(npeff.fit_coefficients)(found, pefs, **{name: value})
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    steps = []
+    for target in (tmp_path / "file" / "d", tmp_path / "file"):
+        with pytest.raises(OSError, match="file"):
+            npeff.decompose(planted(n=5).pefs, 2, path=target, callback=steps.append, **QUIET)
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        npeff.Checkpoints(tmp_path / "file" / "c")
+    assert not steps
+
+
+# tasks that Orbax leaves behind when it cannot read a checkpoint end in an event loop that is closed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_checkpoints_of_another_start_and_damaged_ones(tmp_path, monkeypatch):
+    """A relative directory is that of the moment it was named; another W to start from is another run."""
+    pefs = planted(n=8).pefs
+    options = {"stopping": npeff.Stopping(max_steps=20, tolerance=-1.0), **QUIET}
+    monkeypatch.chdir(tmp_path)
+    kept = npeff.Checkpoints("c")
+    monkeypatch.chdir("/")
+    ones, other = (npeff.InitialFactors(coefficients=np.full((8, 2), c, np.float32) + np.eye(8, 2)) for c in (1, 2))
+    first = npeff.decompose(pefs, 2, start=ones, checkpoints=kept, **options)
+    assert (tmp_path / "c").is_dir()
+    with pytest.raises(ValueError, match=r"checkpoints in .* are of another run: start_values"):
+        npeff.decompose(pefs, 2, start=other, checkpoints=kept, **options)
+    again = npeff.decompose(pefs, 2, start=ones, checkpoints=kept, **options)
+    np.testing.assert_allclose(again.coefficients, first.coefficients, rtol=1e-5)
+    for file in (tmp_path / "c").rglob("_CHECKPOINT_METADATA"):
+        file.write_text("")
+    with pytest.raises(
+        OSError, match=f"the checkpoints in {tmp_path / 'c'} cannot be read .ValueError: the metadata of step 20"
+    ):
+        npeff.decompose(pefs, 2, start=ones, checkpoints=kept, **options)
 
 
 def _raw(function):

@@ -132,11 +132,11 @@ def test_restarts_that_have_no_meaning():
     pefs = planted().pefs
     with pytest.raises(ValueError, match=r"restarts=3 draws starts and start= gives one \(coefficients\)"):
         npeff.decompose(pefs, 5, restarts=3, start=npeff.InitialFactors(coefficients=np.ones((60, 5))), **QUIET)
-    with pytest.raises(ValueError, match="restarts=0; expected at least 1"):
+    with pytest.raises(ValueError, match="restarts=0 is out of range; expected an integer of at least 1"):
         npeff.decompose(pefs, 5, restarts=0, **QUIET)
     with pytest.raises(TypeError, match="restarts"):  # by the types, where they are checked
         npeff.decompose(pefs, 5, restarts=2.5, **QUIET)
-    with pytest.raises(TypeError, match="restarts='4' is of type str; pass the number of starts"):
+    with pytest.raises(TypeError, match="restarts='4' is no whole number"):
         check_restarts("4", npeff.InitialFactors())
 
 

@@ -11,6 +11,23 @@ IMAGES = np.random.default_rng(0).normal(size=(11, 6, 6, 2)).astype(np.float32) 
 STATISTICS = np.array([0.5, -0.3, 0.2, 0.1], np.float32), np.array([0.6, 1.5, 2.0, 0.8], np.float32)
 
 
+def test_what_is_no_module_of_the_framework():
+    """A class, or a module of another framework: which adapter takes it."""
+    linen, nnx = pytest.importorskip("flax.linen"), pytest.importorskip("flax.nnx")
+    eqx, models = pytest.importorskip("equinox"), npeff.models
+    for call, message in (
+        (lambda: models.from_nnx(nnx.Linear), r"from_nnx takes an instance of it, Linear\(...\)"),
+        (lambda: models.from_nnx(linen.Dense(3)), "make a model of it with npeff_jax.models.from_linen"),
+        (lambda: models.from_linen(linen.Dense, {"params": {}}), "from_linen takes an instance of it"),
+        (lambda: models.from_linen({"params": {}}, linen.Dense(3)), "module is of type dict, not flax's Module"),
+        (lambda: models.from_equinox({"w": np.ones(3)}), "module is of type dict, not equinox's Module"),
+        (lambda: models.from_equinox(eqx.nn.Linear), "from_equinox takes an instance of it"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    assert "without explained parameters" in repr(npeff.Model(lambda p, x: x, {}))
+
+
 def linen(training=False):
     nn = pytest.importorskip("flax.linen")
 

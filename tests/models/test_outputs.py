@@ -144,7 +144,10 @@ def test_one_logit_is_a_binary_classifier_with_two():
     )
 
 
-@pytest.mark.parametrize("make", [lambda: Categorical(0.0), lambda: Gaussian(-1.0)])
-def test_scales_must_be_positive(make):
-    with pytest.raises(ValueError, match="must be positive"):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(lambda: Categorical(0.0), "expected 0 < temperature"), (lambda: Gaussian(-1.0), "expected 0 < scale")],
+)
+def test_scales_must_be_positive(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

@@ -119,5 +119,6 @@ def test_only_as_many_classes_are_pulled_back_as_a_batch_needs(monkeypatch):
 def test_choices_that_do_not_fit():
     with pytest.raises(ValueError, match="sketch=4 cannot hold 6 rows; use max_rows"):
         LowRank(max_rows=6, sketch=4)
+    assert LowRank(max_rows=4, sketch=4).sketch == 4
     with pytest.raises(ValueError, match="sketch finds principal rows"):
         LowRank(rows=RowBasis.CLASSES, sketch=4)

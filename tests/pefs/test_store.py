@@ -21,6 +21,18 @@ def compute(path, model=None, x=X, **options):
     return npeff.compute_pefs(model or mlp(), x, path=path, **options)
 
 
+def test_what_is_no_pefs_is_not_overwritten(tmp_path):
+    pefs = compute(tmp_path / "p")
+    npeff.decompose(pefs, 2, path=tmp_path / "d", progress=False)
+    for how in ("resume", "overwrite"):
+        with pytest.raises(FileExistsError, match="holds no PEFs, but something else"):
+            compute(tmp_path / "d", on_existing=how)
+    assert npeff.load_decomposition(tmp_path / "d").n_components == 2
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError, match="file is a file; choose a path below a folder"):
+        compute(tmp_path / "file" / "p")
+
+
 def test_killed_and_resumed_is_byte_for_byte_the_uninterrupted_run(tmp_path, monkeypatch):
     """In short what benchmarks/kill_store.py does in full."""
     monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2] / "benchmarks")

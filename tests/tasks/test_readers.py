@@ -1,6 +1,7 @@
 """Data sets as files: formats, labels, bad input, and labels that a model numbers differently."""
 
 import csv
+import dataclasses
 import gzip
 import json
 
@@ -19,6 +20,68 @@ ROWS = [
     {"sentence1": "the woman is outside", "sentence2": "the woman is inside", "gold_label": "contradiction"},
     {"sentence1": "a dog", "sentence2": "the dog is running", "gold_label": "neutral"},
 ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"file": ""}, "file='' is no path; expected a local one"),
+        ({"file": "s3://bucket/t.csv"}, "file='s3://bucket/t.csv' has the scheme s3://"),
+        ({"processor": "bert"}, "processor='bert' is a str; expected a function"),
+        ({"columns": "text"}, "columns='text' is a str; pass Columns"),
+        ({"limit": 2.5}, "limit=2.5 is no whole number"),
+        ({"limit": True}, "limit=True is no whole number"),
+        ({"start": -1}, "start=-1 is out of range"),
+    ],
+)
+def test_arguments_of_a_reader(tmp_path, arguments, message):
+    (tmp_path / "t.csv").write_text("text,label\na,0\nb,1\n")
+    read = getattr(tasks.read_table, "__wrapped__", tasks.read_table)
+    usual = {"file": tmp_path / "t.csv", "processor": Lengths(), "columns": tasks.Columns("text")}
+    with pytest.raises((TypeError, ValueError), match=message):
+        read(**(usual | arguments))
+
+
+def test_columns_and_names_that_are_one_text():
+    for fields in ({"label_names": "ab"}, {"skip": "-"}, {"text": 3}, {"text": "a", "label": 1}):
+        with pytest.raises(TypeError, match=f"{list(fields)[-1]}="):
+            _made(tasks.Columns, **({"text": "text"} | fields))
+    with pytest.raises(TypeError, match="label_names='xyz' is one text"):
+        _made(tasks.Dataset, examples={"x": np.zeros((3, 2))}, label_names="xyz")
+    with pytest.raises(ValueError, match="has a name twice"):
+        tasks.Dataset({"x": np.zeros((3, 2))}, np.arange(3), label_names=("x", "x", "y"))
+    with pytest.raises(IndexError, match="rows has positions from 9 to 9; there are 3"):
+        tasks.Dataset({"x": np.zeros((3, 2))}, np.arange(3)).subset([9])
+
+
+def _made(kind, **fields):
+    """An object without the type checks of the test run, which users do not have."""
+    new = object.__new__(kind)
+    for field in dataclasses.fields(kind):
+        object.__setattr__(new, field.name, fields.get(field.name, field.default))
+    new.__post_init__()
+    return new
+
+
+def test_a_text_longer_than_the_csv_readers_limit(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\n" + "word " * 40_000 + ",1\n")
+    usual = csv.field_size_limit()
+    found = tasks.read_table(tmp_path / "t.csv", Lengths(), tasks.Columns("text"))
+    assert found.examples["input_ids"].tolist() == [[40_000]]
+    assert csv.field_size_limit() == usual
+
+
+def test_an_image_folder_by_a_relative_path(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
+    monkeypatch.chdir(tmp_path)
+    found = tasks.read_image_folder(".", Thumbs(), progress=False)
+    monkeypatch.chdir("/")
+    assert found.examples[0:2]["pixel_values"].shape == (2, 2, 2, 3)
+    with pytest.raises(ValueError, match="thumbnail=0 is out of range"):
+        tasks.read_image_folder(tmp_path, Thumbs(), thumbnail=0, progress=False)
 
 
 class Lengths(npeff.models.TextProcessor):

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
+from npeff_jax._checks import check_integer, normalise
 from npeff_jax._sharding import SHARDS, fetch, place, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.row_spaces._base import (
@@ -48,6 +49,10 @@ class KernelRows(RowChoice):
 
     sketch: int | None = None
     kinds = (FisherKind.LOW_RANK,)
+
+    def __post_init__(self) -> None:
+        if self.sketch is not None:
+            normalise(self, sketch=check_integer("sketch", self.sketch))
 
     @property
     def exact(self) -> bool:

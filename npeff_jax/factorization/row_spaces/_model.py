@@ -14,12 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from npeff_jax._examples import count_examples, slice_examples
+from npeff_jax._checks import check_integer, check_precision, normalise
+from npeff_jax._examples import count_examples, slice_examples, take_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._sharding import SHARDS, pad_rows, place, replicate, round_up, sharded
 from npeff_jax._types import Examples
 from npeff_jax.factorization.row_spaces._kernel import KernelSpace, Recover
-from npeff_jax.models import Model
+from npeff_jax.models import Model, check_model
 from npeff_jax.pefs import pull_back, scaled_cotangents
 
 
@@ -42,6 +43,16 @@ class ModelRows:
     batch_size: int = 32
     block_bytes: int = 1 << 30
     precision: str = "highest"
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
+        check_precision(self.precision)
+        normalise(
+            self,
+            examples=take_examples(self.examples),
+            batch_size=check_integer("batch_size", self.batch_size),
+            block_bytes=check_integer("block_bytes", self.block_bytes),
+        )
 
     @property
     def n_examples(self) -> int:

@@ -39,6 +39,18 @@ class InitialFactors:
     coefficients: Any = None
     pseudo_fishers: Any = None
 
+    def __post_init__(self) -> None:
+        for name in ("coefficients", "pseudo_fishers"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+            if array.dtype.kind not in "biufV" or array.ndim != 2:  # V: bfloat16
+                raise TypeError(
+                    f"{name} has shape {array.shape} and dtype {array.dtype}; expected numbers, a row per "
+                    f"{'example' if name == 'coefficients' else 'component'}"
+                )
+
     @property
     def given(self) -> list[str]:
         """Names of the given factors."""

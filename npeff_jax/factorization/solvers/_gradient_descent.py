@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from npeff_jax._checks import check_integer, check_real, normalise
 from npeff_jax.factorization._compile import full_precision
 from npeff_jax.factorization._problem import Problem
 from npeff_jax.factorization.row_spaces import Vectors
@@ -37,6 +38,14 @@ class GradientDescent(LowRankSolver):
 
     supports = ("frozen",)
     remedy = "lower its learning_rate"
+
+    def __post_init__(self) -> None:
+        normalise(
+            self,
+            learning_rate=check_real("learning_rate", self.learning_rate, 0.0, np.inf, open_high=True),
+            epsilon=check_real("epsilon", self.epsilon, 0.0, np.inf, open_high=True),
+            warm_up=check_integer("warm_up", self.warm_up, 0),
+        )
 
     def initial_coefficients(self, problem: Problem, n_components: int, seed: int) -> Float[np.ndarray, "n r"]:
         rng = np.random.default_rng([seed, 1])

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
+from npeff_jax._checks import check_integer, normalise
 from npeff_jax._sharding import SHARDS
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
 from npeff_jax.factorization._compile import full_precision
@@ -86,7 +87,16 @@ class HALS(DiagonalSolver):
     exchanges: int = 100
     warm_up: int = 3
 
-    supports: tuple[str, ...] = ("frozen", "tunings")
+    supports = ("frozen", "tunings")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        normalise(
+            self,
+            sweeps=check_integer("sweeps", self.sweeps),
+            exchanges=check_integer("exchanges", self.exchanges, 0),
+            warm_up=check_integer("warm_up", self.warm_up, 0),
+        )
 
     def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
         start = fit_to_given(problem, super().start(problem, n_components, seed, given), given)

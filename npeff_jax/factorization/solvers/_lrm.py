@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from npeff_jax._checks import check_integer, check_real, normalise
 from npeff_jax._types import Coefficients, ComponentGram, RowProducts
 from npeff_jax.factorization._compile import full_precision
 from npeff_jax.factorization._objective import line_coefficients, loss_terms
@@ -99,8 +101,16 @@ class DampedALS(LowRankSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stiefel:
-            object.__setattr__(self, "exchanges", 0)
+        if not isinstance(self.stiefel, bool):
+            raise TypeError(f"stiefel={self.stiefel!r} is a {type(self.stiefel).__name__}; expected True or False")
+        normalise(
+            self,
+            damping=check_real("damping", self.damping, 0.0, np.inf, open_high=True),
+            sweeps=check_integer("sweeps", self.sweeps),
+            exchanges=0 if self.stiefel else check_integer("exchanges", self.exchanges, 0),
+            warm_up=check_integer("warm_up", self.warm_up, 0),
+            orthogonality=check_real("orthogonality", self.orthogonality, 0.0, np.inf, open_high=True),
+        )
 
     @property
     def supports(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from npeff_jax._checks import check_real, normalise
 from npeff_jax._types import Coefficients
 from npeff_jax.factorization._compile import full_precision, jit
 from npeff_jax.factorization._nonnegative import multiplicative
@@ -25,6 +26,9 @@ class Multiplicative(DiagonalSolver):
     """
 
     epsilon: float = float(np.finfo(np.float32).eps)
+
+    def __post_init__(self) -> None:
+        normalise(self, epsilon=check_real("epsilon", self.epsilon, 0.0, np.inf, open_low=True, open_high=True))
 
     def start(self, problem: Problem, n_components: int, seed: int, given: InitialFactors) -> Factors:
         start = super().start(problem, n_components, seed, given)
