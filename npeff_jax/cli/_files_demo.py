@@ -73,7 +73,7 @@ def files(
         task.heldout.examples,
         fit=fit,
         n_top=min(16, len(task.heldout) // 2),
-        # A pass over a file takes 11 ms of a core: with all others' moves on all files this would take most of the time.
+        # A pass over a file takes 14 ms of a core: with all others' moves on all files most of the time would go here.
         nulls=npeff.Nulls(n_random_examples=64, n_random_directions=2, n_other_components=4),
         seed=seed,
         progress=shown,
