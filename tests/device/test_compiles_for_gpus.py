@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from programs import CALLBACKS, COLLECTIVES, count, imprecise_dots, mesh_of, spec
+from solver_sizes import CASES, figures
 
 import npeff_jax as npeff
 from npeff_jax.factorization import Factors
@@ -127,3 +128,13 @@ def test_the_gram_matrix_grows_where_it_is(devices):
         assert not CALLBACKS.findall(text)
         assert not any(count(text, name) for name in COLLECTIVES)
         assert memory <= 4 * N * width / devices + 1e8, "beside Q and the tile: a device's rows of the tile"
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("case", [case for cases in CASES.values() for case in cases], ids=str)
+def test_the_largest_size_that_is_planned(case, devices):
+    """Memory within a fifth of the plan's; only N×r and r×r products cross devices, and each has a precision."""
+    found = figures(*case, devices)
+    assert found["over plan"] == pytest.approx(1, abs=0.2)
+    assert found["over N r + 2 r^2"] <= 1
+    assert found["products without precision"] == 0

@@ -25,6 +25,10 @@ from npeff_jax.factorization.row_spaces._base import (
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
 from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, VECTOR_BYTES, rates
 
+ALIGNED = 1024
+"""Columns per accelerator are a multiple of it. For a GPU, XLA cuts the long sums of A Gᵀ into equal pieces of aligned
+length (16 pieces of a multiple of 16 bytes at this size), and else pads a second copy of A."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DenseRows(RowChoice):
@@ -47,10 +51,15 @@ class DenseRows(RowChoice):
         frozen: np.ndarray | None = None,
     ) -> "DenseSpace":
         N, width = A.shape
-        dense = np.zeros((N, round_up(width, mesh.size)), np.float32)
+        dense = np.zeros((N, padded_width(width, mesh)), np.float32)
         for first, block in A.read():
             dense[first : first + block.shape[0], :width] = block.toarray()
         return DenseSpace(place(dense.astype(jnp.dtype(products.value)), sharded(mesh, None, SHARDS)), mesh, width)
+
+
+def padded_width(width: int, mesh: Mesh) -> int:
+    """Return the number of columns that A is padded to."""
+    return round_up(width, mesh.size * (1 if mesh.devices.flat[0].platform == "cpu" else ALIGNED))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["A"], meta_fields=["mesh", "width"])
