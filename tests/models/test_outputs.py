@@ -146,5 +146,5 @@ def test_one_logit_is_a_binary_classifier_with_two():
 
 @pytest.mark.parametrize("make", [lambda: Categorical(0.0), lambda: Gaussian(-1.0)])
 def test_scales_must_be_positive(make):
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="is out of range; expected 0 <"):
         make()
