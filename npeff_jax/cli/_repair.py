@@ -23,8 +23,8 @@ def repair(
 ) -> None:
     """Look for a move in the span of components that mends wrong predictions, and report it on other examples.
 
-    The loss gradient of the examples that choose picks sign, size and combination; a budget of KL holds the rightly
-    predicted ones. The written file has the move, its weights and the changes of accuracy.
+    The loss gradient of the choosing examples determines sign, size and combination; a KL budget limits the change of
+    correct predictions. The file contains the move, its weights and the changes of accuracy.
 
     Args:
         explained: what is explained: the model, and labelled examples that no component was found in.

@@ -216,8 +216,8 @@ class Model:
         named = isinstance(self.output, Categorical) and self.label_names is not None
         if named and len(self.label_names or ()) != shape.shape[0]:
             raise ValueError(
-                f"label_names has {len(self.label_names or ())} names ({listing(self.label_names or (), 4)}), and the model "
-                f"{shape.shape[0]} classes; pass a name for each, in the order of the logits"
+                f"label_names has {len(self.label_names or ())} names ({listing(self.label_names or (), 4)}), but the "
+                f"model has {shape.shape[0]} classes; pass one name per class, in the order of the logits"
             )
         return shape.shape[0]
 
