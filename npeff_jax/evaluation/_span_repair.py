@@ -1,4 +1,4 @@
-"""A repair in the span of components, from a split: some examples choose the move, others report."""
+"""Repairs in the span of components: some examples choose the move, the others measure its effect."""
 
 import dataclasses
 from typing import Any
@@ -27,12 +27,12 @@ from npeff_jax.perturbation import (
 )
 
 WITHIN, PASSES = TrustRegion(), Passes()
-"""What functions take where nothing is said."""
+"""Default settings."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Repair:
-    """A move that should mend wrong predictions, and what became of accuracy on examples that did not choose it.
+    """A move that repairs wrong predictions, and the change of accuracy on examples that did not choose it.
 
     Attributes:
         by: the move, its weights per component and its KL where it was chosen.

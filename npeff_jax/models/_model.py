@@ -328,7 +328,7 @@ def _remedy(value: Any) -> str:
 
 
 def _shapes(example: Any) -> str:
-    """Return shapes and types of an example's leaves, for a message."""
+    """Describe the shapes and dtypes of an example's leaves for an error message."""
     leaves = [
         f"{jax.tree_util.keystr(path) or 'an array'} {np.shape(leaf)} {jnp.result_type(leaf)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(example)

@@ -194,7 +194,7 @@ def dataset_fisher(
 
 
 _Sums = tuple[Float[Array, "devices m"], Float[Array, "devices m"], Float[Array, "devices"]]
-"""Each device's sum, what rounding took from it, and the scale whose square both are in units of."""
+"""Per device: the sum, its rounding error, and a scale; both are in units of the squared scale."""
 
 
 def _sum(
@@ -207,7 +207,7 @@ def _sum(
     estimate: Estimate,
     mesh: Mesh,
 ) -> _Sums:
-    """Add a batch, of which each device has a share, to the sums. They stay on the devices."""
+    """Add a batch, sharded over the devices, to the sums on the devices."""
 
     def one(params: PyTree, x: PyTree, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         def cotangents(logits: Logits) -> Cotangents:
@@ -224,7 +224,7 @@ def _sum(
         new = jnp.where(largest > 0, largest, 1.0)
         weights, before = jnp.where(valid, (scales / new) ** 2, 0.0), (unit / new) ** 2
         part = jnp.sum(weights[:, None] * jnp.where(valid[:, None], diagonals, 0.0), axis=0)
-        # Kahan's sum: of a hundred thousand batches float32 would keep three digits
+        # Kahan summation: after a hundred thousand batches a plain float32 sum has three correct digits
         part = part - before * lost
         added = before * total + part
         return added[None], ((added - before * total) - part)[None], largest[None]
