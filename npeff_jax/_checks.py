@@ -99,7 +99,7 @@ def check_real(
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Raise unless ``value`` can be called."""
+    """Raise TypeError unless ``value`` is callable."""
     if not callable(value):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; expected a function")
 
@@ -141,7 +141,7 @@ def as_instance(name: str, value: Any, base: Any, *, none: bool = False) -> Any:
 
 
 def is_own(error: BaseException) -> bool:
-    """Return whether an error was raised in a file of this package, and so says what to do."""
+    """Return whether an error was raised in a file of this package, whose messages say what to do."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
 
@@ -162,7 +162,7 @@ def as_enum(name: str, value: Any, kind: type[enum.Enum]) -> Any:
 
 
 def positions(name: str, examples: Any, n: int) -> np.ndarray:
-    """Return the non-negative positions that a slice, an index or a mask of n examples stands for.
+    """Return the non-negative positions of n examples that a slice, indices or a Boolean mask selects.
 
     Raises:
         IndexError: If they are no positions, or some that there are not.
@@ -218,7 +218,7 @@ PRECISIONS = (
     *("default", "high", "highest", "bfloat16", "tensorfloat32", "float32"),
     *("BF16_BF16_F32", "BF16_BF16_F32_X3", "BF16_BF16_F32_X6", "TF32_TF32_F32", "TF32_TF32_F32_X3", "F32_F32_F32"),
 )
-"""Precisions of matrix products that JAX knows by name and that do not lose numbers by their range."""
+"""Matrix-product precisions of JAX that keep the exponent range of float32."""
 
 
 def check_precision(precision: Any) -> None:

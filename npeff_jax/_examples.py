@@ -200,7 +200,7 @@ def examples_digest(examples: Examples) -> str:
 
 
 def _check_repeatable(source: "Source | Chosen") -> None:
-    """Raise where an example has other values each time it is read: a data set that augments at random."""
+    """Raise if an example has other values each time it is read, as with random augmentation."""
     first, again = (jax.tree.leaves(source[np.array([len(source) - 1])]) for _ in range(2))
     if len(first) != len(again) or not all(map(np.array_equal, first, again)):
         raise ValueError(

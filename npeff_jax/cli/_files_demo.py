@@ -73,7 +73,7 @@ def files(
         task.heldout.examples,
         fit=fit,
         n_top=min(16, len(task.heldout) // 2),
-        # a pass over a file takes 11 ms of a core; measuring all moves on all files would take most of the demo's time
+        # a pass over a file takes 14 ms of a core; measuring all moves on all files would take most of the demo's time
         nulls=npeff.Nulls(n_random_examples=64, n_random_directions=2, n_other_components=4),
         seed=seed,
         progress=shown,

@@ -1,4 +1,4 @@
-"""``npeff repair``: a move in the span of components that mends wrong predictions, reported on other examples."""
+"""``npeff repair``: a move in the span of components that repairs wrong predictions, measured on other examples."""
 
 from pathlib import Path
 
@@ -21,10 +21,10 @@ def repair(
     seed: int = 0,
     overwrite: Flag = False,
 ) -> None:
-    """Look for a move in the span of components that mends wrong predictions, and report it on other examples.
+    """Find a move in the span of components that repairs wrong predictions, and measure it on other examples.
 
-    The loss gradient of the examples that choose picks sign, size and combination; a budget of KL holds the rightly
-    predicted ones. The written file has the move, its weights and the changes of accuracy.
+    The loss gradient of the choosing examples determines sign, size and combination; a KL budget limits the change of
+    correct predictions. The file contains the move, its weights and the changes of accuracy.
 
     Args:
         explained: what is explained: the model, and labelled examples that no component was found in.

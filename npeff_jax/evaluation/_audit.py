@@ -249,7 +249,7 @@ def _check_held_out(decomposition: Decomposition, pefs: Pefs, fit: Fitted) -> No
 
 
 def _check_runs(decomposition: Decomposition, decomposed: Any, runs: Any, class_names: Any) -> None:
-    """Raise where further runs, or names of classes, are something else, before any long work."""
+    """Raise if further runs or class names are of the wrong type, before any long work."""
     if runs is not None and not isinstance(runs, Mapping):
         raise TypeError(f"runs is a {type(runs).__name__}; pass {{name: a decomposition, a fit or coefficients}}")
     if decomposed is not None:

@@ -1,4 +1,4 @@
-"""A repair in the span of components, from a split: some examples choose the move, others report."""
+"""Repairs in the span of components: some examples choose the move, the others measure its effect."""
 
 import dataclasses
 from typing import Any
@@ -27,12 +27,12 @@ from npeff_jax.perturbation import (
 )
 
 WITHIN, PASSES = TrustRegion(), Passes()
-"""What functions take where nothing is said."""
+"""Default settings."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Repair:
-    """A move that should mend wrong predictions, and what became of accuracy on examples that did not choose it.
+    """A move that repairs wrong predictions, and the change of accuracy on examples that did not choose it.
 
     Attributes:
         by: the move, its weights per component and its KL where it was chosen.
@@ -75,21 +75,21 @@ def repair(
     seed: int = 0,
     passes: Passes = PASSES,
 ) -> Repair:
-    """Find a move in the span of components by the loss gradient, and report it on a split.
+    """Find a move in the span of components that repairs wrong predictions, and measure it on other examples.
 
-    All examples that choose give the loss gradient, to which wrongly predicted ones add most, and the rightly predicted
-    ones the KL that is held to a budget (`span_move`). The loss of the wrong ones alone was found to mend fewer.
+    A random part of the examples chooses the move: all of them give the loss gradient, and those predicted correctly
+    the KL that the budget constrains (`span_move`). The loss of the wrong predictions alone was found to repair fewer.
 
     Args:
         model: the model that was decomposed. It is not changed.
-        decomposition: of low-rank PEFs.
-        examples: n, best ones that no component was found in.
-        labels: theirs.
-        choosing: fraction that chooses; the others report.
-        components: to combine, numbers or a Boolean mask; all if None.
-        within: the budget.
-        seed: of the split.
-        passes: how passes are run.
+        decomposition: a decomposition of low-rank PEFs.
+        examples: n examples, preferably not decomposed.
+        labels: labels of the examples.
+        choosing: fraction of the examples that choose the move; the others measure its effect.
+        components: indices or a Boolean mask of the components to combine; by default all.
+        within: KL budget and settings.
+        seed: seed of the split.
+        passes: settings of forward passes.
 
     Raises:
         TypeError: the model's outputs have no classes.

@@ -96,10 +96,10 @@ class Tracer:
         return self.pairs(*one)[0]
 
     def pairs(self, directions: PyTree, examples: Examples) -> list[PerturbationTrace]:
-        """Return the trace of each direction for its own example, all in one call.
+        """Return the traces of k directions, each for its own example, in one call.
 
         Args:
-            directions: k directions: shaped like the parameters, with a leading axis.
+            directions: k directions as a pytree shaped like the parameters, with a leading axis.
             examples: k examples.
         """
         values, changes, logits = jax.device_get(self._run(self._model.params, directions, examples))

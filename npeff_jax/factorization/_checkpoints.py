@@ -35,7 +35,7 @@ class Checkpoints:
     every: int = 4
 
     def __post_init__(self) -> None:
-        where = writable_path(self.directory, "directory")  # from now on, whatever chdir does
+        where = writable_path(self.directory, "directory")  # absolute from now on
         normalise(self, directory=where, every=check_integer("every", self.every))
 
 
@@ -79,7 +79,7 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def _naming(self, what: str) -> Iterator[None]:
-        """Raise what goes wrong inside Orbax as an error that names the directory."""
+        """Convert errors of Orbax to an OSError that names the directory."""
         try:
             yield
         except Exception as error:

@@ -101,7 +101,7 @@ def decompose(
     check_mesh(mesh)
     restarts = check_restarts(restarts, given)
     settings: dict[str, Any] = {"seed": seed, "start": given.given}
-    if given.given:  # a checkpoint of another start is not gone on with
+    if given.given:  # a run with another start does not continue from the checkpoint
         settings["start_values"] = tree_digest({name: np.asarray(getattr(given, name)) for name in given.given})
     if restarts > 1:
         settings["restarts"] = restarts
@@ -287,7 +287,7 @@ def check_type(name: str, value: Any, expected: type) -> Any:
 
 
 def check_callback(callback: Any) -> None:
-    """Raise unless ``callback`` is None or can be called."""
+    """Raise TypeError unless ``callback`` is None or callable."""
     if callback is not None and not callable(callback):
         raise TypeError(f"callback={callback!r} is a {type(callback).__name__}; pass a function of an Iterate, or None")
 

@@ -157,7 +157,7 @@ def stack_rows(A: Any, owner: Any, kind: FisherKind) -> tuple[Stack, Schema]:
 
 
 MOST_PER_ROW = 1000
-"""Examples per row: examples may lack rows, but a larger number is an identifier, and arrays of n would not fit."""
+"""Maximum number of examples per row. Examples may have no rows, but larger numbers are identifiers, not positions."""
 
 
 class _Blocks:

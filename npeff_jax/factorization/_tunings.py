@@ -276,7 +276,7 @@ TIED_SWEEPS = 200
 
 
 def _array(what: str, given: Any) -> np.ndarray:
-    """Return what was given as an array; raise where its rows have different lengths."""
+    """Return the given marks as an array; raise ValueError if rows have different lengths."""
     try:
         return np.asarray(given)
     except ValueError:

@@ -213,10 +213,11 @@ class Model:
                 f"logits_fn returned {shape.shape[0]} values of {shape.dtype}; {type(self.output).__name__} expects "
                 f"at least {self.output.minimum_size} of a floating-point type{single}"
             )
-        if self.label_names is not None and len(self.label_names) != shape.shape[0]:
+        named = isinstance(self.output, Categorical) and self.label_names is not None
+        if named and len(self.label_names or ()) != shape.shape[0]:
             raise ValueError(
-                f"label_names has {len(self.label_names)} names ({listing(self.label_names, 4)}), and the model "
-                f"{shape.shape[0]} classes; pass a name for each, in the order of the logits"
+                f"label_names has {len(self.label_names or ())} names ({listing(self.label_names or (), 4)}), but the "
+                f"model has {shape.shape[0]} classes; pass one name per class, in the order of the logits"
             )
         return shape.shape[0]
 
@@ -327,7 +328,7 @@ def _remedy(value: Any) -> str:
 
 
 def _shapes(example: Any) -> str:
-    """Return shapes and types of an example's leaves, for a message."""
+    """Describe the shapes and dtypes of an example's leaves for an error message."""
     leaves = [
         f"{jax.tree_util.keystr(path) or 'an array'} {np.shape(leaf)} {jnp.result_type(leaf)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(example)

@@ -31,7 +31,7 @@ _LOG = logging.getLogger("npeff_jax")
 
 CPU_OPTIONS: dict[str, Any] = {}
 GPU_OPTIONS: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": "0"}
-"""Options of the compiler. On a GPU, XLA would merge the products of several cotangents with one activation, and copy
+"""Compiler options for a GPU. Otherwise XLA merges the products of several cotangents with one activation, and copies
 each gradient out of the result: twice the memory of the rows."""
 
 
@@ -187,7 +187,7 @@ class BatchRows:
         return True
 
     def _size(self, room: int | None, arguments: tuple[Any, ...]) -> float:
-        """Return the bytes per device that the program takes beside its arguments."""
+        """Return the bytes per device that the program uses in addition to its arguments."""
         return program_bytes(self._program(room).lower(*arguments).compile())
 
     def _arguments(self, examples: Examples, start: int, labels: np.ndarray | None) -> tuple[Any, ...]:

@@ -2,17 +2,18 @@
 
 import abc
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
 from npeff_jax._checks import as_instance, check_integer, check_precision, normalise
 from npeff_jax._examples import count_examples, take_examples
 from npeff_jax._parameters import ParameterSpace
-from npeff_jax._sharding import EXAMPLES, default_mesh, pad_rows, round_up
+from npeff_jax._sharding import EXAMPLES, default_mesh, fetch, pad_rows, round_up, sharded
 from npeff_jax._types import Cotangents, Examples, Logits, LogitsFn, PyTree
 from npeff_jax.models import Categorical, Model, Output, check_model
 from npeff_jax.pefs import pull_back
@@ -178,28 +179,35 @@ def dataset_fisher(
     size = round_up(min(check_integer("batch_size", batch_size), n), mesh.shape[EXAMPLES])
     index = pad_rows(np.arange(n), round_up(n, size)).reshape(-1, size)
     valid = (np.arange(index.size) < n).reshape(index.shape)
-    params, total = place(model.params, mesh), np.zeros(model.space.size)
-    summed = model.program(_sum, model, estimate, mesh)
+    params, summed = place(model.params, mesh), model.program(_sum, model, estimate, mesh)
+    blank = np.zeros((mesh.shape[EXAMPLES], model.space.size), np.float32)
+    sums: Any = jax.device_put((blank, blank, blank[:, 0]), sharded(mesh, EXAMPLES))
     with jax.default_matmul_precision(precision):
         for i, batch in enumerate(batches(examples, size)):
-            parts, scales = summed(params, batch, index[i], valid[i])
-            # The Fisher of a confident prediction is quadratic in tiny cotangents, so its scale is restored in float64.
-            total += np.asarray(scales, np.float64) ** 2 @ np.asarray(parts, np.float64)
+            sums = summed(params, sums, batch, index[i], valid[i])
+    # The Fisher of a confident prediction is quadratic in tiny cotangents, so its scale is restored in float64.
+    parts, _, units = (fetch(array).astype(np.float64) for array in sums)
+    total = units**2 @ parts
     if not np.isfinite(total).all():
         raise ValueError("a gradient is not finite; leave out the examples whose PEFs failed")
     return model.space.unravel(jnp.asarray(total / n, jnp.float32))
 
 
+_Sums = tuple[Float[Array, "devices m"], Float[Array, "devices m"], Float[Array, "devices"]]
+"""Per device: the sum, its rounding error, and a scale; both are in units of the squared scale."""
+
+
 def _sum(
     params: PyTree,
+    sums: _Sums,
     batch: Examples,
     index: jax.Array,
     valid: jax.Array,
     model: Model,
     estimate: Estimate,
     mesh: Mesh,
-) -> tuple[jax.Array, jax.Array]:
-    """Return sums (devices, m) over each device's share of a batch, in units of the squared scales (devices,)."""
+) -> _Sums:
+    """Add a batch, sharded over the devices, to the sums on the devices."""
 
     def one(params: PyTree, x: PyTree, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         def cotangents(logits: Logits) -> Cotangents:
@@ -209,11 +217,16 @@ def _sum(
         squares = [sum(jnp.sum(leaf**2, axis=0) for leaf in parts) for parts in zip(*rows.blocks, strict=True)]
         return jnp.concatenate([jnp.ravel(leaf) for leaf in squares]), rows.scale
 
-    def share(params: PyTree, batch: Examples, index: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def share(params: PyTree, sums: _Sums, batch: Examples, index: jax.Array, valid: jax.Array) -> _Sums:
+        total, lost, unit = (array[0] for array in sums)
         diagonals, scales = jax.vmap(one, (None, 0, 0))(params, batch, index)
-        unit = jnp.max(jnp.where(valid, scales, 0.0))
-        weights = jnp.where(valid, (scales / jnp.where(unit > 0, unit, 1.0)) ** 2, 0.0)
-        diagonals = jnp.where(valid[:, None], diagonals, 0.0)
-        return jnp.sum(weights[:, None] * diagonals, axis=0, keepdims=True), unit[None]
+        largest = jnp.maximum(unit, jnp.max(jnp.where(valid, scales, 0.0)))
+        new = jnp.where(largest > 0, largest, 1.0)
+        weights, before = jnp.where(valid, (scales / new) ** 2, 0.0), (unit / new) ** 2
+        part = jnp.sum(weights[:, None] * jnp.where(valid[:, None], diagonals, 0.0), axis=0)
+        # Kahan summation: after a hundred thousand batches a plain float32 sum has three correct digits
+        part = part - before * lost
+        added = before * total + part
+        return added[None], ((added - before * total) - part)[None], largest[None]
 
-    return over_examples(share, mesh, (False, True, True, True))(params, batch, index, valid)
+    return over_examples(share, mesh, (False, True, True, True, True))(params, sums, batch, index, valid)

@@ -1,4 +1,4 @@
-"""Steps of a stated KL: how far to go along a direction until the measured mean KL on some examples is there."""
+"""Step lengths with a given measured mean KL on some examples."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,22 +12,22 @@ from npeff_jax.perturbation._divergence import Passes, iterate_perturbed_kl
 from npeff_jax.perturbation._edit import NoEditError, scaled
 
 PASSES = Passes()
-"""What functions take where nothing is said."""
+"""Default settings."""
 
 
 def scale_to_kl(
     model: Model, direction: PyTree, others: Examples, nats: float, *, passes: Passes = PASSES
 ) -> tuple[PyTree, float]:
-    """Scale a direction so that the mean KL on some examples is a stated one, and return it with that KL.
+    """Scale a direction to a given mean KL on some examples; return the scaled direction and its KL.
 
-    Moves of the same KL can be compared where moves of the same norm cannot.
+    Moves of equal KL are comparable between models and directions; moves of equal norm are not.
 
     Args:
         model: the model.
-        direction: a pytree shaped like the parameters, of any length; its sign is kept.
-        others: the examples.
-        nats: the mean KL; at least nine tenths of it are used.
-        passes: how forward passes are run.
+        direction: a pytree shaped like the parameters, of any norm; its sign is kept.
+        others: examples that the mean is taken over.
+        nats: mean KL to reach, in nats; the result has at least nine tenths of it.
+        passes: settings of forward passes.
 
     Raises:
         NoEditError: the direction changes no prediction, or the KL jumps over the range.
@@ -45,7 +45,7 @@ def scale_to_kl(
 
 
 TRIES = 40
-"""Step lengths tried for a stated KL; a smooth model needs two or three, one with kinks some more."""
+"""Maximum number of step lengths tried for a given KL; a smooth model needs two or three, one with kinks a few more."""
 
 
 def go_to_kl(
@@ -58,7 +58,7 @@ def go_to_kl(
     others: Examples,
     passes: Passes,
 ) -> tuple[Float[np.ndarray, "d"], float]:
-    """Return c + t · ahead whose measured KL is between 0.97 and 1 of ``target``, and that KL."""
+    """Return c + t · ahead with t such that the measured KL is 0.97 to 1 times ``target``; and that KL."""
     low, high, best = 0.0, np.inf, (c, 0.0)
     for _ in range(TRIES):
         tried = c + length * ahead

@@ -1,15 +1,14 @@
-"""A move in the span of components that the loss gradient chooses, under a KL budget: repairs, and forgetting.
+"""Trust-region moves in the span of components, from the loss gradient under a KL budget: repairs and forgetting.
 
-Some examples should get their labels (a repair), or lose them (forgetting), while predictions on others stay. With G
-the directions, v = G ∇L, L the mean of −log p_y or of −log(1 − p_y) of the first, and M = G F Gᵀ, F the mean Fisher of
-the others,
+Target examples should get their labels (a repair) or lose them (forgetting) while the predictions on other examples
+stay. With G the directions, L the mean over the target examples of −log p_y (repair) or −log(1 − p_y) (forgetting),
+v = G ∇L, and M = G F Gᵀ with F the mean Fisher of the others,
 
-    min_c v·c   with   ½ cᵀ M c ≤ KL,     c ∝ −(M + λ I)⁻¹ v
+    min_c v·c   subject to   ½ cᵀ M c ≤ KL,     c ∝ −(M + λ I)⁻¹ v
 
-is a trust-region step whose sign, size and combination of components nothing has to guess: the natural gradient in the
-span. M follows from the derivatives of the logits along each direction, so no Fisher is formed; v from one gradient.
-The budget is spent in several such steps, each with v and M from where the last one led, and the KL that is held to is
-the measured one.
+is the natural-gradient step in the span, which determines the sign, size and combination of components. M follows from
+derivatives of the logits along each direction, so no Fisher is formed; v follows from one gradient. The budget is
+divided over several steps, each with new derivatives, and constrains the measured KL.
 """
 
 import dataclasses
@@ -35,10 +34,10 @@ from npeff_jax.perturbation._scale import go_to_kl
 
 
 class Aim(enum.Enum):
-    """What becomes of the labels of the examples that a move is made for: REPAIR lowers −log p_y, FORGET −log(1 − p_y).
+    """Loss of the target examples that a move lowers: −log p_y for REPAIR, −log(1 − p_y) for FORGET.
 
-    To raise −log p_y instead would spend the budget on examples whose label is lost already: its gradient vanishes
-    where the label is sure, that of −log(1 − p_y) where it is gone.
+    Forgetting does not maximise −log p_y: its gradient vanishes if the label is certain and is largest if the label is
+    lost already, so the budget would be spent on examples that need no more change.
     """
 
     REPAIR = "repair"
@@ -47,13 +46,13 @@ class Aim(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class TrustRegion:
-    """How far `span_move` goes.
+    """Budget and settings of `span_move`.
 
     Attributes:
-        nats: mean KL on the examples that should stay as they are; the move uses at least nine tenths of it.
-        steps: how many times derivatives are taken anew on the way.
-        ridge: λ as a fraction of the mean diagonal of M: what few examples say about nearly parallel or unused
-            directions is noise.
+        nats: mean KL allowed on the other examples, in nats; the move uses at least nine tenths of it.
+        steps: number of steps, each with new derivatives.
+        ridge: λ as a fraction of the mean diagonal of M. It suppresses noise in nearly parallel or unused directions,
+            which few examples determine.
     """
 
     nats: float = 0.01
@@ -70,7 +69,7 @@ class TrustRegion:
 
 
 WITHIN, PASSES = TrustRegion(), Passes()
-"""What functions take where nothing is said."""
+"""Default settings."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,8 +79,8 @@ class SpanMove:
     Attributes:
         move: δ, a pytree shaped like the parameters; add it by `perturb`.
         weights: c, (d,), one per direction.
-        loss: mean over the examples it was made for of what its `Aim` lowers, before and after.
-        kl: mean KL(p_θ ‖ p_{θ+δ}) on those that should stay, in nats.
+        loss: mean loss of the target examples, as its `Aim` defines it, before and after.
+        kl: mean KL(p_θ ‖ p_{θ+δ}) on the other examples, in nats.
         predicted_kl: ½ cᵀ M c at θ, the second-order KL.
         norm: L2 norm of δ.
     """
@@ -114,7 +113,7 @@ class SpanMove:
 
     @property
     def largest(self) -> Int[np.ndarray, "d"]:
-        """Directions by the size of their weight, largest first."""
+        """Positions of the directions, sorted by absolute weight, largest first."""
         return np.argsort(-np.abs(self.weights), kind="stable")
 
 
@@ -129,19 +128,19 @@ def span_move(
     within: TrustRegion = WITHIN,
     passes: Passes = PASSES,
 ) -> SpanMove:
-    """Find the move in the span of directions that mends, or forgets, labels most for a stated KL elsewhere.
+    """Find the move in the span of directions that lowers the loss of target examples most for a given KL on others.
 
-    Section 3.5 suggests the loss gradient for repairs; here it chooses sign, size and combination at once.
+    Section 3.5 suggests the loss gradient for repairs; here it determines sign, size and combination of directions.
 
     Args:
-        model: with a `Categorical` output. It is not changed.
-        directions: d of them, such as `component_directions` gives; they need be neither orthogonal nor independent.
-        examples: that are to get their labels, or to lose them.
-        labels: of these examples; the model's predictions if None.
-        others: examples whose predictions should stay as they are.
-        aim: which of both.
-        within: the budget.
-        passes: how passes are run. One device computes the derivatives.
+        model: a model with a `Categorical` output. It is not changed.
+        directions: d directions, such as from `component_directions`; they may be linearly dependent.
+        examples: target examples, which should get their labels or lose them.
+        labels: labels of the target examples; by default the model's predictions.
+        others: examples whose predictions should stay.
+        aim: the loss to lower.
+        within: KL budget and settings.
+        passes: settings of forward passes. Derivatives are computed on one device.
 
     Raises:
         TypeError: the model's outputs have no classes.
@@ -175,7 +174,7 @@ def span_move(
             if step == 1:
                 raise NoEditError("no combination of these directions changes both loss and predictions; pass others")
             break
-        target = within.nats * (step / within.steps) ** 2  # the KL grows with the square of the way
+        target = within.nats * (step / within.steps) ** 2  # the KL is quadratic in the distance
         c, spent = go_to_kl(model, flat, c, ahead, np.sqrt(2 * target / curvature) / step, target, others, passes)
     after, _ = _loss(model, flat, c, examples, known, aim, passes)
     delta = c @ flat
@@ -198,7 +197,7 @@ def _loss(
     aim: Aim,
     passes: Passes,
 ) -> tuple[float, Float[np.ndarray, "d"]]:
-    """The mean of what the aim lowers at θ + Σ_j c_j d_j, and its derivative along each direction."""
+    """Return the mean loss at θ + Σ_j c_j d_j, and its derivative along each direction."""
     space = model.space
     program = model.program(_summed_loss, model.logits_fn, space, model.output, aim)
     delta = space.unravel(jnp.asarray(c @ flat, jnp.float32))
@@ -214,7 +213,7 @@ def _loss(
 def _fisher(
     model: Model, flat: Float[np.ndarray, "d m"], c: Float[np.ndarray, "d"], examples: Examples, passes: Passes
 ) -> Float[np.ndarray, "d d"]:
-    """The mean Fisher of the examples in the span, at θ + Σ_j c_j d_j."""
+    """Return the mean Fisher of the examples in the span, (d, d), at θ + Σ_j c_j d_j."""
     space = model.space
     leaves = tuple(
         jnp.asarray(flat[:, p.offset : p.offset + p.size].reshape(-1, *p.shape)) for p in space.layout.parameters
@@ -231,7 +230,7 @@ def _fisher(
 def _batches(
     examples: Examples, labels: Int[np.ndarray, "n"], passes: Passes
 ) -> Iterator[tuple[Examples, np.ndarray, np.ndarray]]:
-    """Batches of one size, their labels, and which of their examples are not filled up."""
+    """Return batches of one size, their labels, and masks that are False for padding."""
     n = count_examples(examples)
     size = min(passes.batch_size, n)
     y = pad_rows(np.asarray(labels), round_up(n, size)).reshape(-1, size)
@@ -250,7 +249,7 @@ def _summed_loss(
     output: Categorical,
     aim: Aim,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The sum over one batch of what the aim lowers at θ + δ, and its gradient."""
+    """Return the loss summed over a batch at θ + δ, and its gradient."""
     at = tuple(move(space.select(params), space.select(delta), 1.0))
 
     def loss(selected: tuple[jax.Array, ...]) -> jax.Array:
@@ -273,7 +272,7 @@ def _summed_fisher(
     space: ParameterSpace,
     output: Categorical,
 ) -> jax.Array:
-    """The summed Fisher (d, d) of one batch in the span of the directions, at θ + δ."""
+    """Return the Fisher in the span of the directions, (d, d), summed over a batch at θ + δ."""
     at = tuple(move(space.select(params), space.select(delta), 1.0))
 
     def logits_of(selected: tuple[jax.Array, ...]) -> jax.Array:

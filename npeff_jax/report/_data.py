@@ -295,7 +295,7 @@ def read_report_data(path: str | os.PathLike[str]) -> ReportData:
         raise FileNotFoundError(f"there is no file {file}; expected what ReportData.write wrote")
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # what is no JSON, and what is no UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise ValueError(f"{path} is not JSON ({error}); expected the data of a report") from None
     return ReportData.from_json(document)
 

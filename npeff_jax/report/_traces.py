@@ -20,7 +20,7 @@ from npeff_jax.report._places import places_of
 _SHOWN_CLASSES = 3
 
 MOST_PAIRS, DIRECTION_BYTES = 16, 1 << 28
-"""Pairs of a component and an example that are traced in one call, and the memory of their directions."""
+"""Maximum number of (component, example) pairs traced in one call, and the memory of their directions."""
 
 
 def trace_components(

@@ -53,7 +53,7 @@ def absolute_path(path: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def writable_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return ``path`` as `absolute_path`, after checking that something can be made there.
+    """Return the absolute path, as `absolute_path` does, after checking that it can be written to.
 
     Raises:
         ValueError, TypeError: As `absolute_path`.

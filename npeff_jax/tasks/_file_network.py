@@ -138,7 +138,7 @@ def _pooled(params: PyTree, x: Float[Array, "512 256"]) -> Float[Array, "512"]:
     gradient of a maximum passes through one position only, it is the same, at 1/500 of the cost.
     """
     kernel, bias = params["convolution"]["kernel"], params["convolution"]["bias"]
-    # As one product: XLA's convolution on a CPU takes many times as long inside of a loop, as moves are measured.
+    # One matrix product: on a CPU, XLA's convolution is several times slower inside a loop, which measures moves.
     fixed, weights = jax.lax.stop_gradient((x, kernel.reshape(512, 256, 5)))
     flat = jnp.concatenate([fixed[k : k + 508] for k in range(5)], axis=1)
     everywhere = flat @ weights.transpose(2, 1, 0).reshape(1280, 512)

@@ -86,7 +86,7 @@ def read_image_folder(
         ValueError: no images, a class without images, an image that cannot be read (the message names it), or folder
             names that cannot be matched to the model's classes (the message lists both).
     """
-    folder = absolute_path(folder, "folder")  # images are read later, whatever chdir does
+    folder = absolute_path(folder, "folder")  # absolute, because images are read later
     check_callable("processor", processor)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")

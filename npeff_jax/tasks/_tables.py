@@ -266,7 +266,7 @@ def _delimited_rows(stream: io.TextIOBase, wanted: Sequence[str], file: pathlib.
 
 
 def _unlimited(reader: Any) -> Iterator[list[str]]:
-    """Yield the rows of a CSV reader, also those with texts longer than Python's limit, which is global."""
+    """Yield the rows of a CSV reader, with Python's global limit on the length of a cell raised meanwhile."""
     while True:
         usual = csv.field_size_limit(_LONGEST)
         try:
@@ -279,7 +279,7 @@ def _unlimited(reader: Any) -> Iterator[list[str]]:
 
 
 _LONGEST = 2**31 - 1
-"""Characters of a cell: the most that the CSV reader takes on all systems."""
+"""Maximum length of a cell in characters: the largest that the CSV reader accepts on all systems."""
 
 
 def _delimiter(header: str, wanted: Sequence[str], usual: str) -> str:

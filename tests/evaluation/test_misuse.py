@@ -82,7 +82,7 @@ CASES = {
     "groups of parameters in a list": ("Tracer(traced, ['w'])", "groups is a list; expected {group: names"),
     "a direction that is not finite": (
         "Tracer(traced)({'w': model.params['w'] * np.nan}, x[0])",
-        "is not finite at 'w'",
+        "non-finite value at 'w'",
     ),
     "a batch for an example": ("Tracer(traced)(model.params, x)", "returned (12, 4) for one example"),
     "held-out PEFs of another kind": ("scan(pefs, [2], heldout=d)", "heldout is of type Decomposition; expected Pefs"),

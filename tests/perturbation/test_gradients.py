@@ -108,6 +108,15 @@ def test_confident_predictions_have_a_fisher(margin):
     np.testing.assert_allclose(found["b"], weight, rtol=1e-4)
 
 
+def test_small_fishers_after_a_large_one_are_counted():
+    """3,000 batches whose every addition float32 would round away, larger units coming in on the way."""
+    x = np.full((3000, 1), np.sqrt(3e-8), np.float32)
+    x[100], x[2000] = 1.0, 1.5
+    model = npeff.Model(lambda p, e: jnp.stack([p["w"] @ e, 0.0]), {"w": jnp.zeros(1)})
+    expected = 0.25 * np.square(x, dtype=np.float64).mean()
+    np.testing.assert_allclose(dataset_fisher(model, x, batch_size=1)["w"], expected, rtol=1e-6)
+
+
 def test_an_estimate_of_ones_own(setting):
     """Class rows in place of the factor: another root of the same Fisher, so the same diagonal."""
     model, examples, _ = setting

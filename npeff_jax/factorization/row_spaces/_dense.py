@@ -26,8 +26,8 @@ from npeff_jax.factorization.row_spaces._blocks import BlockedRows
 from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, VECTOR_BYTES, rates
 
 ALIGNED = 1024
-"""Columns per accelerator are a multiple of it. For a GPU, XLA cuts the long sums of A Gᵀ into equal pieces of aligned
-length (16 pieces of a multiple of 16 bytes at this size), and else pads a second copy of A."""
+"""The number of columns per accelerator is a multiple of this. On a GPU, XLA splits the long sums of A Gᵀ into equal,
+aligned pieces (16 pieces of a multiple of 16 bytes at this size); otherwise it pads a second copy of A."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class DenseRows(RowChoice):
 
 
 def padded_width(width: int, mesh: Mesh) -> int:
-    """Return the number of columns that A is padded to."""
+    """Return the number of columns of the padded A."""
     return round_up(width, mesh.size * (1 if mesh.devices.flat[0].platform == "cpu" else ALIGNED))
 
 

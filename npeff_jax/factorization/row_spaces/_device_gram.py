@@ -1,7 +1,7 @@
-"""Q = A Aᵀ on accelerators: rows go there once, sparse, and become dense a tile of columns at a time.
+"""Gram matrix Q = A Aᵀ on accelerators: sparse rows are sent once, and become dense one tile of columns at a time.
 
-No N×N array crosses to the host or comes from it. Each device multiplies its own rows of a tile with all of them
-and adds the product to its rows of Q, in float32 ("highest"). The host sums the diagonal, in float64.
+No N×N array is copied between host and device. Each device multiplies its own rows of a tile with all rows and adds the
+product to its rows of Q, in float32 ("highest"). The host sums the diagonal in float64.
 """
 
 import functools
@@ -22,36 +22,36 @@ from npeff_jax.factorization.row_spaces._blocks import BlockedRows, row_squares
 from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
 
 TILE_BYTES = 1 << 28
-"""Size of a tile on each device. The product of a tile of 1,000 columns takes 20 times as long as one pass over Q."""
+"""Maximum size of a tile per device. The product of 1,000 columns takes 20 times as long as a pass over Q."""
 
 TILE_SHARE = 1 / 16
-"""Of the memory of a device, for a tile at most."""
+"""Maximum size of a tile as a fraction of the memory of a device."""
 
 ALIGNED = 64
-"""Columns of a tile are a multiple of it."""
+"""The number of columns of a tile is a multiple of this."""
 
 LEAST_CHUNK, CHUNK = 1 << 14, 1 << 22
-"""Entries that are sent at a time, a power of two so that few lengths are compiled: 48 MB at most."""
+"""Minimum and maximum number of entries sent at a time, powers of two so that few lengths are compiled; up to 48 MB."""
 
 ENTRY_SENT = 12
-"""Bytes of an entry on its way: row, column and value."""
+"""Bytes sent per entry: row, column and value."""
 
 BUS = 2e10
-"""Bytes per second from the host to an accelerator, estimated."""
+"""Estimated transfer rate from the host to an accelerator, in bytes per second."""
 
 PASSES = 10
-"""Passes of one core over the entries: dealt into groups, ordered by column, sent."""
+"""Equivalent number of passes of one core over the entries: grouping, sorting by column, sending."""
 
 
 def device_gram(
     A: BlockedRows, mesh: Mesh, frozen: Float[np.ndarray, "f m_kept"] | None = None
 ) -> Float[Array, "N_padded N_padded"]:
-    """Return the Gram matrix of [A; G_frozen] as `gram` does, padded by zeros to a multiple of the mesh.
+    """Compute the Gram matrix of [A; G_frozen], as `gram` does, padded with zeros to a multiple of the mesh.
 
     Args:
-        A: the rows.
-        mesh: one axis, `SHARDS`, over which the rows of Q are split.
-        frozen: further rows, dense.
+        A: the sparse rows.
+        mesh: a mesh with one axis, `SHARDS`, over which the rows of Q are sharded.
+        frozen: additional dense rows.
     """
     N, m = A.shape
     frozen = np.zeros((0, m), np.float32) if frozen is None else frozen
@@ -62,15 +62,15 @@ def device_gram(
     Q, tile = _zeros(size=size, width=width, mesh=mesh)
     for columns, group in A.groups():
         diagonal[:N] += row_squares(group)
-        # the fullest come first; without frozen rows, a column of one row adds to the diagonal alone
+        # Sorted by count, largest first. Without frozen rows, a column of one entry contributes to the diagonal only.
         n_used = len(columns) if len(frozen) else int(np.searchsorted(-A.counts[columns], -1))
         by_column = group.tocsc()
         for first in range(0, n_used, width):
             own = columns[first : min(first + width, n_used)]
             dense = np.zeros((len(frozen), width), np.float32)
             dense[:, : len(own)] = frozen[:, own]
-            chunks = list(_chunks(by_column, first, len(own), size))  # while the devices multiply the tile before
-            jax.block_until_ready(tile)  # entries of one tile at most wait on a device
+            chunks = list(_chunks(by_column, first, len(own), size))  # while the devices multiply the previous tile
+            jax.block_until_ready(tile)  # so that the entries of at most one tile wait on a device
             for entries in chunks:
                 tile = _fill(tile, *(place(array, sharded(mesh)) for array in entries), mesh=mesh)
             Q, tile = _add_tile(Q, tile, place(dense, sharded(mesh)), first_frozen=N, mesh=mesh)
@@ -78,18 +78,18 @@ def device_gram(
 
 
 def tile_width(size: int, mesh: Mesh) -> int:
-    """Return how many columns of ``size`` rows a tile has, by the memory of a device."""
+    """Choose the number of columns per tile of ``size`` rows from the memory of a device."""
     room = min(TILE_BYTES, TILE_SHARE * _memory(mesh))
     return max(int(room / (4 * size * ALIGNED)), 1) * ALIGNED
 
 
 def _memory(mesh: Mesh) -> float:
-    """Return the bytes of a device, infinite where it does not tell: not the free ones, which differ by process."""
+    """Return the total memory of a device in bytes (free memory differs between processes); infinite if unknown."""
     return float((mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", np.inf))
 
 
 def device_gram_seconds(A: BlockedRows, mesh: Mesh) -> float:
-    """Estimate the time of `device_gram`: dense products, passes over Q and the tiles, and the way of the entries."""
+    """Estimate the seconds of `device_gram`: dense products, passes over Q and tiles, and transfers."""
     N, speed, entries = A.shape[0], rates(mesh), float(A.nnz)
     columns, width = float(np.count_nonzero(A.counts > 1)), tile_width(N, mesh)
     passes = columns / width * (8.0 * N * N + 12.0 * N * width * mesh.size) / speed.stream
@@ -99,20 +99,20 @@ def device_gram_seconds(A: BlockedRows, mesh: Mesh) -> float:
 
 
 def device_gram_bytes(N: int, mesh: Mesh) -> float:
-    """Estimate the memory of `device_gram` on all devices beside its result: tiles, rows of them, and entries."""
+    """Estimate the bytes of `device_gram` on all devices, excluding the result: tiles, their rows, and entries."""
     return 4.0 * N * tile_width(N, mesh) * (mesh.size + 1) + 2.0 * ENTRY_SENT * CHUNK * mesh.size
 
 
 def _chunks(
     A: scipy.sparse.csc_array, first: int, width: int, size: int
 ) -> Iterator[tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"], Float[np.ndarray, "k"]]]:
-    """Yield row, column and value of the entries in some columns of A, in chunks; rows from ``size`` on are padding."""
+    """Yield row, column and value of the entries in some columns of A, in chunks; rows >= ``size`` are padding."""
     pointers = A.indptr[first : first + width + 1]
     columns = np.repeat(np.arange(width, dtype=np.int32), np.diff(pointers))
     for start in range(int(pointers[0]), int(pointers[-1]), CHUNK):
         stop = min(start + CHUNK, int(pointers[-1]))
         length = max(LEAST_CHUNK, 1 << (stop - start - 1).bit_length())
-        row, column = np.full(length, size, np.int32), np.arange(length, dtype=np.int32)  # no place twice
+        row, column = np.full(length, size, np.int32), np.arange(length, dtype=np.int32)  # unique positions
         value = np.zeros(length, np.float32)
         row[: stop - start], value[: stop - start] = A.indices[start:stop], A.data[start:stop]
         column[: stop - start] = columns[start - pointers[0] : stop - pointers[0]]
@@ -121,14 +121,14 @@ def _chunks(
 
 @functools.partial(jit, static_argnames=("size", "width", "mesh"))
 def _zeros(*, size: int, width: int, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    """Return Q, split, and a tile, on every device."""
+    """Return zeros for Q, sharded by rows, and for a replicated tile."""
     blank = jnp.zeros((size, size), jnp.float32), jnp.zeros((size, width), jnp.float32)
     return jax.lax.with_sharding_constraint(blank, (sharded(mesh, SHARDS, None), sharded(mesh)))
 
 
 @functools.partial(jit, static_argnames="mesh", donate_argnums=0)
 def _fill(tile: jax.Array, row: jax.Array, column: jax.Array, value: jax.Array, *, mesh: Mesh) -> jax.Array:
-    """Set entries of the tile, each at a place of its own."""
+    """Set entries of the tile, at unique positions."""
 
     def on_shard(tile: jax.Array, row: jax.Array, column: jax.Array, value: jax.Array) -> jax.Array:
         return tile.at[row, column].set(value, mode="drop", unique_indices=True)
@@ -140,7 +140,7 @@ def _fill(tile: jax.Array, row: jax.Array, column: jax.Array, value: jax.Array, 
 def _add_tile(
     Q: jax.Array, tile: jax.Array, frozen: jax.Array, *, first_frozen: int, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array]:
-    """Return Q with the products of the tile's rows, and the tile emptied."""
+    """Add the products of the tile's rows to Q; return Q and a tile of zeros."""
 
     def on_shard(Q: jax.Array, tile: jax.Array, frozen: jax.Array) -> tuple[jax.Array, jax.Array]:
         tile = jax.lax.dynamic_update_slice(tile, frozen, (first_frozen, 0))

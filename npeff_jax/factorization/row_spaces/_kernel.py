@@ -89,7 +89,7 @@ class KernelRows(RowChoice):
 
 
 def _made_by_host(mesh: Mesh) -> bool:
-    """Whether the Gram matrix is the work of the host: sparse products are what its cores are fast at."""
+    """Return whether the host computes the Gram matrix, as it does if the devices are CPUs."""
     return bool(mesh.devices.flat[0].platform == "cpu")
 
 

@@ -57,7 +57,8 @@ class SparseRows(RowChoice):
         step = 6 * nnz * r / speed.sparse + 6 * r * r * m / speed.dense
         step += (16 * nnz + 6 * vectors + products) / speed.stream
         once = PACKED * ENTRY_SECONDS * nnz + r * m * GATHERED / cores() + VECTOR_BYTES * r * m / speed.stream
-        return Cost.of_steps(step, once, 16 * nnz + 4 * vectors, max(24 * nnz, 2 * vectors))
+        memory = 16 * nnz + 3.5 * vectors  # three copies, and a block
+        return Cost.of_steps(step, once, memory, max(24 * nnz, 2 * vectors))
 
     def of(
         self,
