@@ -213,7 +213,7 @@ class Model:
         names = self.label_names or ()
         if names and isinstance(self.output, Categorical) and len(names) != shape.shape[0]:
             raise ValueError(
-                f"label_names has {len(names)} names ({listing(names, 4)}), and the model {shape.shape[0]} classes; pass "
+                f"label_names has {len(names)} names ({listing(names, 4)}), the model {shape.shape[0]} classes; pass "
                 "a name for each, in the order of the logits"
             )
         return shape.shape[0]
