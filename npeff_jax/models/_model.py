@@ -213,11 +213,11 @@ class Model:
                 f"logits_fn returned {shape.shape[0]} values of {shape.dtype}; {type(self.output).__name__} expects "
                 f"at least {self.output.minimum_size} of a floating-point type{single}"
             )
-        named = isinstance(self.output, Categorical) and self.label_names is not None
-        if named and len(self.label_names or ()) != shape.shape[0]:
+        names = self.label_names or ()
+        if names and isinstance(self.output, Categorical) and len(names) != shape.shape[0]:
             raise ValueError(
-                f"label_names has {len(self.label_names or ())} names ({listing(self.label_names or (), 4)}), but the "
-                f"model has {shape.shape[0]} classes; pass one name per class, in the order of the logits"
+                f"label_names has {len(names)} names ({listing(names, 4)}), but the model has {shape.shape[0]} classes; "
+                "pass one name per class, in the order of the logits"
             )
         return shape.shape[0]
 
