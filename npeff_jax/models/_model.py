@@ -216,8 +216,8 @@ class Model:
         names = self.label_names or ()
         if names and isinstance(self.output, Categorical) and len(names) != shape.shape[0]:
             raise ValueError(
-                f"label_names has {len(names)} names ({listing(names, 4)}), but the model has {shape.shape[0]} classes; "
-                "pass one name per class, in the order of the logits"
+                f"label_names has {len(names)} names ({listing(names, 4)}), but the model has {shape.shape[0]} "
+                "classes; pass one name per class, in the order of the logits"
             )
         return shape.shape[0]
 
