@@ -84,7 +84,7 @@ def sizes(request, monkeypatch):
 @pytest.mark.parametrize("fill", FILLS)
 def test_any_distribution_of_entries(sizes, monkeypatch, fill, full_from):
     """All columns as tiles, some, none."""
-    monkeypatch.setattr(module, "full_from", lambda N, on_host: full_from)
+    monkeypatch.setattr(module, "full_from", lambda N: full_from)
     A = rows_of(fill, 50, 333)
     check(module.gram(blocked(A, 4), factorization_mesh(None)), A)
 
@@ -92,28 +92,13 @@ def test_any_distribution_of_entries(sizes, monkeypatch, fill, full_from):
 @pytest.mark.parametrize("devices", [1, 3, 8])
 @pytest.mark.parametrize("full_from", [2, 20, 10_000])
 def test_any_mesh_with_frozen_vectors(sizes, monkeypatch, devices, full_from):
-    monkeypatch.setattr(module, "full_from", lambda N, on_host: full_from)
+    monkeypatch.setattr(module, "full_from", lambda N: full_from)
     mesh = factorization_mesh(npeff.make_mesh(jax.devices()[:devices]))
     A, frozen = rows_of(power_law, 50, 333), rows_of(full, 3, 333, seed=1)
     Q = module.gram(blocked(A, 3), mesh, frozen)
     assert Q.shape[0] % devices == 0
     assert len(Q.addressable_shards) == devices
     check(Q, A, frozen)
-
-
-@pytest.mark.parametrize("fill", [power_law, one_full_column])
-def test_tiles_on_devices(sizes, monkeypatch, fill):
-    """What accelerators do, on a mesh of CPU devices."""
-    mesh, A = factorization_mesh(npeff.make_mesh()), rows_of(fill, 50, 333)
-    on_devices = module._OnDevices(56, mesh)
-    group = scipy.sparse.csr_array(A)
-    for tile in module._tiles(group, 200, on_devices.width):
-        on_devices.add(tile)
-    rest = np.zeros((56, 56), np.float32)
-    module._add_thin(rest, group[:, 200:], np.count_nonzero(A[:, 200:], axis=0), map)
-    module._mirror(rest)
-    diagonal = np.pad(np.sum(A.astype(np.float64) ** 2, axis=1), (0, 6))
-    check(on_devices.result(jax.device_put(rest, on_devices.Q.sharding), diagonal), A)
 
 
 @pytest.mark.parametrize("N", [1, 2])
@@ -134,7 +119,7 @@ def test_long_sums_of_heavy_tailed_values(monkeypatch):
     A = rows_of(full, 6, 65_536, heavy=True)
     A[1] = 0.9 * A[0]
     for full_from in (2, 100):
-        monkeypatch.setattr(module, "full_from", lambda N, on_host, least=full_from: least)
+        monkeypatch.setattr(module, "full_from", lambda N, least=full_from: least)
         check(module.gram(blocked(A), factorization_mesh(None)), A, tolerance=5e-5)
 
 

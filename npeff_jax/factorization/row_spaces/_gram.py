@@ -1,31 +1,25 @@
-"""The Gram matrix Q = A Aᵀ of stored rows, with its rows sharded over devices.
+"""The Gram matrix Q = A Aᵀ of stored rows on the host, with its rows sharded over CPU devices.
 
 Columns are treated by their number of non-zeros d. Thin columns, which cost d² / 2 pairs, are multiplied as sparse
-matrices on the host, bands of rows in parallel on its cores. Full columns become dense tiles for a symmetric product,
-by BLAS or on the accelerators. The host computes the upper triangle only.
+matrices, bands of rows in parallel on all cores. Full columns become dense tiles for a symmetric product by BLAS. Only
+the upper triangle is computed.
 
 The diagonal is summed in float64, the rest in float32. An entry is within 1e-5 ‖a‖ ‖b‖ of the exact inner product;
 within 5e-5 for rows that share up to 65,536 columns (tested; typically 1e-6).
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.linalg.blas
 import scipy.sparse
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from npeff_jax._machine import cores
 from npeff_jax._sharding import SHARDS, place, round_up, sharded
-from npeff_jax.factorization._compile import jit
-from npeff_jax.factorization.row_spaces._base import matmul
 from npeff_jax.factorization.row_spaces._blocks import ENTRY_BYTES, GROUP_BYTES, BlockedRows, row_squares
 from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
 
@@ -41,9 +35,9 @@ MOST_BANDS, LEAST_BANDS = 64, 8
 CACHED_ENTRIES = 3 << 19
 """Entries of a chunk of thin columns. They are read in random order, which takes twice as long outside the cache."""
 
-FULL = {"cpu": 0.045, "gpu": 0.005}
+FULL = 0.045
 """Fraction of non-zeros from which a column counts as full, because a dense product costs less than its pairs. Measured
-on two CPU cores (8 ns per pair on one core, 150 GFLOP/s on both); estimated for GPUs, whose hosts have more cores."""
+on two CPU cores (8 ns per pair on one core, 150 GFLOP/s on both)."""
 
 MIRRORED = 1024
 """Rows per block when the upper triangle is copied to the lower one."""
@@ -64,15 +58,13 @@ def gram(
     N = A.shape[0]
     size = round_up(N + (0 if frozen is None else len(frozen)), mesh.size)
     Q = _aligned_zeros(size)
-    on_host = mesh.devices.flat[0].platform == "cpu"
     diagonal = np.zeros(len(Q))
-    on_devices = None if on_host else _OnDevices(size, mesh)
     with ThreadPoolExecutor(cores()) as pool:
         for columns, group in A.groups():
             counts = A.counts[columns]
-            n_full = int(np.searchsorted(-counts, -full_from(N, on_host), side="right"))
+            n_full = int(np.searchsorted(-counts, -full_from(N), side="right"))
             for tile in _tiles(group, n_full, max(64, TILE_BYTES // (4 * size))):
-                _add_full_on_host(Q, tile) if on_devices is None else on_devices.add(tile)
+                _add_full(Q, tile)
             thin = group[:, n_full:] if n_full else group
             _add_thin(Q, thin, counts[n_full:], pool.map)
             diagonal[:N] += row_squares(group)
@@ -82,26 +74,24 @@ def gram(
         Q[N : N + len(frozen), N : N + len(frozen)] = frozen @ frozen.T
         diagonal[N : N + len(frozen)] = np.einsum("fm,fm->f", frozen, frozen, dtype=np.float64)
     _mirror(Q)
-    if on_devices is None:
-        np.fill_diagonal(Q, diagonal)
-        return place(Q, sharded(mesh, SHARDS, None))
-    return on_devices.result(place(Q, sharded(mesh, SHARDS, None)), diagonal)
+    np.fill_diagonal(Q, diagonal)
+    return place(Q, sharded(mesh, SHARDS, None))
 
 
-def full_from(N: int, on_host: bool) -> int:
+def full_from(N: int) -> int:
     """Return the number of non-zeros from which a column counts as full."""
-    return max(2, int(np.ceil(FULL["cpu" if on_host else "gpu"] * N)))
+    return max(2, int(np.ceil(FULL * N)))
 
 
 def gram_seconds(A: BlockedRows, mesh: Mesh) -> float:
     """Estimate the time of `gram` in seconds from the column counts: pairs of thin columns, products of full ones."""
-    N, speed, on_host = A.shape[0], rates(mesh), mesh.devices.flat[0].platform == "cpu"
+    N, speed = A.shape[0], rates(mesh)
     counts = A.counts.astype(np.float64)
-    full = counts >= full_from(N, on_host)
+    full = counts >= full_from(N)
     pairs = float(np.sum(counts[~full] ** 2)) / 2 * (1 + 1 / LEAST_BANDS)
     entries = float(counts.sum()) * (8 + MOST_BANDS // 16) * ENTRY_SECONDS
     thin = (pairs * speed.pair + entries) / cores()
-    dense = np.count_nonzero(full) * float(N) ** 2 * (1 if on_host else 2) / speed.dense
+    dense = np.count_nonzero(full) * float(N) ** 2 / speed.dense
     return thin + dense + 3 * 4.0 * N * N / speed.stream + float(counts.sum()) * 3 * ENTRY_SECONDS
 
 
@@ -122,7 +112,7 @@ def _tiles(group: scipy.sparse.csr_array, n_full: int, width: int) -> Iterator[s
         yield group[:, first : min(first + width, n_full)]
 
 
-def _add_full_on_host(Q: Float[np.ndarray, "size size"], tile: scipy.sparse.csr_array) -> None:
+def _add_full(Q: Float[np.ndarray, "size size"], tile: scipy.sparse.csr_array) -> None:
     """Add the products of a tile to the upper triangle (the lower one for BLAS, which is column-major)."""
     N = tile.shape[0]
     dense = tile.toarray()
@@ -181,47 +171,3 @@ def _mirror(Q: Float[np.ndarray, "size size"]) -> None:
         block = slice(first, min(first + MIRRORED, len(Q)))
         Q[block, block] = np.triu(Q[block, block]) + np.triu(Q[block, block], 1).T
         Q[block.stop :, block] = Q[block, block.stop :].T
-
-
-class _OnDevices:
-    """Sum of the products of full columns. Each device computes its rows of Q, from entries it makes dense."""
-
-    def __init__(self, size: int, mesh: Mesh) -> None:
-        self.size, self.mesh = size, mesh
-        self.width = max(64, TILE_BYTES // (4 * size))
-        zeros = jax.jit(lambda: jnp.zeros((size, size), jnp.float32), out_shardings=sharded(mesh, SHARDS, None))
-        self.Q = zeros()
-
-    def add(self, tile: scipy.sparse.csr_array) -> None:
-        entries = tile.tocoo()
-        length = 1 << max(entries.nnz - 1, 1).bit_length()  # rounded up: few compilations for many tiles
-        row, column = np.full(length, self.size, np.int32), np.zeros(length, np.int32)
-        value = np.zeros(length, np.float32)
-        row[: entries.nnz], column[: entries.nnz], value[: entries.nnz] = entries.row, entries.col, entries.data
-        column[entries.nnz :] = np.arange(length - entries.nnz)  # padding is beyond the last row, and dropped
-        given = (place(array, sharded(self.mesh)) for array in (row, column, value))
-        self.Q = _add_tile(self.Q, *given, width=self.width, mesh=self.mesh)
-
-    def result(self, Q: jax.Array, diagonal: Float[np.ndarray, "size"]) -> jax.Array:
-        """Return the sum of this and the host's part ``Q``, with the given diagonal."""
-        return _add(self.Q, Q, diagonal.astype(np.float32))
-
-
-@functools.partial(jit, static_argnames=("width", "mesh"), donate_argnums=0)
-def _add_tile(
-    Q: jax.Array, row: jax.Array, column: jax.Array, value: jax.Array, *, width: int, mesh: Mesh
-) -> jax.Array:
-    def on_shard(Q: jax.Array, row: jax.Array, column: jax.Array, value: jax.Array) -> jax.Array:
-        tile = jnp.zeros((Q.shape[1], width), jnp.float32).at[row, column].set(value, mode="drop", unique_indices=True)
-        own = jax.lax.dynamic_slice_in_dim(tile, jax.lax.axis_index(SHARDS) * len(Q), len(Q))
-        return Q + matmul(own, tile.T)
-
-    specs = (P(SHARDS, None), P(), P(), P())
-    return jax.shard_map(on_shard, mesh=mesh, in_specs=specs, out_specs=P(SHARDS, None), check_vma=False)(
-        Q, row, column, value
-    )
-
-
-@functools.partial(jit, donate_argnums=0)
-def _add(Q: jax.Array, other: jax.Array, diagonal: jax.Array) -> jax.Array:
-    return jnp.fill_diagonal(Q + other, diagonal, inplace=False)
