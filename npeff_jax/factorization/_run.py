@@ -12,11 +12,14 @@ PAYS = 1e-4
 """Relative decrease of the loss above which an exchange is kept: ten times the spread of converged runs."""
 
 SLOW = 1e-3
-"""Relative decrease of the loss per step, averaged over a window, below which exchanges begin; two steps in a row with
-less than half of it end the window. Later steps converge the run further anyway."""
+"""Relative decrease of the loss per step, averaged over a window, below which exchanges begin. Later steps converge the
+run further anyway."""
 
 EARLIEST = 3
 """Number of steps after which a window may end early."""
+
+STEADY = 2e-4
+"""Relative decrease of the loss per step; two steps in a row below it end the window, and exchanges begin."""
 
 ROUNDING = 1e-7
 """Rounding error of the loss in float32, as a fraction of ‖F‖²; smaller decreases are not significant."""
@@ -103,7 +106,7 @@ class Run:
             return -np.inf
         exchanging = self.trials > 0 and self.since == self.steps
         return (
-            max(SLOW / 2, stopping.tolerance) if self.may_exchange(exchanges) and not exchanging else stopping.tolerance
+            max(STEADY, stopping.tolerance) if self.may_exchange(exchanges) and not exchanging else stopping.tolerance
         )
 
     def decrease(self, count: int) -> float:
@@ -129,7 +132,7 @@ class Run:
         if self.steps - max(self.since, 1) < EARLIEST:
             return False
         before = (self.losses[-3] - self.losses[-2]) / max(abs(self.losses[-1]), ROUNDING)
-        return max(self.decrease(1), before) < SLOW / 2
+        return max(self.decrease(1), before) < STEADY
 
     def may_exchange(self, exchanges: int) -> bool:
         """Return whether exchanges are left to try."""
