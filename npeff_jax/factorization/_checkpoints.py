@@ -28,7 +28,7 @@ class Checkpoints:
 
     Attributes:
         directory: directory used by this decomposition only.
-        every: windows of ``Stopping.window`` steps between checkpoints.
+        every: number of windows, of at most ``Stopping.window`` steps, between checkpoints.
     """
 
     directory: str | os.PathLike[str]
