@@ -115,13 +115,13 @@ def _kept_in(folder: pathlib.Path, task: npeff.tasks.FileTypes) -> pathlib.Path:
     return folder / f"pefs-{task.digest[:8]}"
 
 
-def files(folder: pathlib.Path) -> Problem:
+def files(folder: pathlib.Path, n_files: int = 800) -> Problem:
     """The file-type network on files of pinned packages.
 
     Its activations are what it has of a file behind the maximum over positions: 512 numbers. Of most types two or three
     files are held out, so that 8 top examples, not 16, are about a pair of types.
     """
-    task, _, _ = file_pefs(folder)
+    task, _, _ = file_pefs(folder, n_files)
     model = task.model
     norm, last = model.params["norm_out"], model.params["classifier"]
 

@@ -1,7 +1,7 @@
 """NPEFF's components and those of its rivals through the same audit, at the same number and the same KL of every move.
 
     python benchmarks/rivals.py [--seeds 5] [--components 32] [--out rivals.jsonl]
-    python benchmarks/rivals.py --files FOLDER --components 64 [--methods NPEFF ...]
+    python benchmarks/rivals.py --files FOLDER [--n-files 800] --components 64 [--methods NPEFF ...]
 
 Every method gives r directions, and a coefficient per example and direction; `npeff.audit` asks the same five things of
 them: the same held-out examples, 16 top examples each (of files 8), plain moves (without the rejection that `audit` has
@@ -142,11 +142,12 @@ def main() -> None:
     parser.add_argument("--components", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--files", type=pathlib.Path, metavar="FOLDER", help="the file-type network on pinned packages")
+    parser.add_argument("--n-files", type=int, default=800, help="of which a fifth is held out")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("rivals.jsonl"))
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    problem = digits() if options.files is None else files(options.files)
+    problem = digits() if options.files is None else files(options.files, options.n_files)
     rows = [row for row in rows if row["problem"] == problem.name and row["asked"] == options.components]
     done = {(row["method"], row["seed"]) for row in rows}
     for seed in range(options.seeds):
