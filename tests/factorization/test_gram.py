@@ -74,7 +74,7 @@ def sizes(request, monkeypatch):
     """Tiles, bands, chunks and groups as they are, and so small that all of them are many."""
     if request.param == "small parts":
         monkeypatch.setattr(module, "TILE_BYTES", 4 * 64 * 64)
-        monkeypatch.setattr(module, "BAND_BYTES", 4 * 64 * 5)
+        monkeypatch.setattr(module, "PRODUCT_BYTES", 8 * 64 * 5)
         monkeypatch.setattr(module, "CACHED_ENTRIES", 50)
         monkeypatch.setattr(module, "MIRRORED", 7)
         monkeypatch.setattr("npeff_jax.factorization.row_spaces._blocks.GROUP_BYTES", 8 * 400)

@@ -8,6 +8,7 @@ The diagonal is summed in float64, the rest in float32. An entry is within 1e-5 
 within 5e-5 for rows that share up to 65,536 columns (tested; typically 1e-6).
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,14 +24,21 @@ from npeff_jax._sharding import SHARDS, place, round_up, sharded
 from npeff_jax.factorization.row_spaces._blocks import ENTRY_BYTES, GROUP_BYTES, BlockedRows, row_squares
 from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
 
+try:
+    # A @ B counts the entries of the product first, a third of the time, and then allocates a new matrix. These two
+    # functions behind it write to given memory, and add to a dense matrix. They are not public: see `_product_by_scipy`
+    from scipy.sparse._sparsetools import csr_matmat, csr_todense
+except ImportError:
+    csr_matmat = csr_todense = None
+
 TILE_BYTES = 1 << 27
 """Size of a dense tile of columns, in bytes."""
 
-BAND_BYTES = 1 << 27
-"""Size of a dense band of rows of Q, one per core, in bytes."""
+BANDS = 16
+"""Number of bands of rows. In a band, 1 / 32 of the columns' entries of the triangle are multiplied in vain."""
 
-MOST_BANDS, LEAST_BANDS = 64, 8
-"""Bounds on the number of bands: fewer bands compute more unused pairs below the diagonal and balance cores worse."""
+PRODUCT_BYTES = 1 << 22
+"""Size of a product of sparse matrices before it is added to Q, per core, in bytes."""
 
 CACHED_ENTRIES = 3 << 19
 """Entries of a chunk of thin columns. They are read in random order, which takes twice as long outside the cache."""
@@ -65,9 +73,9 @@ def gram(
             n_full = int(np.searchsorted(-counts, -full_from(N), side="right"))
             for tile in _tiles(group, n_full, max(64, TILE_BYTES // (4 * size))):
                 _add_full(Q, tile)
-            thin = group[:, n_full:] if n_full else group
-            _add_thin(Q, thin, counts[n_full:], pool.map)
-            diagonal[:N] += row_squares(group)
+            squares = pool.submit(row_squares, group)
+            _add_thin(Q, group.tocsc()[:, n_full:], counts[n_full:], pool.map)
+            diagonal[:N] += squares.result()
             if frozen is not None:
                 Q[:N, N : N + len(frozen)] += group @ frozen[:, columns].T
     if frozen is not None:
@@ -88,8 +96,8 @@ def gram_seconds(A: BlockedRows, mesh: Mesh) -> float:
     N, speed = A.shape[0], rates(mesh)
     counts = A.counts.astype(np.float64)
     full = counts >= full_from(N)
-    pairs = float(np.sum(counts[~full] ** 2)) / 2 * (1 + 1 / LEAST_BANDS)
-    entries = float(counts.sum()) * (8 + MOST_BANDS // 16) * ENTRY_SECONDS
+    pairs = float(np.sum(counts[~full] ** 2)) / 2 * (1 + 1 / BANDS)
+    entries = float(counts.sum()) * 8 * ENTRY_SECONDS
     thin = (pairs * speed.pair + entries) / cores()
     dense = np.count_nonzero(full) * float(N) ** 2 / speed.dense
     return thin + dense + 3 * 4.0 * N * N / speed.stream + float(counts.sum()) * 3 * ENTRY_SECONDS
@@ -97,7 +105,7 @@ def gram_seconds(A: BlockedRows, mesh: Mesh) -> float:
 
 def gram_bytes(A: BlockedRows) -> float:
     """Estimate the memory of `gram` in bytes, without its result."""
-    return 24.0 * min(A.nnz, GROUP_BYTES / ENTRY_BYTES) + 3.0 * cores() * min(4.0 * A.shape[0] ** 2, BAND_BYTES)
+    return 24.0 * min(A.nnz, GROUP_BYTES / ENTRY_BYTES) + 2.0 * cores() * PRODUCT_BYTES
 
 
 def _aligned_zeros(size: int) -> Float[np.ndarray, "size size"]:
@@ -122,7 +130,7 @@ def _add_full(Q: Float[np.ndarray, "size size"], tile: scipy.sparse.csr_array) -
 
 
 def _add_thin(
-    Q: Float[np.ndarray, "size size"], A: scipy.sparse.csr_array, counts: Int[np.ndarray, "w"], each: Callable[..., Any]
+    Q: Float[np.ndarray, "size size"], A: scipy.sparse.csc_array, counts: Int[np.ndarray, "w"], each: Callable[..., Any]
 ) -> None:
     """Add the products of sparse rows to the upper triangle of Q, in parallel over bands of rows.
 
@@ -130,24 +138,85 @@ def _add_thin(
 
     Args:
         Q: the matrix to add to.
-        A: the sparse rows.
+        A: the sparse rows, compressed by column.
         counts: number of entries per column, descending.
         each: maps a function over the bands, on all cores.
     """
     N = A.shape[0]
     shared = int(np.searchsorted(-counts, -1))  # columns with a single entry contribute to the diagonal only
     edges = _chunks(counts[:shared], N)
-    chunks = list(each(lambda k: _both_ways(A[:, edges[k] : edges[k + 1]]), range(len(edges) - 1)))
-    n_bands = min(max(LEAST_BANDS, -(-4 * N * N // BAND_BYTES)), MOST_BANDS, N)
-    bands = np.linspace(0, N, n_bands + 1).astype(int)
-
-    def add_band(k: int) -> None:
-        first, stop = bands[k], bands[k + 1]
-        for by_row, by_column in chunks:
-            Q[first:stop, first:N] += (by_row[first:stop] @ by_column[:, first:]).toarray()
-
-    for _ in each(add_band, range(n_bands)):
+    bands = np.linspace(0, N, min(BANDS, N) + 1).astype(int)
+    chunks = list(each(lambda k: _Chunk.of(A[:, edges[k] : edges[k + 1]], bands), range(len(edges) - 1)))
+    add = _add_products if csr_matmat else _add_products_by_scipy
+    for _ in each(lambda k: add(Q, chunks, k, slice(bands[k], bands[k + 1])), range(len(bands) - 1)):
         pass
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Some thin columns of A, by row and by column.
+
+    By column, they are a sparse matrix with two rows per column j: row 2 j for the entries in rows of A before a given
+    band, row 2 j + 1 for the others. So a band multiplies only entries of the upper triangle, without copying them.
+
+    Attributes:
+        by_row: values, indices and row pointers of the rows of A; the index of an entry of column j is 2 j + 1.
+        by_column: values and rows of the entries, column after column.
+        first: (w + 1,), position of the first entry of each column.
+        starts: (bands, w), position of the first entry of each column from each band on.
+    """
+
+    by_row: tuple[np.ndarray, np.ndarray, np.ndarray]
+    by_column: tuple[np.ndarray, np.ndarray]
+    first: Int[np.ndarray, "w_plus_1"]
+    starts: Int[np.ndarray, "bands w"]
+
+    @classmethod
+    def of(cls, A: scipy.sparse.csc_array, bands: Int[np.ndarray, "edges"]) -> "_Chunk":
+        """Convert some columns of A, for bands between the given rows."""
+        rows, first = A.tocsr(), A.indptr.astype(np.int32)
+        indices, pointers = rows.indices.astype(np.int32), rows.indptr.astype(np.int32)
+        starts = np.empty((len(bands) - 1, A.shape[1]), np.int32)
+        starts[0] = first[:-1]
+        for k in range(1, len(starts)):
+            passed = indices[pointers[bands[k - 1]] : pointers[bands[k]]]
+            starts[k] = starts[k - 1] + np.bincount(passed, minlength=A.shape[1])
+        return cls((rows.data, 2 * indices + 1, pointers), (A.data, A.indices.astype(np.int32)), first, starts)
+
+    def operands(self, band: int, rows: slice) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        """Return some rows of A, and by column the entries from a band on: values, indices and pointers of both."""
+        values, indices, pointers = self.by_row
+        split = np.empty(2 * len(self.first) - 1, np.int32)
+        split[::2], split[1::2] = self.first, self.starts[band]
+        return (values, indices, pointers[rows.start : rows.stop + 1]), (*self.by_column, split)
+
+
+def _add_products(Q: Float[np.ndarray, "size size"], chunks: list[_Chunk], band: int, rows: slice) -> None:
+    """Add the products of a band of rows with the rows from its first on, over all chunks of columns."""
+    size = len(Q)
+    height = max(1, PRODUCT_BYTES // (8 * size))
+    pointers, columns = np.empty(height + 1, np.int32), np.empty(height * size, np.int32)
+    values = np.empty(height * size, np.float32)
+    for chunk in chunks:
+        (data, indices, starts), (others, at, split) = chunk.operands(band, rows)
+        for first in range(0, rows.stop - rows.start, height):
+            n = min(height, rows.stop - rows.start - first)
+            some = starts[first : first + n + 1]
+            csr_matmat(n, size, some, indices, data, split, at, others, pointers, columns, values)
+            target = Q[rows.start + first : rows.start + first + n]
+            csr_todense(n, size, pointers, columns, values, target.reshape(-1))
+
+
+def _add_products_by_scipy(Q: Float[np.ndarray, "size size"], chunks: list[_Chunk], band: int, rows: slice) -> None:
+    """Add the same products by SciPy's public functions."""
+    for chunk in chunks:
+        (data, indices, starts), (others, at, split) = chunk.operands(band, rows)
+        own = slice(starts[0], starts[-1])
+        left = scipy.sparse.csr_array(
+            (data[own], indices[own], starts - starts[0]), shape=(len(starts) - 1, len(split) - 1)
+        )
+        right = scipy.sparse.csr_array((others, at, split), shape=(len(split) - 1, len(Q)))
+        Q[rows] += (left @ right).toarray()
 
 
 def _chunks(counts: Int[np.ndarray, "w"], N: int) -> Int[np.ndarray, "edges"]:
@@ -158,11 +227,6 @@ def _chunks(counts: Int[np.ndarray, "w"], N: int) -> Int[np.ndarray, "edges"]:
     n_chunks = int(max(1, min(entries[-1] // CACHED_ENTRIES, pairs // (2 * N * N))))
     inner = np.searchsorted(entries, np.arange(1, n_chunks) * entries[-1] / n_chunks)
     return np.unique(np.concatenate([[0], inner, [len(counts)]]))
-
-
-def _both_ways(A: scipy.sparse.csr_array) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
-    """Return A and Aᵀ, both compressed by row."""
-    return A, A.T.tocsr()
 
 
 def _mirror(Q: Float[np.ndarray, "size size"]) -> None:
