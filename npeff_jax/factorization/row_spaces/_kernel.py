@@ -62,7 +62,7 @@ class KernelRows(RowChoice):
         if self.sketch is not None:
             return sketched_cost(A, self.sketch, n_components, mesh)
         (N, m), nnz, r, speed = A.shape, float(A.nnz), n_components, rates(mesh)
-        step = (2 * N * N * r + 32 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream  # narrow products are slower
+        step = (2 * N * N * r + 48 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream  # narrow products are slower
         on_host = _made_by_host(mesh)
         once = (gram_seconds if on_host else device_gram_seconds)(A, mesh) + pull_seconds(nnz, r, m, mesh)
         memory = 4.0 * N * N + max(40.0 * r * N, 0.0 if on_host else device_gram_bytes(N, mesh))
