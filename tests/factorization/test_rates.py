@@ -36,20 +36,20 @@ def counted(monkeypatch):
 
 
 def test_counts_of_the_gram_matrix(counted):
-    """Pairs of rows that meet in thin columns, by a dense product; they are multiplied, and part of each band in vain."""
+    """Pairs of rows that meet in thin columns, by a dense product. They are multiplied, and some more in each band."""
     A = rows(320, 500)
     of = BlockedRows(A.shape, np.count_nonzero(A, axis=0), lambda: iter([(0, scipy.sparse.csr_array(A))]))
     full = of.counts >= _gram.full_from(len(A))
     thin = A[:, ~full & (of.counts > 1)]
     meeting = (thin @ thin.T).astype(int)
     pairs, visits, n_full = _gram.work(of.counts, len(A))
-    assert (pairs, visits, n_full) == (meeting.sum() / 2, np.count_nonzero(thin), np.count_nonzero(full))
+    assert (pairs, visits, n_full) == (np.triu(meeting).sum(), np.count_nonzero(thin), np.count_nonzero(full))
     assert 2 <= n_full < 20
     _gram.gram(of, MESH)
     edges = np.linspace(0, len(A), _thin.BANDS + 1).astype(int)
     multiplied = sum(meeting[first:stop, first:].sum() for first, stop in itertools.pairwise(edges))
     assert np.sum(counted, axis=0).tolist() == [multiplied, visits]
-    assert multiplied == pytest.approx(pairs * (1 + 1 / _thin.BANDS), rel=0.02)
+    assert multiplied == pytest.approx(pairs * (1 + 1 / _thin.BANDS), rel=0.05)
 
 
 def test_cost_per_pair_and_per_entry_come_apart(counted):

@@ -91,12 +91,12 @@ def work(counts: Int[np.ndarray, "m_kept"], N: int) -> tuple[float, float, int]:
     """Count the work of `gram`.
 
     Returns:
-        Pairs of entries of thin columns that meet, each pair of rows once; entries of thin columns with more than one;
+        Pairs of entries of thin columns that meet, each pair of rows once, and each entry with itself; entries of thin columns with more than one;
         and the number of full columns.
     """
     full = counts >= full_from(N)
     thin = counts[~full & (counts > 1)].astype(np.float64)
-    return float(np.sum(thin**2)) / 2, float(thin.sum()), int(np.count_nonzero(full))
+    return float(np.sum(thin * (thin + 1))) / 2, float(thin.sum()), int(np.count_nonzero(full))
 
 
 def gram_bytes(A: BlockedRows) -> float:
