@@ -176,6 +176,6 @@ def test_the_kernel_of_accelerators_is_made_on_them(monkeypatch):
         return np.concatenate([found.history.loss, npeff.expand(found, pefs, 2, **few).history.loss])
 
     by_host = losses()
-    monkeypatch.setattr(_kernel, "_made_by_host", lambda mesh: False)
+    monkeypatch.setattr(_kernel, "made_by_host", lambda mesh: False)
     monkeypatch.setattr(_kernel, "gram", None)
     np.testing.assert_allclose(losses(), by_host, rtol=1e-5)

@@ -88,10 +88,10 @@ def gram_seconds(A: BlockedRows, mesh: Mesh) -> float:
 
 
 def work(counts: Int[np.ndarray, "m_kept"], N: int) -> tuple[float, float, int]:
-    """Count the work of `gram`.
+    """Count the work of `gram`, with each pair of rows once and each row with itself.
 
     Returns:
-        Pairs of entries of thin columns that meet, each pair of rows once, and each entry with itself; entries of thin columns with more than one;
+        Pairs of entries of thin columns that meet; entries of thin columns with more than one entry;
         and the number of full columns.
     """
     full = counts >= full_from(N)

@@ -105,7 +105,7 @@ def _of_device(device: jax.Device) -> tuple[float, float, float]:
     """Measure operations per second of dense and sparse products, and bytes per second."""
     # a block as in `SparseRows`, whose products gather from beyond a core's cache
     block = _uniform(8192, 8192, 24)
-    shapes = ((SQUARE, SQUARE), (128, SQUARE), (8192, 128), 1 << 23)
+    shapes = ((SQUARE, SQUARE), (128, SQUARE), (8192, 128), 1 << 24)
     square, vectors, right, long = (np.ones(shape, np.float32) for shape in shapes)
     # transferred from the host, because creating each array with JAX would compile a program
     arrays = (block.data, block.indices, block.indptr), square, vectors, right, long
@@ -117,15 +117,15 @@ def _of_device(device: jax.Device) -> tuple[float, float, float]:
         return held[0]
 
     return (
-        2 * square.size * len(vectors) / _usual(lambda: _dense(square, vectors)),
-        2 * block.nnz * right.shape[1] / _usual(lambda: _sparse(on_device, right)),
-        8 * long.size / _usual(stream),
+        2 * square.size * len(vectors) / _usual(lambda: _dense(square, vectors), compiles=True),
+        2 * block.nnz * right.shape[1] / _usual(lambda: _sparse(on_device, right), compiles=True),
+        8 * long.size / _usual(stream, compiles=True),
     )
 
 
 def _of_host() -> dict[str, float]:
     """Measure the speeds of the host, as attributes of `Rates`."""
-    n, block, wide = cores(), _uniform(8192, 8192, 24), _uniform(1024, 1 << 20, 1024)
+    n, block, wide = cores(), _uniform(8192, 8192, 24), _uniform(512, 1 << 20, 4096)
     right, positions = np.ones((8192, 128), np.float32), np.random.default_rng(1).permutation(1 << 20)
     vector, out = np.ones(1 << 20, np.float32), np.empty((n, 1 << 20), np.float32)
     with ThreadPoolExecutor(n) as pool:
@@ -154,7 +154,7 @@ def _of_pairs(together: Callable[[Callable[[int], Any]], float], n: int) -> tupl
     """
     N, rng, counted, took = 6144, np.random.default_rng(0), [], []
     Q = np.zeros((N, N), np.float32)
-    for width, per_column, height in ((1 << 13, 128, 64), (1 << 17, 8, 512)):
+    for width, per_column, height in ((1 << 13, 128, 64), (1 << 17, 8, 256)):
         rows = np.sort(rng.integers(N, size=(width, per_column), dtype=np.int32), axis=1).reshape(-1)
         pointers = np.arange(width + 1, dtype=np.int32) * per_column
         A = scipy.sparse.csc_array((np.ones(len(rows), np.float32), rows, pointers), shape=(N, width))
@@ -178,9 +178,10 @@ def _uniform(rows: int, width: int, each: int) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array(entries, shape=(rows, width))
 
 
-def _usual(function: Callable[[], Any]) -> float:
-    """Return the median time of a function in seconds, after a first call that compiles and allocates."""
-    jax.block_until_ready(function())
+def _usual(function: Callable[[], Any], compiles: bool = False) -> float:
+    """Return the median time of a function in seconds, without a first call that compiles it."""
+    if compiles:
+        jax.block_until_ready(function())
     took = []
     for _ in range(TRIES):
         start = time.perf_counter()

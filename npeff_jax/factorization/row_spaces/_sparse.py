@@ -35,7 +35,7 @@ BLOCK_ENTRIES = 1 << 20
 """Entries of r vectors over a block of columns, 4 MB. Products gather from them in random order: if they exceed the
 cache, a CPU slows from 18 to 3 GFLOP/s."""
 
-PACKED = 2.2
+PACKED = 3.5
 """Passes over the entries that packing them by row and by column takes, in units of a sort by column."""
 
 DEALT = 1.2e-6
