@@ -159,7 +159,11 @@ def _of_pairs(together: Callable[[Callable[[int], Any]], float], n: int) -> tupl
         pointers = np.arange(width + 1, dtype=np.int32) * per_column
         A = scipy.sparse.csc_array((np.ones(len(rows), np.float32), rows, pointers), shape=(N, width))
         chunk = Chunk.of(A, np.array([0, N]))
-        took.append(together(lambda k, chunk=chunk, h=height: add_products(Q, [chunk], 0, slice(k * h, (k + 1) * h))))
+
+        def band(k: int, chunk: Chunk = chunk, height: int = height) -> None:
+            add_products(Q, [chunk], 0, slice(k * height, (k + 1) * height))
+
+        took.append(together(band))
         entries = float(np.count_nonzero(rows < n * height))
         counted.append((entries * per_column, entries))
     pair, visit = np.linalg.solve(counted, took)
