@@ -90,9 +90,9 @@ def test_each_slower_part_of_the_host_makes_the_kernel_or_sparse_rows_later(monk
     assert once[1] > once[0]
 
 
-def test_measured_rates():
+def test_measured_rates(monkeypatch):
     """Positive, and never more cores than there are; measured once."""
-    _rates._MEASURED.clear()
+    monkeypatch.setattr(_rates, "_MEASURED", {})
     _rates.measure(MESH)
     found = _rates.rates(MESH)
     assert all(value > 0 for value in dataclasses.asdict(found).values())
