@@ -20,7 +20,7 @@ import npeff_jax as npeff
 from npeff_jax.factorization import Factors
 from npeff_jax.factorization._driver import _advance
 from npeff_jax.factorization._nonnegative import solve_nonnegative
-from npeff_jax.factorization.row_spaces import DenseSpace, KernelSpace, _device_gram
+from npeff_jax.factorization.row_spaces import DenseSpace, KernelSpace, _device_gram, _model_gram
 from npeff_jax.pefs import FisherKind
 from npeff_jax.pefs._memory import program_bytes
 
@@ -128,6 +128,26 @@ def test_the_gram_matrix_grows_where_it_is(devices):
         assert not CALLBACKS.findall(text)
         assert not any(count(text, name) for name in COLLECTIVES)
         assert memory <= 4 * N * width / devices + 1e8, "beside Q and the tile: a device's rows of the tile"
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_kernel_of_a_model_grows_where_it_is(devices):
+    """Products of two batches are stored in Q in place, and Q is scaled in place; nothing of its size crosses."""
+    mesh, N, rows = mesh_of("h100", devices), 8000, 96
+    Q, place = spec(mesh, (N, N), "shards", None), spec(mesh, (), dtype="int32")
+    store = functools.partial(_model_gram._set.__wrapped__, N=N - 8, mesh=mesh)
+    scale = functools.partial(_model_gram._scaled.__wrapped__, mesh=mesh)
+    near = functools.partial(_model_gram._near_diagonal.__wrapped__, c=2, mesh=mesh)
+    for function, donated, arguments in (
+        (store, 0, (Q, spec(mesh, (rows, rows)), place, place)),
+        (scale, 0, (Q, spec(mesh, (N,)))),
+        (near, (), (Q,)),
+    ):
+        compiled = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
+        text, memory = compiled.as_text(), program_bytes(compiled)
+        assert not CALLBACKS.findall(text)
+        assert not any(count(text, name) for name in COLLECTIVES)
+        assert memory <= 1e6, "beside Q"
 
 
 @pytest.mark.parametrize("devices", [1, 8])

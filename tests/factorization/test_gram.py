@@ -7,7 +7,7 @@ import scipy.sparse
 
 import npeff_jax as npeff
 from npeff_jax._sharding import factorization_mesh
-from npeff_jax.factorization.row_spaces import BlockedRows, _device_gram, _kernel
+from npeff_jax.factorization.row_spaces import BlockedRows, _device_gram, _kernel, _thin
 from npeff_jax.factorization.row_spaces import _gram as module
 from npeff_jax.tasks import planted
 
@@ -69,13 +69,15 @@ def check(Q, A, frozen=None, tolerance=TOLERANCE):
     assert not Q[N:].any()
 
 
-@pytest.fixture(params=["as it is", "small parts"])
+@pytest.fixture(params=["as it is", "small parts", "small parts, by public functions of SciPy"])
 def sizes(request, monkeypatch):
     """Tiles, bands, chunks and groups as they are, and so small that all of them are many."""
-    if request.param == "small parts":
+    if "public" in request.param:
+        monkeypatch.setattr(_thin, "csr_matmat", None)
+    if "small parts" in request.param:
         monkeypatch.setattr(module, "TILE_BYTES", 4 * 64 * 64)
-        monkeypatch.setattr(module, "BAND_BYTES", 4 * 64 * 5)
-        monkeypatch.setattr(module, "CACHED_ENTRIES", 50)
+        monkeypatch.setattr(_thin, "PRODUCT_BYTES", 8 * 64 * 5)
+        monkeypatch.setattr(_thin, "CACHED_ENTRIES", 50)
         monkeypatch.setattr(module, "MIRRORED", 7)
         monkeypatch.setattr("npeff_jax.factorization.row_spaces._blocks.GROUP_BYTES", 8 * 400)
 
@@ -174,6 +176,6 @@ def test_the_kernel_of_accelerators_is_made_on_them(monkeypatch):
         return np.concatenate([found.history.loss, npeff.expand(found, pefs, 2, **few).history.loss])
 
     by_host = losses()
-    monkeypatch.setattr(_kernel, "_made_by_host", lambda mesh: False)
+    monkeypatch.setattr(_kernel, "made_by_host", lambda mesh: False)
     monkeypatch.setattr(_kernel, "gram", None)
     np.testing.assert_allclose(losses(), by_host, rtol=1e-5)

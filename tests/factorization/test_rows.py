@@ -200,6 +200,39 @@ def test_what_a_model_pulls_back_is_its_rows_combined(devices):
     np.testing.assert_allclose(found, U @ A, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("devices", [0, 1])
+@pytest.mark.parametrize("block_bytes", [4 * 18 * 3, 1 << 20])
+def test_the_kernel_of_a_model_made_on_devices_is_that_of_the_host(monkeypatch, block_bytes, devices):
+    """Bit for bit, with a last batch that is not full; and against float64 products of the rows.
+
+    On one device and eight, with all rows in memory and with rows that are computed again.
+    """
+    rng, mesh = np.random.default_rng(1), meshes()[devices]
+    x = rng.normal(size=(21, 5)).astype(np.float32)
+    x[7] *= 1000  # saturated: a Fisher of zero
+    params = {"kernel": rng.normal(size=(5, 3)).astype(np.float32), "bias": np.zeros(3, np.float32)}
+    model = npeff.Model(lambda p, x: x @ p["kernel"] + p["bias"], params)
+    source = npeff.model_rows(model, x, batch_size=2, block_bytes=block_bytes)
+    by_host, norms = _model.kernel_of_model(source, mesh, False)
+    monkeypatch.setattr(_model, "made_by_host", lambda mesh: False)
+    monkeypatch.setattr(_model, "GramOnHost", None)
+    by_devices, same_norms = _model.kernel_of_model(source, mesh, False)
+    np.testing.assert_array_equal(np.asarray(by_devices.Q), np.asarray(by_host.Q))
+    np.testing.assert_array_equal(same_norms, norms)
+    assert by_devices.Q.sharding.is_equivalent_to(by_host.Q.sharding, 2)
+    assert len(by_devices.Q.addressable_shards) == mesh.size
+
+    passes = _model._Passes(source, mesh)
+    batches = [passes.rows(first) for first in range(0, 21, passes.size)]
+    A = np.concatenate([np.concatenate(leaves, axis=2).reshape(-1, 18) for leaves in batches])[:42].astype(np.float64)
+    exact = A @ A.T
+    assert norms[7] == 0
+    own = np.sqrt([(exact[i : i + 2, i : i + 2] ** 2).sum() for i in range(0, 42, 2)])
+    scale = np.repeat(np.where(own > 0, own, 1) ** -0.5, 2)
+    np.testing.assert_allclose(np.asarray(by_devices.Q)[:42, :42], exact * np.outer(scale, scale), atol=1e-5)
+    assert not np.asarray(by_devices.Q)[42:].any()
+
+
 def test_a_sum_of_two_numbers_keeps_what_float32_loses():
     parts = np.random.default_rng(2).normal(size=(3000, 50)).astype(np.float32) * 10.0 ** np.arange(3)[:, None].repeat(
         1000, axis=0

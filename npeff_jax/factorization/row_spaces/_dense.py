@@ -23,7 +23,7 @@ from npeff_jax.factorization.row_spaces._base import (
     matmul,
 )
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
-from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, VECTOR_BYTES, rates
+from npeff_jax.factorization.row_spaces._rates import rates, scaling_seconds
 
 ALIGNED = 1024
 """The number of columns per accelerator is a multiple of this. On a GPU, XLA splits the long sums of A Gᵀ into equal,
@@ -38,7 +38,7 @@ class DenseRows(RowChoice):
         (N, m), r, speed = A.shape, n_components, rates(mesh)
         vectors = 4.0 * r * m
         step = (4 * N * m * r + 6 * r * r * m) / speed.dense + (8.0 * N * m + 12 * vectors) / speed.stream
-        once = (8.0 * N * m + VECTOR_BYTES * r * m) / speed.stream + ENTRY_SECONDS * A.nnz
+        once = 4.0 * N * m * (speed.touch + 2 / speed.stream) + scaling_seconds(r, m, mesh)
         return Cost.of_steps(step, once, 4.0 * N * m + 5 * vectors, 4.0 * N * m + 2 * vectors)
 
     def of(

@@ -19,7 +19,7 @@ from npeff_jax._sharding import SHARDS, place, round_up, sharded
 from npeff_jax.factorization._compile import jit
 from npeff_jax.factorization.row_spaces._base import matmul
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows, row_squares
-from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, rates
+from npeff_jax.factorization.row_spaces._rates import rates
 
 TILE_BYTES = 1 << 28
 """Maximum size of a tile per device. The product of 1,000 columns takes 20 times as long as a pass over Q."""
@@ -39,8 +39,8 @@ ENTRY_SENT = 12
 BUS = 2e10
 """Estimated transfer rate from the host to an accelerator, in bytes per second."""
 
-PASSES = 10
-"""Equivalent number of passes of one core over the entries: grouping, sorting by column, sending."""
+SORTS = 3
+"""Passes of one core over the entries, in units of a sort by column: grouping, sorting by column, sending."""
 
 
 def device_gram(
@@ -93,9 +93,7 @@ def device_gram_seconds(A: BlockedRows, mesh: Mesh) -> float:
     N, speed, entries = A.shape[0], rates(mesh), float(A.nnz)
     columns, width = float(np.count_nonzero(A.counts > 1)), tile_width(N, mesh)
     passes = columns / width * (8.0 * N * N + 12.0 * N * width * mesh.size) / speed.stream
-    return (
-        2 * columns * N * N / speed.dense + passes + entries * (PASSES * ENTRY_SECONDS + ENTRY_SENT * mesh.size / BUS)
-    )
+    return 2 * columns * N * N / speed.dense + passes + entries * (SORTS * speed.sort + ENTRY_SENT * mesh.size / BUS)
 
 
 def device_gram_bytes(N: int, mesh: Mesh) -> float:

@@ -62,8 +62,8 @@ class KernelRows(RowChoice):
         if self.sketch is not None:
             return sketched_cost(A, self.sketch, n_components, mesh)
         (N, m), nnz, r, speed = A.shape, float(A.nnz), n_components, rates(mesh)
-        step = (2 * N * N * r + 32 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream  # narrow products are slower
-        on_host = _made_by_host(mesh)
+        step = (2 * N * N * r + 48 * N * r * r) / speed.dense + 4.0 * N * N / speed.stream  # narrow products are slower
+        on_host = made_by_host(mesh)
         once = (gram_seconds if on_host else device_gram_seconds)(A, mesh) + pull_seconds(nnz, r, m, mesh)
         memory = 4.0 * N * N + max(40.0 * r * N, 0.0 if on_host else device_gram_bytes(N, mesh))
         return Cost.of_steps(step, once, memory, max(gram_bytes(A), A.pull_bytes(r)))
@@ -79,7 +79,7 @@ class KernelRows(RowChoice):
     ) -> RowSpace:
         recover = Recover(A.pull, np.zeros((0, A.shape[1]), np.float32) if frozen is None else frozen)
         if self.sketch is None:
-            Q = (gram if _made_by_host(mesh) else device_gram)(A, mesh, frozen)
+            Q = (gram if made_by_host(mesh) else device_gram)(A, mesh, frozen)
             return KernelSpace(Q.astype(products.value), mesh, A.shape[0], recover)
         if frozen is not None:
             raise ValueError(
@@ -88,7 +88,7 @@ class KernelRows(RowChoice):
         return sketched_space(A, mesh, self.sketch)
 
 
-def _made_by_host(mesh: Mesh) -> bool:
+def made_by_host(mesh: Mesh) -> bool:
     """Return whether the host computes the Gram matrix, as it does if the devices are CPUs."""
     return bool(mesh.devices.flat[0].platform == "cpu")
 

@@ -19,7 +19,8 @@ from npeff_jax._examples import count_examples, slice_examples, take_examples
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._sharding import SHARDS, pad_rows, place, replicate, round_up, sharded
 from npeff_jax._types import Examples
-from npeff_jax.factorization.row_spaces._kernel import KernelSpace, Recover
+from npeff_jax.factorization.row_spaces._kernel import KernelSpace, Recover, made_by_host
+from npeff_jax.factorization.row_spaces._model_gram import GramOnDevices, GramOnHost
 from npeff_jax.models import Model, check_model
 from npeff_jax.pefs import pull_back, scaled_cotangents
 
@@ -100,8 +101,7 @@ def kernel_of_model(source: ModelRows, mesh: Mesh, progress: Progress) -> tuple[
     passes = _Passes(source, mesh)
     n, c = source.n_examples, source.rows_per_example
     per_block = max(source.block_bytes // (4 * c * source.model.space.size) // passes.size, 1) * passes.size
-    N = n * c
-    Q = np.zeros((round_up(N, mesh.size),) * 2, np.float32)
+    Q = (GramOnHost if made_by_host(mesh) else GramOnDevices)(n * c, mesh)
     with progress_bar(progress, "kernel", n * -(-n // per_block), "example") as advance:
         for outer in range(0, n, per_block):
             held = [passes.rows(first) for first in range(outer, min(outer + per_block, n), passes.size)]
@@ -110,29 +110,21 @@ def kernel_of_model(source: ModelRows, mesh: Mesh, progress: Progress) -> tuple[
                 at = (inner - outer) // passes.size
                 here = held[at] if at < len(held) else passes.rows(inner)
                 for k, block in enumerate(held):
-                    first = outer + k * passes.size
-                    part = np.asarray(_gram(block, here)).reshape(passes.size * c, -1)
-                    rows, columns = slice(first * c, N), slice(inner * c, N)
-                    target = Q[rows, columns][: part.shape[0], : part.shape[1]]
-                    target[:] = part[: target.shape[0], : target.shape[1]]
-                    Q[columns, rows][: part.shape[1], : part.shape[0]] = target.T
+                    Q.set(_gram(block, here), (outer + k * passes.size) * c, inner * c)
             advance(min(per_block, n - outer))
-    grams = np.stack([Q[i * c : (i + 1) * c, i * c : (i + 1) * c] for i in range(n)]).astype(np.float64)
-    norms = np.sqrt((grams**2).sum(axis=(1, 2)))
-    scale = np.zeros(len(Q), np.float32)
-    scale[:N] = np.repeat(np.where(norms > 0, norms, 1) ** -0.5, c)
-    Q *= scale
-    Q *= scale[:, None]
-    recover = Recover(lambda U: passes.pull(U * scale[:N]), np.zeros((0, source.model.space.size), np.float32))
-    return KernelSpace(place(Q, sharded(mesh, SHARDS, None)), mesh, N, recover), norms
+    norms = np.sqrt((Q.diagonal_blocks(c).astype(np.float64) ** 2).sum(axis=(1, 2)))
+    scale = np.repeat(np.where(norms > 0, norms, 1) ** -0.5, c).astype(np.float32)
+    recover = Recover(lambda U: passes.pull(U * scale), np.zeros((0, source.model.space.size), np.float32))
+    return KernelSpace(Q.scaled(scale), mesh, n * c, recover), norms
 
 
 @jax.jit
 def _gram(left: tuple[jax.Array, ...], right: tuple[jax.Array, ...]) -> jax.Array:
-    """Return inner products between the rows of two batches, accumulated over parameter leaves."""
+    """Return inner products between the rows of two batches, (a c, b c), accumulated over parameter leaves."""
     pairs = zip(left, right, strict=True)
     grams = [jnp.einsum("acp,bdp->acbd", x, y, precision=jax.lax.Precision.HIGHEST) for x, y in pairs]
-    return sum(grams[1:], grams[0])
+    (a, c), (b, d) = left[0].shape[:2], right[0].shape[:2]
+    return sum(grams[1:], grams[0]).reshape(a * c, b * d)
 
 
 _Sums = tuple[tuple[jax.Array, jax.Array], ...]

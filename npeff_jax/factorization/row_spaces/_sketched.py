@@ -33,7 +33,7 @@ def sketched_cost(A: BlockedRows, size: int, n_components: int, mesh: Mesh) -> C
     """Estimate memory and time of a sketch to ``size`` columns."""
     (N, m), nnz, r = A.shape, float(A.nnz), n_components
     speed = rates(mesh)
-    once = 2 * ENTRIES * nnz / speed.host_sparse + pull_seconds(nnz, r, m, mesh)
+    once = 4 * ENTRIES * nnz * speed.pair * speed.cores + pull_seconds(nnz, r, m, mesh)
     step = 8 * N * size * r / speed.dense + 16.0 * N * size / speed.stream
     return Cost.of_steps(step, once, 4.0 * N * size + 40.0 * r * N, 12.0 * ENTRIES * m + 4.0 * N * size + 8.0 * r * m)
 

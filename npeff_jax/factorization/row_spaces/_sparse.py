@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from npeff_jax._machine import cores, on_cores
+from npeff_jax._machine import on_cores
 from npeff_jax._sharding import SHARDS, fetch, place, round_up, sharded
 from npeff_jax._types import RowProducts
 from npeff_jax.factorization.row_spaces._base import (
@@ -29,17 +29,17 @@ from npeff_jax.factorization.row_spaces._base import (
     matmul,
 )
 from npeff_jax.factorization.row_spaces._blocks import BlockedRows
-from npeff_jax.factorization.row_spaces._rates import ENTRY_SECONDS, VECTOR_BYTES, rates
+from npeff_jax.factorization.row_spaces._rates import rates, scaling_seconds
 
 BLOCK_ENTRIES = 1 << 20
 """Entries of r vectors over a block of columns, 4 MB. Products gather from them in random order: if they exceed the
 cache, a CPU slows from 18 to 3 GFLOP/s."""
 
-PACKED = 9
-"""Passes over the entries, some in random order, that packing them by row and by column takes."""
+PACKED = 3.5
+"""Passes over the entries that packing them by row and by column takes, in units of a sort by column."""
 
-GATHERED = 3e-9
-"""Seconds to gather one entry of a vector from its position in a block, on one core."""
+DEALT = 1.2e-6
+"""Seconds per column to assign it by load, on one core."""
 
 Csr = tuple[jax.Array, jax.Array, jax.Array]
 """Values, indices and row pointers of all blocks, each with the blocks along its first axis."""
@@ -53,10 +53,11 @@ class SparseRows(RowChoice):
         (N, m), nnz, r, speed = A.shape, float(A.nnz), n_components, rates(mesh)
         vectors = 4.0 * r * m
         products = 12.0 * N * r * max(1, r * m / BLOCK_ENTRIES)  # read and written once per block
-        # 4 r operations per entry, at two thirds of the measured speed, because gathered entries share the cache
-        step = 6 * nnz * r / speed.sparse + 6 * r * r * m / speed.dense
+        # 4 r and 6 r² operations, with small matrices and a shared cache at less than the measured speeds
+        step = 8 * nnz * r / speed.sparse + 8 * r * r * m / speed.dense
         step += (16 * nnz + 6 * vectors + products) / speed.stream
-        once = PACKED * ENTRY_SECONDS * nnz + r * m * GATHERED / cores() + VECTOR_BYTES * r * m / speed.stream
+        once = PACKED * speed.sort * nnz + 32 * nnz * speed.touch + DEALT * min(m, GREEDY)
+        once += r * m * speed.gather + scaling_seconds(r, m, mesh)
         memory = 16 * nnz + 3.5 * vectors  # three copies, and a block
         return Cost.of_steps(step, once, memory, max(24 * nnz, 2 * vectors))
 
@@ -183,7 +184,7 @@ class SparseSpace(RowSpace):
 
     def expand(self, vectors: Vectors) -> np.ndarray:
         dealt, width = self._columns
-        place_of = np.empty(width, np.int32)
+        place_of = np.empty(width, np.intp)  # other integers are converted at every call
         place_of[dealt[dealt >= 0]] = np.flatnonzero(dealt >= 0)
         held, out = fetch(vectors), np.empty((vectors.shape[0], width), np.float32)
         on_cores(lambda j: np.take(held[j], place_of, out=out[j], mode="clip"), range(len(out)))  # "raise" copies
