@@ -15,12 +15,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-# Programs run once or twice here, on small arrays, so that optimising them takes longer than it saves. The numbers agree
-# with the oracles' either way. Optimised programs run in `.ci/run` (demos, notebooks, the paper's experiments) and, with
-# these two variables set, in the whole suite of `.ci/weekly`. Factorization has options of its own, which stay.
+# Programs run once or twice here, on small arrays, so that optimising them takes longer than it saves; the oracles hold
+# either way. Optimised programs run in `.ci/run` (demos, notebooks, the paper's experiments) and, with these two
+# variables set otherwise, in the whole suite of `.ci/weekly`. The options of factorization stay as users have them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# The older elementwise emitters compile faster. XLA ends the process at a flag that it does not know, so only the version
-# that was tried gets it.
+# The older elementwise emitters compile faster. XLA ends the process at a flag that it does not know, so only the
+# version that was tried gets it.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
