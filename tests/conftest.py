@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, and every annotated shape and type checked while the tests run."""
 
 import atexit
+import ctypes
 import gc
 import importlib.metadata
 import os
@@ -84,6 +85,8 @@ def _forget_compiled_programs():
     if _resident_bytes() > _most:
         jax.clear_caches()
         gc.collect()
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)  # otherwise glibc keeps most of what was freed
         _most = max(_MOST, _resident_bytes() + 5e8)  # what the allocator keeps is no reason to compile again
 
 
