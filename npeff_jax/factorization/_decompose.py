@@ -78,7 +78,7 @@ def decompose(
             read by row, so they may be larger than memory. PEFs on disk may be larger than memory too, with
             ``rows=KernelRows()``, which needs memory for N² numbers and for blocks of rows.
         checkpoints: where to save the state of the iterations, and to resume from.
-        callback: function called every ``stopping.window`` steps with an `Iterate`; returning True ends the iterations.
+        callback: function of an `Iterate`, called after every window of steps; returning True ends the iterations.
         progress: True for a bar, False for none, a text stream for JSON lines.
 
     Returns:

@@ -12,7 +12,11 @@ PAYS = 1e-4
 """Relative decrease of the loss above which an exchange is kept: ten times the spread of converged runs."""
 
 SLOW = 1e-3
-"""Relative decrease of the loss per step below which exchanges begin. Later steps converge the run further anyway."""
+"""Relative decrease of the loss per step, averaged over a window, below which exchanges begin; two steps in a row with
+less than half of it end the window. Later steps converge the run further anyway."""
+
+EARLIEST = 3
+"""Number of steps after which a window may end early."""
 
 ROUNDING = 1e-7
 """Rounding error of the loss in float32, as a fraction of ‖F‖²; smaller decreases are not significant."""
@@ -26,8 +30,9 @@ class Stopping:
         max_steps: maximum number of steps.
         tolerance: relative decrease of the loss per step, averaged over the last ``window`` steps, below which the
             iterations stop; negative to disable.
-        window: number of steps between evaluations of the criteria. It is also the number of steps after which an
-            exchange is judged, and after which carried products are recomputed, which bounds their rounding error.
+        window: number of steps between evaluations of the criteria, and after which an exchange is judged and carried
+            products are recomputed, which bounds their rounding error. A window of a solver that exchanges components
+            ends early once its outcome is clear.
     """
 
     max_steps: int = 500
@@ -51,7 +56,7 @@ class Run:
         best: the best state, or initially the factors to start from.
         search: state of the search over exchanges.
         trials: number of exchanges tried.
-        since: step at which the warm-up or the last exchange ended; decreases are judged from there.
+        since: step at which the warm-up or the last exchange ends; decreases are judged from there.
         losses: loss after each step. During an exchange that is undone, the loss before it.
         seconds: wall-clock time after each step.
     """
@@ -84,16 +89,47 @@ class Run:
         before = self.seconds[-1] if self.seconds else 0.0
         self.seconds += np.linspace(before, now, len(found) + 1)[1:].tolist()
 
-    def decrease(self, window: int) -> float:
-        """Return the relative decrease of the loss per step over the last window."""
-        return (self.losses[-1 - window] - self.losses[-1]) / max(abs(self.losses[-1]), ROUNDING) / window
+    @property
+    def target(self) -> float:
+        """Loss below which an exchange pays."""
+        return (1 - PAYS) * self.losses[-1]
+
+    def floor(self, stopping: Stopping, exchanges: int) -> float:
+        """Return the relative decrease per step below which the next window ends early; without exchanges, none does.
+
+        Further steps are in vain where an exchange can be tried instead, or where the run has converged.
+        """
+        if not exchanges or stopping.tolerance < 0 or self.steps < self.since:
+            return -np.inf
+        exchanging = self.trials > 0 and self.since == self.steps
+        return (
+            max(SLOW / 2, stopping.tolerance) if self.may_exchange(exchanges) and not exchanging else stopping.tolerance
+        )
+
+    def decrease(self, count: int) -> float:
+        """Return the relative decrease of the loss per step over the last ``count`` steps."""
+        return (self.losses[-1 - count] - self.losses[-1]) / max(abs(self.losses[-1]), ROUNDING) / count
+
+    def judged(self, window: int) -> int:
+        """Return over how many of the last steps the decrease is judged: at most a window; 0 if there are too few.
+
+        They begin after the warm-up or the last exchange. After an exchange, whose failure leaves the state as it was,
+        a window that ended early is enough.
+        """
+        count = min(window, self.steps - max(self.since, 1))
+        return count if count >= (EARLIEST - 1 if self.trials else window) else 0
 
     def slow(self, stopping: Stopping) -> bool:
         """Return whether to try an exchange: right after another one, or when the loss decreases slowly."""
         if self.trials and self.since == self.steps:
             return True
-        passed = self.steps > max(self.since, stopping.window) and self.steps - self.since >= stopping.window
-        return passed and self.decrease(stopping.window) < max(SLOW, stopping.tolerance)
+        count = self.judged(stopping.window)
+        if count and self.decrease(count) < max(SLOW, stopping.tolerance):
+            return True
+        if self.steps - max(self.since, 1) < EARLIEST:
+            return False
+        before = (self.losses[-3] - self.losses[-2]) / max(abs(self.losses[-1]), ROUNDING)
+        return max(self.decrease(1), before) < SLOW / 2
 
     def may_exchange(self, exchanges: int) -> bool:
         """Return whether exchanges are left to try."""
@@ -101,13 +137,12 @@ class Run:
 
     def stands_still(self, stopping: Stopping, exchanges: int) -> str:
         """Return why the run stops, or an empty string if it goes on."""
-        window = stopping.window
-        left_alone = self.steps - self.since >= window and self.steps > window
-        may_stop = left_alone and stopping.tolerance >= 0
+        count = self.judged(stopping.window)
+        may_stop = count > 0 and stopping.tolerance >= 0
         may_stop = may_stop and not (self.may_exchange(exchanges) and self.slow(stopping))
-        if may_stop and self.decrease(window) < stopping.tolerance:
+        if may_stop and self.decrease(count) < stopping.tolerance:
             return (
-                f"converged: over the last {window} of {self.steps} steps the loss fell by less than "
+                f"converged: over the last {count} of {self.steps} steps the loss fell by less than "
                 f"tolerance={stopping.tolerance:g} of itself a step"
             )
         return f"reached max_steps={stopping.max_steps}" if self.steps >= stopping.max_steps else ""

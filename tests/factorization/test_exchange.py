@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from npeff_jax.factorization._driver import Limits, _decided
 from npeff_jax.factorization._exchange import PATIENCE, Offer, Search, best_candidates, least_missed
 from npeff_jax.factorization._run import Run, Stopping
 
@@ -98,3 +99,32 @@ def test_a_trial_is_kept_where_the_loss_fell_and_taken_back_where_not():
     assert run.best == "better"
     assert run.trials == 4
     assert run.stands_still(Stopping(max_steps=10, window=2), 0) == "reached max_steps=10"
+
+
+def clear(losses, count, target, floor):
+    """The rule in float64: no step is left that could bring the loss below the target, or the loss stands still."""
+    now, fell, before = losses[-1], losses[-2] - losses[-1], losses[-3] - losses[-2]
+    return now - 1.5 * max(fell, 0) * (count - len(losses)) >= target or max(fell, before) < floor * now
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_when_the_outcome_of_a_window_is_clear(scale):
+    """Terms of components that nearly cancel: losses near 0.01 of ‖F‖², decreases of 1e-5 of themselves."""
+    rng, outcomes = np.random.default_rng(0), []
+    for _ in range(200):
+        losses = 0.01 + np.cumsum(10.0 ** rng.uniform(-9, -4, 6))[::-1]
+        target = rng.choice([np.inf, losses[3] - 10.0 ** rng.uniform(-7, -4)])
+        floor = rng.choice([-np.inf, 1e-4, 1e-3])
+        cross = np.sort(rng.random((6, 8)))  # Σ (own − 2 cross) = loss − 1, in units of ‖F‖²
+        terms = np.stack([cross, 2 * cross + (losses[:, None] - 1) / 8], axis=1) * scale
+        kept = terms.astype(np.float32).astype(np.float64) / scale
+        exact = 1 + np.sum(kept[:, 1] - 2 * kept[:, 0], axis=1)
+        fell = exact[2] - exact[3]
+        margin = abs(exact[3] - 9 * max(fell, 0) - target), abs(fell - floor * exact[3])
+        if min(margin) < 1e-6:
+            continue  # rounding decides
+        limits = Limits(jnp.int32(10), jnp.float32(target), jnp.float32(floor))
+        found = bool(_decided(jnp.asarray(terms, jnp.float32), jnp.int32(4), limits, jnp.float32(scale)))
+        assert found == clear(exact[:4], 10, target, floor)
+        outcomes.append(found)
+    assert 20 < sum(outcomes) < len(outcomes) - 20, "both occur"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import jax
 import numpy as np
@@ -108,7 +109,11 @@ def test_a_given_start_is_where_it_starts():
 def test_why_it_stopped():
     problem = planted(noise=0.5)
     converged = npeff.decompose(problem.pefs, 3, **QUIET)
-    assert converged.stopped.startswith("converged: over the last 10 of")
+    over = re.match(
+        rf"converged: over the last (\d+) of {len(converged.history.loss)} steps the loss ", converged.stopped
+    )
+    assert over is not None
+    assert 2 <= int(over[1]) <= 10
     limited = npeff.decompose(problem.pefs, 3, stopping=npeff.Stopping(max_steps=13), **QUIET)
     assert limited.stopped == "reached max_steps=13"
     assert len(limited.history.loss) == 13
@@ -119,8 +124,9 @@ def test_why_it_stopped():
         return iterate.step >= 40
 
     ended = npeff.decompose(problem.pefs, 3, callback=callback, stopping=npeff.Stopping(tolerance=-1.0), **QUIET)
-    assert ended.stopped == "the callback ended it after 40 steps"
-    assert [step for step, _, _ in seen] == [10, 20, 30, 40]
+    steps = [step for step, _, _ in seen]
+    assert ended.stopped == f"the callback ended it after {steps[-1]} steps"
+    assert steps[-2] < 40 <= steps[-1] == len(ended.history.loss)
     assert seen[-1][1:] == (ended.history.loss[-1], (60, 3))
 
 
@@ -191,7 +197,10 @@ def test_progress_as_json_lines():
     stream = io.StringIO()
     npeff.decompose(planted().pefs, 3, stopping=npeff.Stopping(max_steps=50, tolerance=-1.0), progress=stream)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [line["done"] for line in lines] == [10, 20, 30, 40, 50]
+    done = [line["done"] for line in lines]
+    assert done[0] == 10
+    assert done[-1] == 50
+    assert all(1 <= steps <= 10 for steps in np.diff(done)), "a window of at most ten steps each"
     assert lines[-1]["stage"] == "decompose"
     assert 0 <= lines[-1]["loss"] < 1
 
@@ -203,7 +212,7 @@ class Killed(Exception):
 def kill_at(step):
     def callback(iterate):
         if iterate.step >= step:
-            raise Killed
+            raise Killed(iterate.step)
 
     return callback
 
@@ -218,13 +227,14 @@ def test_killed_and_resumed(tmp_path, choice):
     whole = npeff.decompose(problem.pefs, 4, **options)
     for name, mesh, rtol in [("same", None, 1e-5), ("wider", npeff.make_mesh(), 1e-4)]:
         checkpoints = npeff.Checkpoints(tmp_path / name, every=1)
-        with pytest.raises(Killed):
+        with pytest.raises(Killed) as killed:
             npeff.decompose(problem.pefs, 4, checkpoints=checkpoints, callback=kill_at(40), **options)
         stream = io.StringIO()
         resumed = npeff.decompose(
             problem.pefs, 4, checkpoints=checkpoints, mesh=mesh, **(options | {"progress": stream})
         )
-        assert json.loads(stream.getvalue().splitlines()[0])["done"] == 40, "it went on where it was killed"
+        done = json.loads(stream.getvalue().splitlines()[0])["done"]
+        assert done == killed.value.args[0] < 60, "it went on where it was killed"
         np.testing.assert_allclose(resumed.history.loss, whole.history.loss, rtol=rtol)
         np.testing.assert_allclose(resumed.coefficients, whole.coefficients, atol=1e-3)
     with pytest.raises(ValueError, match="are of another run: seed differ"):

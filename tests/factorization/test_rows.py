@@ -83,9 +83,14 @@ def test_every_row_space_and_device_count_has_the_same_losses(make):
             runs[type(choice).__name__, mesh is None] = found
     reference = runs["DenseRows", True]
     for (name, alone), found in runs.items():
-        np.testing.assert_allclose(
-            found.history.loss, reference.history.loss, rtol=1e-5 if alone else 1e-4, err_msg=name
+        losses, expected = found.history.loss, reference.history.loss
+        both = min(len(losses), len(expected))
+        assert max(len(losses), len(expected)) <= both + 10, (
+            "once converged, rounding decides in which step windows end"
         )
+        rtol = 1e-5 if alone else 1e-4
+        np.testing.assert_allclose(losses[:both], expected[:both], rtol=rtol, err_msg=name)
+        np.testing.assert_allclose(losses[-1], expected[-1], rtol=rtol, err_msg=name)
         cosines = best_cosines(found.pseudo_fishers[:], reference.pseudo_fishers[:])
         assert cosines.min() > 0.9999, name
 
