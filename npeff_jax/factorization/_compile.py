@@ -64,8 +64,9 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile ``function`` as `jax.jit` does, with `compiler_options` and in `full_precision`.
 
     The options are looked up at the first call, because importing must not start a backend. Inside another trace (a
-    user's own ``jit``) the plain function is called, because JAX accepts compiler options at the top level only.
+    user's own ``jit`` or ``grad``) they are left out, because JAX accepts compiler options at the top level only.
     """
+    plain = jax.jit(function, **{name: value for name, value in options.items() if name != "donate_argnums"})
 
     @functools.cache
     def jitted() -> Callable[..., Any]:
@@ -75,6 +76,6 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     @full_precision
     def call(*arguments: Any, **named: Any) -> Any:
         traced = get_opaque_trace_state(convention="flax") != EAGER
-        return (function if traced else jitted())(*arguments, **named)
+        return (plain if traced else jitted())(*arguments, **named)
 
     return call

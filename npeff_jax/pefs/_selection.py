@@ -100,7 +100,10 @@ class LeafRows:
             if first < last:
                 places = parameters[first:last] - offset
                 for i, row in enumerate(row for part in parts for row in part):
-                    np.take(row, places, out=found[i, first:last], mode="clip")  # "clip" is unbuffered
+                    if row.flags.c_contiguous:
+                        np.take(row, places, out=found[i, first:last], mode="clip")  # "clip" is unbuffered
+                    else:  # `np.take` would copy the whole row
+                        found[i, first:last] = row[places]
         return self.rotated(found)
 
     def rotated(self, columns: Float[np.ndarray, "c k"]) -> Float[np.ndarray, "c k"]:

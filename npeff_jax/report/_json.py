@@ -20,7 +20,9 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {valid_text(str(key)): to_plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [to_plain(entry) for entry in value]
+        if all(type(entry) is float for entry in value):  # most of a document: without a call per number
+            return [float(f"{entry:.4g}") if math.isfinite(entry) else None for entry in value]
+        return [entry if type(entry) is int else to_plain(entry) for entry in value]
     if isinstance(value, str):
         return valid_text(value)
     if value is None or isinstance(value, bool | int):

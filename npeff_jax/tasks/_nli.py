@@ -1,6 +1,7 @@
 """A simplified natural-language inference task: a compiled program, examples, and its known intermediate variables."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -151,15 +152,15 @@ def draw_pairs(language: Language, n: int, seed: int) -> list[Pair]:
         _by_relation(known, find)
         for known, find in ((language.nouns, language.noun_relation), (language.verbs, language.verb_relation))
     )
-    strata: dict[tuple[bool, bool, Label], list[list[Pair]]] = {kind: [] for kind in SHARES}
+    strata: dict[tuple[bool, bool, Label], list[Iterable[Pair]]] = {kind: [] for kind in SHARES}
     for (first, second), noun, verb in itertools.product(
         itertools.product((False, True), repeat=2), nouns.values(), verbs.values()
     ):
-        pairs = [
-            Pair(first, *premise, second, *hypothesis)
-            for premise, hypothesis in (zip(*words, strict=True) for words in itertools.product(noun, verb))
-        ]
-        strata[first, second, language.label(pairs[0])].append([pairs[i] for i in random.permutation(len(pairs))])
+        words = list(itertools.product(noun, verb))
+        shuffled = [words[i] for i in random.permutation(len(words))]
+        label = language.label(_pair(first, second, words[0]))
+        # Lazily: the larger language has 186,624 pairs, of which a thousand or two are drawn.
+        strata[first, second, label].append(map(functools.partial(_pair, first, second), shuffled))
     drawn: list[Pair] = []
     for kind, wanted in _counts(n).items():
         found = list(itertools.islice(_in_turn(strata[kind]), wanted))
@@ -170,6 +171,12 @@ def draw_pairs(language: Language, n: int, seed: int) -> list[Pair]:
             )
         drawn += found
     return [drawn[i] for i in random.permutation(n)]
+
+
+def _pair(first: bool, second: bool, words: tuple[tuple[str, str], tuple[str, str]]) -> Pair:
+    """Return the pair whose sentences are negated or not, of (premise, hypothesis) of the nouns and of the verbs."""
+    premise, hypothesis = zip(*words, strict=True)
+    return Pair(first, *premise, second, *hypothesis)
 
 
 def _by_relation(known: Iterable[str], find: Callable[[str, str], Relation]) -> dict[Relation, list[tuple[str, str]]]:
@@ -185,6 +192,6 @@ def _counts(n: int) -> dict[tuple[bool, bool, Label], int]:
     return {kind: end - start for kind, end, start in zip(SHARES, ends, [0, *ends], strict=False)}
 
 
-def _in_turn(strata: list[list[Pair]]) -> Iterator[Pair]:
+def _in_turn(strata: list[Iterable[Pair]]) -> Iterator[Pair]:
     for taken in itertools.zip_longest(*strata):
         yield from (pair for pair in taken if pair is not None)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,10 @@ def test_positions_beyond_two_to_the_31_do_not_wrap():
         def pieces(self):
             yield m - 3, list(last)
 
+    tracemalloc.start()
     rows, indices, values = largest(Sparse([[nothing, last]], np.array([0, m - 3, m])), 3).entries
+    assert tracemalloc.get_traced_memory()[1] < 1e8  # no row is copied
+    tracemalloc.stop()
     np.testing.assert_array_equal(rows, [0, 1, 1])
     np.testing.assert_array_equal(indices, [m - 2, m - 3, m - 1])
     np.testing.assert_array_equal(values, [3, 5, 4])

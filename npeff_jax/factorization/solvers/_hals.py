@@ -155,7 +155,7 @@ def sweep_vectors(
         rest = size % width
         return sweep_block(size - rest, rest, H) if rest else H
 
-    if H.shape[1] % mesh.size:
+    if mesh.size == 1 or H.shape[1] % mesh.size:
         return on_shard(H, b, P)
     split = PartitionSpec(None, SHARDS)
     return jax.shard_map(
