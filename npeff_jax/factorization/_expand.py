@@ -10,17 +10,9 @@ from jax.sharding import Mesh
 from npeff_jax._checks import check_integer
 from npeff_jax._progress import Progress, check_progress
 from npeff_jax._sharding import check_mesh
+from npeff_jax.factorization._arguments import check_callback, check_path, check_room, check_type, checked_solver
 from npeff_jax.factorization._checkpoints import Checkpoints
-from npeff_jax.factorization._decompose import (
-    check_callback,
-    check_path,
-    check_room,
-    check_type,
-    checked_solver,
-    settled,
-    solve,
-    tuned,
-)
+from npeff_jax.factorization._decompose import settled, solve, tuned
 from npeff_jax.factorization._decomposition import Decomposition
 from npeff_jax.factorization._driver import Callback
 from npeff_jax.factorization._fit import check_same_origin, fit_coefficients

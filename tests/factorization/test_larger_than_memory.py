@@ -97,7 +97,7 @@ def test_a_taken_path_is_refused_before_anything_is_read(tmp_path):
 
 
 def test_vectors_that_do_not_fit(monkeypatch, tmp_path):
-    monkeypatch.setattr("npeff_jax.factorization._decompose.usable_on_host", lambda: 500)
+    monkeypatch.setattr("npeff_jax.factorization._arguments.usable_on_host", lambda: 500)
     with pytest.raises(ValueError, match=r"4 pseudo-Fishers over \d+ parameters are 592 B .* pass path="):
         npeff.decompose(planted().pefs, 4, progress=False)
     assert npeff.decompose(planted().pefs, 4, path=tmp_path / "d", progress=False).n_components == 4
