@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from command_line import run
 from huggingface_checkpoints import shallow, torch_model
 from tokenizers_for_tests import WORDS, word_tokenizer
 
@@ -38,17 +39,23 @@ def folder(tmp_path_factory):
     return folder, texts, labels
 
 
+COMMAND = ["explain", "--model", "model", "--examples", "data.csv", "--progress", "none", "--n-components", "3"]
+
+
 def explain(folder, *more):
-    command = ["explain", "--model", "model", "--examples", "data.csv", "--progress", "none", "--n-components", "3"]
+    return run([*COMMAND, *more], folder)
+
+
+def in_a_process(folder, *more):
     code = "import sys; from npeff_jax.cli import main; sys.exit(main())"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
-    run = [sys.executable, "-c", code, *command, *more]
-    return subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-c", code, *COMMAND, *more]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_one_command(folder):
     folder, texts, labels = folder
-    done = explain(folder, "--out", "run", "--keep", "500")
+    done = in_a_process(folder, "--out", "run", "--keep", "500")
     assert done.returncode == 0, done.stderr
     assert "data.csv: text from 'text', labels from 'label'" in done.stdout
     assert f"look at {(folder / 'run' / 'report.html').resolve()}" in done.stdout

@@ -1,16 +1,14 @@
 """The three getting-started pages, from folders that the test writes: their code and commands as they stand."""
 
 import csv
-import os
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from command_line import run
 from huggingface_checkpoints import shallow, torch_model
 from tokenizers_for_tests import WORDS, word_tokenizer
 
@@ -28,10 +26,7 @@ def blocks(page, language):
 
 
 def command(line, folder, *more):
-    code = "import sys; from npeff_jax.cli import main; sys.exit(main())"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
-    run = [sys.executable, "-c", code, *shlex.split(line)[1:], *more]
-    done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = run([*shlex.split(line)[1:], *more], folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
