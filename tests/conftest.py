@@ -18,7 +18,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # Programs run once or twice here, on small arrays, so that optimising them takes longer than it saves; the oracles hold
 # either way. Optimised programs run in `.ci/run` (demos, notebooks, the paper's experiments) and, with these two
-# variables set otherwise, in the whole suite of `.ci/weekly`. The options of factorization stay as users have them.
+# variables set otherwise, in the whole suite of `.ci/weekly`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # The older elementwise emitters compile faster. XLA ends the process at a flag that it does not know, so only the
 # version that was tried gets it.
@@ -105,3 +105,8 @@ def _resident_bytes() -> float:
 
 
 jaxtyping.install_import_hook("npeff_jax", "beartype.beartype")
+
+import npeff_jax.factorization._compile  # noqa: E402 - after the hook
+
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":  # factorization has options of its own
+    npeff_jax.factorization._compile.CPU_OPTIONS["xla_backend_optimization_level"] = 0
