@@ -17,7 +17,7 @@ import npeff_jax as npeff
 from npeff_jax._machine import DEVICE_SHARE
 from npeff_jax._sharding import SHARDS, factorization_mesh
 from npeff_jax.factorization import Factors
-from npeff_jax.factorization._driver import _advance
+from npeff_jax.factorization._driver import Limits, _advance
 from npeff_jax.factorization.row_spaces import BlockedRows, DenseSpace, KernelSpace, SparseSpace, _dense, _sparse
 from npeff_jax.pefs import FisherKind
 
@@ -84,11 +84,13 @@ def figures(form, solver, r, devices):
     problem = npeff.Problem(rows, spec(mesh, (N,), dtype="int32"), members, spec(mesh, ()), solver.kind, n)
     start = Factors(spec(mesh, (n, r)), G, spec(mesh, (), dtype="int32"))
 
-    def window(problem, start, count):
-        return _advance.__wrapped__(problem, start, None, count, solver=solver, window=10, fresh=True)
+    limits = Limits(spec(mesh, (), dtype="int32"), spec(mesh, ()), spec(mesh, ()))
+
+    def window(problem, start, limits):
+        return _advance.__wrapped__(problem, start, None, limits, solver=solver, window=10, fresh=True)
 
     began = time.perf_counter()
-    compiled = jax.jit(window).lower(problem, start, spec(mesh, (), dtype="int32")).compile()
+    compiled = jax.jit(window).lower(problem, start, limits).compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     lines = re.findall(rf"= (.*?) (?:{'|'.join(COLLECTIVES)})(?:-start)?\(", text)
     sizes = [math.prod(map(int, s.split(","))) for line in lines for s in re.findall(r"\w\d+\[([\d,]+)\]", line)]

@@ -18,7 +18,7 @@ from solver_sizes import CASES, figures
 
 import npeff_jax as npeff
 from npeff_jax.factorization import Factors
-from npeff_jax.factorization._driver import _advance
+from npeff_jax.factorization._driver import Limits, _advance
 from npeff_jax.factorization._nonnegative import solve_nonnegative
 from npeff_jax.factorization.row_spaces import DenseSpace, KernelSpace, _device_gram, _model_gram
 from npeff_jax.pefs import FisherKind
@@ -46,10 +46,12 @@ def compiled_window(solver, problem, mesh, n, r, G):
     """A window of steps as the driver runs it, but without the driver's default precision."""
     start = Factors(spec(mesh, (n, r)), G, spec(mesh, (), dtype="int32"))
 
-    def window(problem, start, count):
-        return _advance.__wrapped__(problem, start, None, count, solver=solver, window=10, fresh=True)
+    limits = Limits(spec(mesh, (), dtype="int32"), spec(mesh, ()), spec(mesh, ()))
 
-    compiled = jax.jit(window).lower(problem, start, spec(mesh, (), dtype="int32")).compile()
+    def window(problem, start, limits):
+        return _advance.__wrapped__(problem, start, None, limits, solver=solver, window=10, fresh=True)
+
+    compiled = jax.jit(window).lower(problem, start, limits).compile()
     memory = compiled.memory_analysis()
     return compiled.as_text(), memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
