@@ -26,19 +26,19 @@ def main():
     rows, details = [], setting.describe() | {"n_components": r}
     drawn, axes = figure(1)
     for name, solver in SOLVERS.items():
-        saved = []
+        saved: list[tuple[int, np.ndarray]] = []
         found = npeff.decompose(
             pefs,
             r,
             seed=0,
             solver=solver,
             stopping=Stopping(max_steps=steps, tolerance=-1.0, window=every),  # never stops early
-            callback=lambda iterate, saved=saved: saved.append(np.array(iterate.coefficients)),
+            callback=lambda now, saved=saved: saved.append((now.step, np.array(now.coefficients))),
             progress=False,
         )
         script.log(f"{name}: loss {found.history.loss[-1]:.4f}, {found.stopped}")
-        curve = similarity_to_final(saved).mean(axis=1)
-        at = every * np.arange(1, len(saved) + 1)
+        curve = similarity_to_final([W for _, W in saved]).mean(axis=1)
+        at = np.array([step for step, _ in saved])
         for level, paper in PAPER.items():
             reached = int(at[np.flatnonzero(curve < level).max(initial=-1) + 1])
             note = f"loss {found.history.loss[reached - 1]:.3f} there, {found.history.loss[-1]:.3f} at {steps}"
