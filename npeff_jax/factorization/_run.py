@@ -31,8 +31,8 @@ class Stopping:
 
     Attributes:
         max_steps: maximum number of steps.
-        tolerance: relative decrease of the loss per step, averaged over the last ``window`` steps, below which the
-            iterations stop; negative to disable.
+        tolerance: relative decrease of the loss per step, averaged over at most the last ``window`` steps, below
+            which the iterations stop; negative to disable.
         window: number of steps between evaluations of the criteria, and after which an exchange is judged and carried
             products are recomputed, which bounds their rounding error. A window of a solver that exchanges components
             ends early once its outcome is clear.
