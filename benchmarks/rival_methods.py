@@ -32,26 +32,28 @@ class Side:
         of_shift: makes `shifted`.
         examples: of the model.
         readable: what a person can read off them.
+
+    Planted Fishers have no model, and none of the last four.
     """
 
     pefs: npeff.Pefs
     rows: scipy.sparse.csr_array
     owner: np.ndarray
     gradients: scipy.sparse.csr_array
-    activations: np.ndarray
-    of_shift: Callable[[], npeff.Pefs]
-    examples: Any
-    readable: Any
+    activations: Any = None
+    of_shift: Callable[[], npeff.Pefs] | None = None
+    examples: Any = None
+    readable: Any = None
 
     @functools.cached_property
     def shifted(self) -> npeff.Pefs:
         """PEFs of the model that adds a shift to the activations."""
+        assert self.of_shift is not None
         return self.of_shift()
 
     def effects(self, directions: np.ndarray) -> np.ndarray:
         """Compute dᵀF_i d of each example and direction."""
-        starts = np.flatnonzero(np.diff(self.owner, prepend=-1))
-        return np.add.reduceat(np.square(np.asarray(self.rows @ directions.T)), starts, axis=0)
+        return np.add.reduceat(np.square(np.asarray(self.rows @ directions.T)), first_rows(self.owner), axis=0)
 
     def features(self, scale: np.ndarray | None = None) -> np.ndarray:
         """Gradients, scaled per parameter if asked to, at unit norm, in a random projection."""
@@ -97,7 +99,7 @@ def nmf_gradients(side: Side, r: int, seed: int) -> Found:
 
 def dictionary(side: Side, r: int, seed: int) -> Found:
     """Gradients preconditioned by the diagonal Fisher, in a sparse dictionary, as gradient atoms are."""
-    fisher = np.asarray(side.rows.multiply(side.rows).sum(axis=0)).ravel() / len(side.activations)
+    fisher = np.asarray(side.rows.multiply(side.rows).sum(axis=0)).ravel() / side.gradients.shape[0]
     scale = 1 / np.sqrt(fisher + 0.1 * fisher[fisher > 0].mean())
     found = sklearn.decomposition.MiniBatchDictionaryLearning(
         r, alpha=0.1, positive_code=True, fit_algorithm="cd", transform_algorithm="lasso_cd", random_state=seed,
@@ -114,7 +116,7 @@ def pca(side: Side, r: int, seed: int) -> Found:
     return Found(lambda other: other.effects(directions), directions)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)  # of a problem's two sides
 def _leading(side: Side, r: int) -> np.ndarray:
     start = np.random.default_rng(0).normal(size=min(side.rows.shape))
     return scipy.sparse.linalg.svds(side.rows.astype(np.float64), r, v0=start)[2]
@@ -209,6 +211,11 @@ def _closeness(found: sklearn.cluster.KMeans, features: np.ndarray) -> np.ndarra
 
 def _means(gradients: scipy.sparse.csr_array, groups: np.ndarray, k: int) -> np.ndarray:
     return np.asarray((gradients.T @ np.eye(k)[groups]).T)
+
+
+def first_rows(owner: np.ndarray) -> np.ndarray:
+    """Return the position of each example's first row."""
+    return np.flatnonzero(np.diff(owner, prepend=-1))
 
 
 def unit_rows(rows: Any) -> scipy.sparse.csr_array:

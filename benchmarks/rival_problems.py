@@ -1,4 +1,4 @@
-"""Models and examples that NPEFF and its rivals are held against each other on."""
+"""Models and examples, and planted Fishers, that NPEFF and its rivals are held against each other on."""
 
 import dataclasses
 import functools
@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from rival_methods import Side, unit_rows
+from planted import BASE
+from rival_methods import Side, first_rows, unit_rows
 
 import npeff_jax as npeff
 from npeff_jax._types import PyTree
@@ -59,6 +60,7 @@ class Problem:
         heldout: those that the audit is of.
         budget: how far each direction is moved.
         n_top: top examples of a direction.
+        variables: what a compiled program computes of the held-out examples, by name; otherwise empty.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Problem:
     heldout: Side
     budget: npeff.KLBudget
     n_top: int = 16
+    variables: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def digits() -> Problem:
@@ -140,6 +143,58 @@ def files(folder: pathlib.Path, n_files: int = 800) -> Problem:
     return dataclasses.replace(found, n_top=8)
 
 
+def program() -> Problem:
+    """The compiled program of the demo, on the most pairs of sentences that can be balanced: two of three to decompose.
+
+    Its activations are the last residual stream at the last token, where each variable has a dimension of its own. The
+    budget is that of the demo: weights lie on ReLU kinks, so that moves have to be shorter than on trained networks.
+    """
+    task = npeff.tasks.inference(n_examples=1200)
+    unembedding = task.model.constants["unembedding"]
+
+    def head(params: Any, activation: jax.Array) -> jax.Array:
+        return (activation + params["shift"]) @ unembedding
+
+    stream = npeff.evaluation.activations(task.model, task.examples, "output")
+    decomposed, heldout = slice(0, 800), slice(800, None)
+    parts = [(task.examples[own], task.labels[own], task.texts[own], stream[own]) for own in (decomposed, heldout)]
+    budget = npeff.KLBudget(1e-6, max_norm=LONGEST)
+    found = _problem(f"program {task.digest}", task.model, head, parts, budget, npeff.LowRank(), 8192)
+    return dataclasses.replace(found, variables={name: has[heldout] for name, has in task.concepts.items()})
+
+
+SIGNED = ", with signs"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Planted:
+    """Planted Fishers, and what methods see of them.
+
+    Attributes:
+        name: of the world, the same for all seeds.
+        world: Fishers with their planted vectors and coefficients.
+        side: an example's gradient is its first row. Rows are rotated at random, as a Fisher does not say which they
+            were, nor their signs.
+        signed: an example's gradient is the sum of its planted rows, as they were before the rotation, without noise
+            and with all entries: more than a network gives.
+    """
+
+    name: str
+    world: npeff.tasks.PlantedFishers
+    side: Side
+    signed: Side
+
+
+def planted(seed: int) -> Planted:
+    """The base world of `planted.py`."""
+    world = npeff.tasks.planted_fishers(seed=seed, **BASE)
+    rows = scipy.sparse.csr_array(world.pefs.to_scipy())
+    owner = np.repeat(np.arange(world.pefs.n_examples), np.asarray(world.pefs.n_rows))
+    side = Side(world.pefs, rows, owner, unit_rows(rows[first_rows(owner)]))
+    summed = scipy.sparse.csr_array(np.sqrt(world.coefficients)) @ world.vectors
+    return Planted(f"planted {BASE}", world, side, dataclasses.replace(side, gradients=unit_rows(summed)))
+
+
 def _problem(
     name: str,
     model: npeff.Model,
@@ -166,7 +221,7 @@ def _problem(
         one = {"keep": min(keep, model.space.size)} | options
         gradients = npeff.compute_pefs(model, examples, predicted, **one, **kept("gradients"))
         of_shift = functools.partial(
-            npeff.compute_pefs, shifted, activations, npeff.LowRank(), keep=None, **options, **kept("shifted")
+            npeff.compute_pefs, shifted, activations, representation, keep=None, **options, **kept("shifted")
         )
         owner = np.repeat(np.arange(pefs.n_examples), np.asarray(pefs.n_rows))
         rows = scipy.sparse.csr_array(pefs.to_scipy())
