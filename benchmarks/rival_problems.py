@@ -158,7 +158,7 @@ def program() -> Problem:
     stream = npeff.evaluation.activations(task.model, task.examples, "output")
     decomposed, heldout = slice(0, 800), slice(800, None)
     parts = [(task.examples[own], task.labels[own], task.texts[own], stream[own]) for own in (decomposed, heldout)]
-    budget = npeff.KLBudget(1e-6, max_norm=LONGEST)
+    budget = QuickBudget(1e-6, LONGEST)
     found = _problem(f"program {task.digest}", task.model, head, parts, budget, npeff.LowRank(), 8192)
     return dataclasses.replace(found, variables={name: has[heldout] for name, has in task.concepts.items()})
 
