@@ -18,6 +18,7 @@ import npeff_jax as npeff
 from npeff_jax._types import PyTree
 from npeff_jax.pefs import RowBasis
 from npeff_jax.perturbation import Subject
+from npeff_jax.perturbation._edit import larger_kl
 
 FILES = npeff.tasks.presets.FILES
 
@@ -32,14 +33,13 @@ class QuickBudget(npeff.KLBudget):
     """The same budget with fewer passes: each guess takes the KL to be quadratic in the norm.
 
     It ends at a norm that uses three quarters of the budget or more, where `KLBudget` tries all norms from small to
-    large and ends at nine tenths. The first guess is the norm of the other sign, or else of the component before.
+    large and ends at nine tenths. The first guess is the norm of the component before.
     """
 
     def norm_of(self, subject: Subject, component: int, direction: PyTree) -> float:
-        kl_of = functools.partial(subject.mean_kl, component, direction)
         norm = subject.memo.get("norm", 0.05)
         for _ in range(12):
-            kl = float(kl_of(np.array([norm]))[0])
+            kl = float(larger_kl(subject, component, direction, np.array([norm]))[0])
             if 0.75 * self.nats <= kl <= self.nats:
                 subject.memo["norm"] = norm
                 return norm

@@ -86,7 +86,7 @@ class DirectionEdit(Edit):
     """A step of ±norm along a low-rank component's direction (section 2.3).
 
     Attributes:
-        norm: L2 norm of the move (0.1 in the paper), or a `KLBudget` that chooses it per component and sign.
+        norm: L2 norm of the move (0.1 in the paper), or a `KLBudget` that chooses it per component.
         reject_below: threshold of the orthogonal rejection (`component_direction`); None for the plain direction.
     """
 
@@ -102,9 +102,13 @@ class DirectionEdit(Edit):
         _check_low_rank(subject.decomposition)
 
     def move(self, subject: Subject, component: int, sign: int) -> PyTree:
-        direction = scaled(sign, _unit_direction(subject, component, self.reject_below))
-        norm = self.norm
-        return scaled(norm.norm_of(subject, component, direction) if isinstance(norm, KLBudget) else norm, direction)
+        direction, norm = _unit_direction(subject, component, self.reject_below), self.norm
+        if isinstance(norm, KLBudget):  # the same for both signs
+            key = "norm", component, self
+            if key not in subject.memo:
+                subject.memo[key] = norm.norm_of(subject, component, direction)
+            norm = subject.memo[key]
+        return scaled(sign * norm, direction)
 
 
 def _unit_direction(subject: Subject, component: int, reject_below: float | None) -> PyTree:

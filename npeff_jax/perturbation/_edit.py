@@ -139,14 +139,16 @@ class Edit(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class KLBudget:
-    """Choose the norm of a move as the largest one whose mean KL on the component's top examples is within a budget.
+    """Choose the norm of a component's moves by their mean KL on its top examples.
 
     The norm up to which equation 2 holds differs by orders of magnitude between models, so moves are better compared at
-    equal KL than at equal norm.
+    equal KL than at equal norm. Both signs have the same norm, the largest at which neither exceeds the budget. If
+    predictions are confident, one sign often makes them more so, which hardly changes them at any norm; a norm of its
+    own would be far outside the range of equation 2.
 
     Attributes:
-        nats: the budget, in nats. At least nine tenths of it are used, unless ``max_norm`` gives less or the KL jumps
-            over that range.
+        nats: the budget, in nats. The sign with the larger KL uses at least nine tenths of it, unless ``max_norm`` gives
+            less or the KL jumps over that range.
         max_norm: the largest L2 norm to consider.
     """
 
@@ -157,12 +159,12 @@ class KLBudget:
         normalise(self, nats=check_positive("nats", self.nats), max_norm=check_positive("max_norm", self.max_norm))
 
     def norm_of(self, subject: Subject, component: int, direction: PyTree) -> float:
-        """Find the norm along a unit direction.
+        """Find the norm of the moves along and against a unit direction.
 
         Raises:
             NoEditError: no norm keeps the KL within the budget.
         """
-        kl_of = functools.partial(subject.mean_kl, component, direction)
+        kl_of = functools.partial(larger_kl, subject, component, direction)
         found = find_scale(kl_of, 0.9 * self.nats, self.nats, self.max_norm)
         if found.scale is not None:
             return found.scale
@@ -172,6 +174,11 @@ class KLBudget:
             f"component {component}: no norm up to {self.max_norm:g} keeps the mean KL on its top examples within "
             f"{self.nats:.2g} nats (the smallest one tried gave {found.kl:.2g})"
         )
+
+
+def larger_kl(subject: Subject, component: int, direction: PyTree, scales: np.ndarray) -> np.ndarray:
+    """Compute `Subject.mean_kl` along and against a direction, and return the larger one at each scale."""
+    return subject.mean_kl(component, direction, np.concatenate([scales, -scales])).reshape(2, -1).max(axis=0)
 
 
 class FoundScale(NamedTuple):

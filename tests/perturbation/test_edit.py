@@ -125,23 +125,44 @@ def test_what_is_left_of_nothing_stops_no_other():
     np.testing.assert_allclose(table.kl[1], table.kl[2], rtol=1e-4)
 
 
-def test_a_budget_gives_every_move_its_kl(planted):
-    """Both signs of every component: within a tenth below the budget, in float64, over the top examples."""
+def test_a_budget_gives_every_component_its_kl(planted):
+    """One norm for both signs, of which the larger mean KL over the top examples is a tenth below the budget at most."""
     model, decomposition, _, examples, _ = planted
     budget = KLBudget(nats=0.02, max_norm=8.0)
     table = table_of(planted, None, norm=budget, reject_below=None)
     for component in range(BLOCKS):
         unit = npeff.component_direction(model, decomposition, component)
-        for position, sign in enumerate((1, -1)):
-            delta = jax.tree.map(lambda u, s=sign, n=table.norms[component, position]: s * n * u, unit)
-            mean = oracle_kl(model.params, delta, examples)[table.top[component]].mean()
-            assert 0.9 * 0.02 * 0.999 <= mean <= 0.02 * 1.001
-    assert len(np.unique(table.norms.round(6))) > 3  # so that no norm is the same by accident
+        assert table.norms[component, 0] == table.norms[component, 1]
+        means = []
+        for sign in (1, -1):
+            delta = jax.tree.map(lambda u, s=sign, n=table.norms[component, 0]: s * n * u, unit)
+            means.append(oracle_kl(model.params, delta, examples)[table.top[component]].mean())
+        assert 0.9 * 0.02 * 0.999 <= max(means) <= 0.02 * 1.001
+    assert len(np.unique(table.norms.round(6))) == BLOCKS  # so that no norm is the same by accident
     small = table_of(planted, DirectionEdit(norm=KLBudget(nats=1e6, max_norm=0.25)))
     np.testing.assert_allclose(small.norms, 0.25, rtol=1e-5)  # far below the budget: the largest norm
     # A quadratic KL: a hundredth of the budget is a tenth of the norm.
     tenth = table_of(planted, None, norm=KLBudget(nats=2e-4, max_norm=8.0), reject_below=None)
     np.testing.assert_allclose(tenth.norms / table.norms, 0.1, rtol=0.15)
+
+
+def test_a_sign_that_makes_a_confident_prediction_more_so_has_the_norm_of_the_other():
+    """Along one sign the KL never exceeds -log p of the prediction, 0.0025 nats: no norm reaches the budget there."""
+    model = npeff.Model(lambda params, x: jnp.array([params["w"] @ x, 0.0]), {"w": jnp.array([6.0, 0.0])})
+    x = np.tile(np.float32([[1.0, 0.0]]), (6, 1))
+    pefs = npeff.compute_pefs(model, x, keep=None, progress=False)
+    found = npeff.decompose(pefs, 1, progress=False)
+    moved = [
+        DirectionEdit(KLBudget(0.01, max_norm=100.0), reject_below=None).move(
+            Subject(model, found, x, top={0: np.arange(6)}), 0, sign
+        )["w"]
+        for sign in (1, -1)
+    ]
+    np.testing.assert_array_equal(moved[0], -moved[1])
+    p = 1 / (1 + np.exp(-6.0))
+    q = 1 / (1 + np.exp(np.linalg.norm(np.float64(moved[0])) - 6.0))  # the sign that makes it less confident
+    kl = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    assert 0.009 <= kl <= 0.01001
 
 
 def test_scales_are_found_as_by_trying_all():
