@@ -19,6 +19,9 @@ CPU_OPTIONS: dict[str, bool | int] = {
 """The older elementwise emitters, fewer LLVM passes and fewer modules: a solver step compiles in a quarter of the time
 (0.5 s of CPU instead of 2.1) and runs as fast, since its time is spent in library matrix products."""
 
+GPU_OPTIONS: dict[str, bool | int] = {"xla_gpu_enable_triton_gemm": False}
+"""Matrix products by cuBLAS. Otherwise XLA compiles dozens of Triton kernels for each product, to keep the fastest."""
+
 EAGER = get_opaque_trace_state(convention="flax")
 """Trace state outside of any transformation, for comparison with the current one."""
 
@@ -42,9 +45,8 @@ def full_precision(function: F) -> F:
 
 @functools.cache
 def compiler_options() -> dict[str, bool | int]:
-    """Return the options of `CPU_OPTIONS` that this version of XLA accepts; none on an accelerator."""
-    if jax.default_backend() != "cpu":
-        return {}
+    """Return the options of `CPU_OPTIONS` or `GPU_OPTIONS` that this version of XLA accepts; none on a TPU."""
+    options = {"cpu": CPU_OPTIONS, "gpu": GPU_OPTIONS}.get(jax.default_backend(), {})
 
     def known(options: dict[str, bool | int]) -> bool:
         try:
@@ -55,9 +57,9 @@ def compiler_options() -> dict[str, bool | int]:
             raise
         return True
 
-    if known(CPU_OPTIONS):
-        return CPU_OPTIONS
-    return {name: value for name, value in CPU_OPTIONS.items() if known({name: value})}
+    if known(options):
+        return options
+    return {name: value for name, value in options.items() if known({name: value})}
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
