@@ -147,8 +147,8 @@ class KLBudget:
     own would be far outside the range of equation 2.
 
     Attributes:
-        nats: the budget, in nats. The sign with the larger KL uses at least nine tenths of it, unless ``max_norm`` gives
-            less or the KL jumps over that range.
+        nats: the budget, in nats. The sign with the larger KL uses at least nine tenths of it, unless ``max_norm``
+            gives less or the KL jumps over that range.
         max_norm: the largest L2 norm to consider.
     """
 

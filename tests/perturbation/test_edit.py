@@ -126,7 +126,7 @@ def test_what_is_left_of_nothing_stops_no_other():
 
 
 def test_a_budget_gives_every_component_its_kl(planted):
-    """One norm for both signs, of which the larger mean KL over the top examples is a tenth below the budget at most."""
+    """One norm for both signs; the larger mean KL over the top examples is at most a tenth below the budget."""
     model, decomposition, _, examples, _ = planted
     budget = KLBudget(nats=0.02, max_norm=8.0)
     table = table_of(planted, None, norm=budget, reject_below=None)
