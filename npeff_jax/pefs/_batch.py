@@ -34,6 +34,10 @@ GPU_OPTIONS: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": "0"}
 """Compiler options for a GPU. Otherwise XLA merges the products of several cotangents with one activation, and copies
 each gradient out of the result: twice the memory of the rows."""
 
+LIBRARY_PRODUCTS: dict[str, Any] = {"xla_gpu_enable_triton_gemm": "False"}
+"""Further ones for products in full float32, where cuBLAS is as fast as the Triton kernels that XLA would compile and
+compare for each product: BERT-base compiles in 99 s instead of 198."""
+
 
 class BatchRows:
     """Compute `example_rows` of batches, padded to one size so that the program is compiled once.
@@ -71,6 +75,8 @@ class BatchRows:
         self._params, self._seed = self._placed(model.params, np.uint32(representation.seed))
 
         options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else GPU_OPTIONS
+        if options is GPU_OPTIONS and precision == "highest":
+            options = options | LIBRARY_PRODUCTS
         chosen = model, representation, keep, mesh
         self._made = functools.partial(model.program, _batch_rows, *chosen, compiler_options=options)
         self._count = model.program(_rows_needed, model, representation, mesh)
