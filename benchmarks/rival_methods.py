@@ -73,10 +73,15 @@ class Found:
 
 
 def npeff_components(side: Side, r: int, seed: int) -> Found:
-    found = npeff.decompose(side.pefs, r, seed=seed, progress=False)
+    found = npeff.decompose(_problem(side, r), r, seed=seed, progress=False)
     directions = np.zeros((r, side.rows.shape[1]), np.float32)
     directions[:, found.parameter_indices] = found.pseudo_fishers
     return Found(lambda other: npeff.fit_coefficients(found, other.pefs).coefficients, directions)
+
+
+@functools.cache
+def _problem(side: Side, r: int) -> npeff.Problem:
+    return npeff.Problem.of(side.pefs, n_components=r)
 
 
 def kmeans_gradients(side: Side, r: int, seed: int) -> Found:

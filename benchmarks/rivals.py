@@ -1,16 +1,16 @@
 """NPEFF's components and those of its rivals through the same audit, at the same number and the same KL of every move.
 
     python benchmarks/rivals.py [--problem digits] [--components 32] [--seeds 5] [--methods NPEFF ...] [--out FILE]
-    python benchmarks/rivals.py --problem files --folder FOLDER [--n-files 800] --components 64
+    python benchmarks/rivals.py --problem files --folder FOLDER [--n-files 4500] --components 64
     python benchmarks/rivals.py --problem program
     python benchmarks/rivals.py --problem planted --components 128
 
 Every method gives r directions, and a coefficient per example and direction; `npeff.audit` asks the same five things of
-them: the same held-out examples, 16 top examples each (of files 8), plain moves (without the rejection that `audit` has
-by default) up to a mean KL of 0.01 nats on these (of the program 1e-6), two further seeds and a run of the held-out
-examples alone. Directions of activations are moved in the space of activations: as parameters of a model that adds a
-shift to them, so that equation 5 holds for them as well. What a rival's directions predict is computed with
-coefficients fitted to the Fishers, which have the scale that the prediction needs.
+them: the same held-out examples, 16 top examples each, plain moves (without the rejection that `audit` has by default)
+up to a mean KL of 0.01 nats on these (of the program 1e-6), two further seeds and a run of the held-out examples alone.
+Directions of activations are moved in the space of activations: as parameters of a model that adds a shift to them, so
+that equation 5 holds for them as well. What a rival's directions predict is computed with coefficients fitted to the
+Fishers, which have the scale that the prediction needs.
 
 * ``digits``: the network of `tasks.digits`. The audit's thresholds were fixed on it, for components of NPEFF, before
   any rival was looked at.
@@ -80,7 +80,8 @@ def run(problem: Problem, name: str, r: int, seed: int) -> dict[str, Any]:
     options = {"fit": fit, "seed": seed, "progress": False}
     table = npeff.selectivity(
         model, components, heldout, examples, components=_audited(name, W.shape[1]), n_top=problem.n_top,
-        norm=problem.budget, reject_below=None, nulls=npeff.Nulls(n_random_directions=0), **options,
+        norm=problem.budget, reject_below=None,
+        nulls=npeff.Nulls(n_random_directions=0, n_random_examples=problem.n_random), **options,
     )  # fmt: skip
     if name != "NPEFF":
         table = dataclasses.replace(table, predicted_kl=_predicted(components, heldout, table))
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument("--components", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--folder", type=pathlib.Path, help="where the packages of --problem files are, or go")
-    parser.add_argument("--n-files", type=int, default=800, help="of which a fifth is held out")
+    parser.add_argument("--n-files", type=int, default=4500, help="of which every second one is held out")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("rivals.jsonl"))
     options = parser.parse_args()

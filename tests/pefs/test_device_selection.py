@@ -210,7 +210,7 @@ def test_examples_that_are_not_finite_are_skipped(quick, graded):
 
 
 def test_a_model_in_bfloat16(two):
-    """On an accelerator the two programs are fused differently, and each rounds to bfloat16 where the other does not."""
+    """On an accelerator the two programs are fused differently and round to bfloat16 at different places."""
     half = dataclasses.replace(two, params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), two.params))
     run = {"keep": 25, "progress": False}
     x = inputs(9)
