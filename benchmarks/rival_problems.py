@@ -8,6 +8,7 @@ from typing import Any
 
 import file_set
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
@@ -151,8 +152,12 @@ def program() -> Problem:
 
     Its activations are the last residual stream at the last token, where each variable has a dimension of its own. The
     budget is that of the demo: weights lie on ReLU kinks, so that moves have to be shorter than on trained networks.
+    All parameters are in one array: operations on 150 small ones one by one took much of the time of a move.
     """
     task = npeff.tasks.inference(n_examples=1200)
+    flat, tree_of = jax.flatten_util.ravel_pytree(task.model.params)
+    logits_of, names = task.model.logits_fn, {"output": task.model.output, "label_names": task.model.label_names}
+    model = npeff.Model(lambda params, x: logits_of(tree_of(params["all"]), x), {"all": flat}, **names)
     unembedding = task.model.constants["unembedding"]
 
     def head(params: Any, activation: jax.Array) -> jax.Array:
@@ -162,7 +167,7 @@ def program() -> Problem:
     decomposed, heldout = slice(0, 800), slice(800, None)
     parts = [(task.examples[own], task.labels[own], task.texts[own], stream[own]) for own in (decomposed, heldout)]
     budget = QuickBudget(1e-6, LONGEST)
-    found = _problem(f"program {task.digest}", task.model, head, parts, budget, npeff.LowRank(), 8192)
+    found = _problem(f"program {task.digest}", model, head, parts, budget, npeff.LowRank(), 8192)
     return dataclasses.replace(found, variables={name: has[heldout] for name, has in task.concepts.items()})
 
 
