@@ -38,14 +38,16 @@ class QuickBudget(npeff.KLBudget):
     """
 
     def norm_of(self, subject: Subject, component: int, direction: PyTree) -> float:
-        norm = subject.memo.get("norm", 0.05)
-        for _ in range(12):
+        norm, low, high = subject.memo.get("norm", 0.05), 0.0, self.max_norm
+        for _ in range(16):
             kl = float(larger_kl(subject, component, direction, np.array([norm]))[0])
             if 0.75 * self.nats <= kl <= self.nats:
                 subject.memo["norm"] = norm
                 return norm
+            low, high = (low, norm) if kl > self.nats else (norm, high)
             factor = np.sqrt(0.88 * self.nats / kl) if 0 < kl < np.inf else (8.0 if kl <= 0 else 0.125)
-            norm = min(norm * float(np.clip(factor, 0.125, 8.0)), self.max_norm)
+            guess = norm * float(np.clip(factor, 0.125, 8.0))
+            norm = guess if low < guess < high else (low + high) / 2
         return super().norm_of(subject, component, direction)
 
 
