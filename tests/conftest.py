@@ -2,12 +2,15 @@
 
 import atexit
 import ctypes
+import functools
 import gc
 import importlib.metadata
+import inspect
 import os
 import pathlib
 import shutil
 import tempfile
+import typing
 
 # Most of the suite's time is compilation, often of the same program in another test, worker or child process: they
 # share what is compiled, in a folder of this run alone. Set before JAX is imported; workers and children inherit it.
@@ -31,6 +34,10 @@ import pytest
 
 # Before any other JAX call: afterwards it raises. Without a mesh everything still runs on one device, JAX's default.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Tracing makes many small objects beside the million that imports leave. At Python's own thresholds the collector went
+# through all of them again and again, which was 5 to 25% of a file's time.
+gc.set_threshold(50_000, 20, 10)
 
 
 # Workers take whole files in this order, the longest first. Without `--no-loadscope-reorder` the
@@ -104,6 +111,27 @@ def _resident_bytes() -> float:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0.0
 
 
+_with_shapes = jaxtyping.jaxtyped
+
+
+# Names of axes have to be followed only where there are any: for other functions beartype's own check is all there is,
+# and jaxtyping's would take four times as long at each call and three times as long at import.
+def _checked(function=None, *, typechecker):
+    if function is None:
+        return functools.partial(_checked, typechecker=typechecker)
+    if inspect.isfunction(function) and not any(map(_may_have_shapes, function.__annotations__.values())):
+        return typechecker(function)
+    return _with_shapes(function, typechecker=typechecker)
+
+
+def _may_have_shapes(annotation) -> bool:
+    if parts := typing.get_args(annotation):
+        return any(map(_may_have_shapes, parts))
+    plain = annotation in (None, ..., typing.Any) or isinstance(annotation, type)
+    return not plain or getattr(annotation, "__module__", "").startswith("jaxtyping")
+
+
+jaxtyping.jaxtyped = _checked
 jaxtyping.install_import_hook("npeff_jax", "beartype.beartype")
 
 import npeff_jax.factorization._compile  # noqa: E402 - after the hook
