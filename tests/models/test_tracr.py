@@ -45,10 +45,18 @@ def compiled(request):
 def test_forward_is_tracrs_own(compiled):
     ids = npeff.models.encode_tokens(compiled, INPUTS)
     model = npeff.models.from_tracr(compiled)
-    intermediates = jax.jit(model.intermediates_fn)
+    names = []
+
+    @jax.jit
+    def values(params, row):
+        stream = model.intermediates_fn(params, row)
+        names[:] = stream  # in their order, which a dictionary loses in `jit`
+        return list(stream.values())
+
     for tokens, row in zip(INPUTS, ids, strict=True):
         theirs = compiled.apply(["compiler_bos", *tokens])
-        stream = intermediates(model.params, row)
+        found = values(model.params, row)
+        stream = dict(zip(names, found, strict=True))
         blocks = [value for name, value in stream.items() if "layer" in name]
         np.testing.assert_array_equal(stream["embedding"], theirs.input_embeddings[0])
         np.testing.assert_array_equal(np.stack(blocks), np.stack([residual[0] for residual in theirs.residuals]))
