@@ -7,6 +7,7 @@ parameter. A `ParameterSpace` adds the structure of the pytree, and converts bet
 import bisect
 import dataclasses
 import fnmatch
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -140,7 +141,7 @@ class ParameterSpace:
 
     def ravel(self, params: PyTree) -> jax.Array:
         """Return the (m,) vector of a pytree shaped like the parameters, without entries outside the mask."""
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in self.select(params)])
+        return joined(self.select(params))
 
     def unravel(self, vector: jax.Array) -> PyTree:
         """Return the pytree of an (m,) vector, shaped like the parameters and zero outside the mask.
@@ -152,11 +153,36 @@ class ParameterSpace:
             raise ValueError(
                 f"expected a vector of shape ({self.size},), one entry per parameter; got {np.shape(vector)}"
             )
-        leaves = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in self.leaves]
-        for entry, places in zip(self.layout.parameters, self.places, strict=True):
+        leaves: list[Any] = [None] * len(self.leaves)
+        split = _split_compiled if isinstance(vector, jax.Array) else _split  # NumPy's parts stay on the host
+        for part, places in zip(split(vector, self.layout), self.places, strict=True):
             for place in places:
-                leaves[place] = vector[entry.offset : entry.offset + entry.size].reshape(entry.shape)
+                leaves[place] = part
+        for place, shape in enumerate(self.leaves):
+            if leaves[place] is None:  # outside the mask
+                leaves[place] = jnp.zeros(shape.shape, shape.dtype)
         return self.treedef.unflatten(leaves)
+
+
+@functools.partial(jax.jit, inline=True)
+def joined(leaves: Sequence[Any]) -> jax.Array:
+    """Concatenate the leaves to one vector, in one program: outside of `jit` each leaf would be compiled by itself."""
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+
+
+@jax.jit
+def stacked(trees: Sequence[PyTree]) -> PyTree:
+    """Stack pytrees of one structure leaf by leaf, in one program."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _split(vector: Any, layout: ParameterLayout) -> list[Any]:
+    """Return the part of the vector that belongs to each parameter, in the parameter's shape."""
+    return [vector[p.offset : p.offset + p.size].reshape(p.shape) for p in layout.parameters]
+
+
+_split_compiled = jax.jit(_split, static_argnames="layout", inline=True)
+"""`_split` in one program, for the reason of `joined`."""
 
 
 def _type_of(leaf: Any, name: str) -> Any:

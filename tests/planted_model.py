@@ -89,7 +89,7 @@ def make_pefs(model, examples, labels=None, kind=FisherKind.LOW_RANK):
     norms = np.array([np.linalg.norm(f) for f in fishers], np.float32)
     empty, ones, zeros = np.zeros((n, 1), np.float32), np.ones(n, np.float32), np.zeros(n, np.float32)
     index = np.zeros((n, 1), np.int32)
-    logits = np.asarray(jax.vmap(model.logits_fn, (None, 0))(model.params, examples))
+    logits = np.asarray(jax.jit(jax.vmap(model.logits_fn, (None, 0)))(model.params, examples))
     schema = schema_of(model, kind, n)
     rows = np.ones(n, np.int64)
     return Pefs(schema, empty, index, index, rows, norms, logits, ones, zeros, zeros, zeros, labels)

@@ -1,10 +1,13 @@
-"""The house: imports go downward only, and importing the package stays light."""
+"""The house: imports go downward only, importing the package stays light, and types are checked in tests."""
 
 import ast
 import pathlib
 import subprocess
 import sys
 
+import beartype.roar
+import jaxtyping
+import numpy as np
 import pytest
 
 import npeff_jax
@@ -73,3 +76,18 @@ def test_import_is_light():
     code = f"import sys, npeff_jax; print([name for name in {heavy} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert loaded.stdout.strip() == "[]"
+
+
+def test_types_and_shapes_are_checked_while_tests_run():
+    """By the hook of `conftest.py`: beartype alone for functions without shapes, and jaxtyping for all others."""
+    from npeff_jax.factorization._exchange import best_candidates
+    from npeff_jax.report._json import valid_text
+
+    with pytest.raises(beartype.roar.BeartypeCallHintViolation):
+        valid_text(3)
+    b, P_GC, P_CC, P = (np.ones(shape, np.float32) for shape in ((5, 3), (2, 3), (3, 3), (2, 2)))
+    best_candidates(b, P_GC, P_CC, P, 1)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        best_candidates(b, P_GC.T, P_CC, P, 1)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        best_candidates(b, P_GC.astype(int), P_CC, P, 1)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from npeff_jax._checks import check_integer, check_numbers, check_precision, normalise
 from npeff_jax._examples import count_examples, first_example, slice_examples, take_examples
-from npeff_jax._parameters import ParameterSpace
+from npeff_jax._parameters import ParameterSpace, stacked
 from npeff_jax._sharding import EXAMPLES, check_mesh, default_mesh, pad_rows, round_up, sharded
 from npeff_jax._types import Examples, LogitsFn, PyTree
 from npeff_jax.models import Model, Output, check_model
@@ -221,13 +221,13 @@ def _run(
         width = width if references else len(group)  # all calls share one shape
         chosen = [model.space.select(direction) for direction in group]
         chosen += [chosen[-1]] * (width - len(group))
-        stacked = place(tuple(jnp.stack(leaves) for leaves in zip(*chosen, strict=True)), mesh)
+        directions_here = place(stacked(chosen), mesh)
         steps = jnp.asarray(np.concatenate([[0.0], np.tile(scales, width)]))
         first, last = 1 if references else 0, 1 + len(group) * S  # slot 0 is the unperturbed model
         parts = []
         for i, batch in enumerate(batches(examples, size)):
             with jax.default_matmul_precision(passes.precision):  # not across a yield
-                logits = moved_logits(params, stacked, steps, first, last, batch)
+                logits = moved_logits(params, directions_here, steps, first, last, batch)
             if first == 0:
                 references.append(logits[0])
             parts.append(_measured(references[i], logits, model.output, measure))

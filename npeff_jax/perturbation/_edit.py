@@ -223,8 +223,16 @@ def find_scale(kl_of: Callable[[np.ndarray], np.ndarray], low: float, high: floa
 
 
 def scaled(scale: float | int, direction: PyTree) -> PyTree:
-    """Return ``scale * direction``, leaf by leaf."""
+    """Return ``scale * direction``, leaf by leaf: NumPy arrays on the host, JAX's in one program."""
+    on_host = not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(direction))
+    return (_times if on_host else _times_compiled)(scale, direction)
+
+
+def _times(scale: float | int | jax.Array, direction: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: scale * leaf, direction)
+
+
+_times_compiled = jax.jit(_times)
 
 
 def perturb(model: Model, direction: PyTree, scale: float | int = 1.0) -> Model:

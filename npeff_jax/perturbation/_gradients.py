@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from npeff_jax._checks import as_instance, check_integer, check_precision, normalise
 from npeff_jax._examples import count_examples, take_examples
-from npeff_jax._parameters import ParameterSpace
+from npeff_jax._parameters import ParameterSpace, joined
 from npeff_jax._sharding import EXAMPLES, default_mesh, fetch, pad_rows, round_up, sharded
 from npeff_jax._types import Cotangents, Examples, Logits, LogitsFn, PyTree
 from npeff_jax.models import Categorical, Model, Output, check_model
@@ -54,9 +54,14 @@ def loss_gradient(
     with jax.default_matmul_precision(precision):
         for i, batch in enumerate(batches(examples, size)):
             part = gradient(model.params, batch, y[i], valid[i])
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
+            total = part if total is None else _added(total, part)
     assert total is not None  # n >= 1
-    return model.space.unravel(jnp.concatenate([jnp.ravel(leaf) for leaf in total]))
+    return model.space.unravel(joined(total))
+
+
+@jax.jit
+def _added(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, a, b)
 
 
 def loss_sign(model: Model, direction: PyTree, examples: Examples, labels: Int[np.ndarray, "n"] | None = None) -> float:

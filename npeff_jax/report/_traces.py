@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from npeff_jax._examples import slice_examples
+from npeff_jax._parameters import stacked
 from npeff_jax._progress import Progress, progress_bar
 from npeff_jax._types import Examples, PyTree
 from npeff_jax.evaluation import PerturbationTrace, Tracer, top_examples
@@ -62,7 +62,7 @@ def trace_components(
             part = pairs[first : first + size]
             padded = part + part[-1:] * (size - len(part))  # one compilation
             along = {j: component_direction(model, decomposition, j) for j in dict(part)}
-            directions = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(along[j] for j, _ in padded))
+            directions = stacked([along[j] for j, _ in padded])
             taken = slice_examples(examples, np.array([i for _, i in padded]))
             traced, logits = tracer.pairs(directions, taken), np.asarray(logits_of(model.params, taken))
             for (j, i), trace, row in zip(part, traced, logits):

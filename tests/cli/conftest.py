@@ -33,11 +33,17 @@ def not_a_model():
 '''
 
 
+@pytest.fixture(scope="session")
+def user_file():
+    """The text of the user's file."""
+    return MODEL
+
+
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, user_file):
     """A directory of its own with the user's file in it, and the command line run there."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "mine.py").write_text(user_file)
     return tmp_path
 
 

@@ -1,29 +1,40 @@
 """From a user's file to a report by commands alone; again, resumed, and with what is wrong."""
 
+import contextlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 import npeff_jax
+from npeff_jax.cli import main
 from npeff_jax.report import read_report_data
 
 MODEL = "--model mine.py:network --examples mine.py:examples"
 QUIET = "--progress none"
 
 
-@pytest.fixture
-def made(npeff, here):
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory, user_file):
     """PEFs of both sets, a decomposition and a fit."""
+    folder = tmp_path_factory.mktemp("stages")
+    (folder / "mine.py").write_text(user_file)
     for command in (
         f"pefs {MODEL} --part 0:30 --out run/pefs {QUIET}",
         f"pefs {MODEL} --part 30: --out run/heldout {QUIET}",
         f"decompose --pefs run/pefs --n-components 3 --out run/components {QUIET}",
         "fit --decomposition run/components --pefs run/heldout --out run/fit.npz",
     ):
-        code, _, err = npeff(command)
-        assert code == 0, err
-    return here / "run"
+        with contextlib.chdir(folder):
+            assert main(command.split()) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def made(here, made_once):
+    """A copy of it for a test of its own, with the times of its files."""
+    return shutil.copytree(made_once, here / "run")
 
 
 def test_from_a_file_to_a_report(npeff, made):
@@ -137,6 +148,7 @@ def test_a_changed_input_is_noticed(npeff, made):
 
 
 def test_records_run_again(npeff, made):
+    npeff(f"decompose --pefs run/pefs --n-components 3 --out run/components --overwrite {QUIET}")  # from this folder
     record = json.loads((made / "components.record.json").read_text())
     assert record["command"] == "decompose"
     assert record["arguments"]["n_components"] == 3

@@ -73,9 +73,9 @@ def test_gradient_features_keep_inner_products_and_find_sub_networks(model):
     def log_p(params, example):
         return jnp.max(jax.nn.log_softmax(logits_fn(params, example)))
 
-    exact = []
+    exact, gradient_fn = [], jax.jit(jax.grad(log_p))
     for i in range(60):
-        gradient = jax.grad(log_p)(model.params, jax.tree.map(lambda leaf, i=i: leaf[i], examples))
+        gradient = gradient_fn(model.params, jax.tree.map(lambda leaf, i=i: leaf[i], examples))
         vector = np.asarray(model.space.ravel(gradient))
         exact.append(vector / np.linalg.norm(vector))
     exact = np.stack(exact)

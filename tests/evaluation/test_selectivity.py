@@ -81,17 +81,17 @@ def test_the_loss_sign_lowers_the_loss_of_the_top_examples(planted):
         "norm": 1e-3,
         "progress": False,
     }
-    signs = {}
+    signs, logits_of = {}, jax.jit(jax.vmap(model.logits_fn, (None, 0)))
     for data in (pefs, labelled):
         found = npeff.selectivity(model, decomposition, data, examples, **options)
-        y = np.asarray(jax.vmap(model.logits_fn, (None, 0))(model.params, examples)).argmax(-1)
+        y = np.asarray(logits_of(model.params, examples)).argmax(-1)
         y = y if data.labels is None else labels
         for component in range(BLOCKS):
             direction = npeff.component_direction(model, decomposition, component, reject_below=0.35)
 
             def loss(scale, direction=direction, top=found.top[component], y=y):
                 moved = jax.tree.map(lambda leaf, step: leaf + scale * step, model.params, direction)
-                logits = jax.vmap(model.logits_fn, (None, 0))(moved, examples)
+                logits = logits_of(moved, examples)
                 return -np.asarray(jax.nn.log_softmax(logits))[top, y[top]].sum()
 
             assert loss(0.05 * found.loss_sign[component]) < loss(-0.05 * found.loss_sign[component])

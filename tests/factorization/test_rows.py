@@ -170,10 +170,10 @@ def test_the_model_itself_as_rows(devices):
     rows = npeff.model_rows(model, x, batch_size=4, block_bytes=tight)
     found = npeff.decompose(rows, 5, mesh=mesh, progress=False, stopping=npeff.Stopping(max_steps=50))
     fishers = []
+    logits_fn, jacobian_fn = jax.jit(model.logits_fn), jax.jit(jax.jacobian(model.logits_fn))
     for example in x:
-        logits = model.logits_fn(model.params, example)
-        p = np.asarray(jax.nn.softmax(logits), np.float64)
-        jacobian = jax.jacobian(lambda q, e=example: model.logits_fn(q, e))(model.params)
+        p = np.asarray(jax.nn.softmax(logits_fn(model.params, example)), np.float64)
+        jacobian = jacobian_fn(model.params, example)
         J = np.concatenate([np.asarray(leaf).reshape(4, -1) for leaf in jax.tree.leaves(jacobian)], 1)
         F = J.T.astype(np.float64) @ (np.diag(p) - np.outer(p, p)) @ J
         fishers.append(F / np.linalg.norm(F))

@@ -95,7 +95,7 @@ def test_drawn_answers_have_the_models_probabilities(drawn):
 def test_a_logit_is_the_log_probability_of_the_whole_answer(drawn):
     model, examples, (log_p, _) = drawn
     few = {n: (a[:, :16] if n.startswith("answer") else a) for n, a in examples.items()}
-    logits = jax.vmap(model.generated().logits_fn, (None, 0))(model.params, few)
+    logits = jax.jit(jax.vmap(model.generated().logits_fn, (None, 0)))(model.params, few)
     answers = [tuple(ids[:length]) for ids, length in zip(few["answer_ids"][0], few["answer_length"][0])]
     np.testing.assert_allclose(logits[0], log_p[[sequences().index(answer) for answer in answers]], rtol=1e-5)
 
@@ -192,12 +192,12 @@ def test_choices_are_sums_over_their_words_whatever_their_number():
     log_p, _ = enumerated(model, (1, 2))
     several = model.choices([(1, 2, 3), (0,), (2, 0)])
     assert isinstance(several.output, Categorical)
-    found = several.logits_fn(model.params, {name: array[0] for name, array in PROMPTS.items()})
+    found = jax.jit(several.logits_fn)(model.params, {name: array[0] for name, array in PROMPTS.items()})
     expected = [log_p[sequences().index((1, 2, 3))], log_p[sequences().index((0,))], log_p[sequences().index((2, 0))]]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     single = model.choices([(0,), (3,)])
     assert single.outcome_fn is None  # one pass has them all
-    at_first = single.logits_fn(model.params, {name: array[0] for name, array in PROMPTS.items()})
+    at_first = jax.jit(single.logits_fn)(model.params, {name: array[0] for name, array in PROMPTS.items()})
     assert float(at_first[0]) == pytest.approx(float(found[1]), rel=1e-5)
     with pytest.raises(ValueError, match=r"answers\[0\] is a text, and the model has no tokenizer"):
         model.choices(["yes", "no"])
@@ -231,7 +231,7 @@ def test_checkpoints_and_modules_as_language_models(through, tmp_path):
     assert model.max_length == 20
     prompts = {"input_ids": np.array([[5, 6, 7], [8, 9, 0]]), "attention_mask": np.array([[1, 1, 1], [1, 1, 0]])}
     examples = generate(model, prompts, Generation(n_answers=3, max_tokens=4, temperature=0.5))
-    logits = np.asarray(jax.vmap(model.generated().logits_fn, (None, 0))(model.params, examples))
+    logits = np.asarray(jax.jit(jax.vmap(model.generated().logits_fn, (None, 0)))(model.params, examples))
     for i, prompt in enumerate(([5, 6, 7], [8, 9])):
         for s in range(3):
             answer = examples["answer_ids"][i, s, : examples["answer_length"][i, s]].tolist()

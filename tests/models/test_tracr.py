@@ -1,5 +1,7 @@
 """Compiled programs: the native forward pass against Tracr's own, value by value."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -23,23 +25,38 @@ PROGRAMS = {
 INPUTS = [list("aab"), list("bca"), list("ccc")]
 
 
+def compile_program(program, vocabulary, length, **options):
+    """Tracr's model, whose forward pass is one compiled program: operation by operation, each would be its own."""
+    model = compiling.compile_rasp_to_model(program, vocabulary, max_seq_len=length, **options)
+    return dataclasses.replace(model, forward=jax.jit(model.forward))
+
+
 @pytest.fixture(scope="module")
 def histogram():
-    return compiling.compile_rasp_to_model(PROGRAMS["categorical"][0], {"a", "b"}, max_seq_len=3)
+    return compile_program(PROGRAMS["categorical"][0], {"a", "b"}, 3)
 
 
 @pytest.fixture(scope="module", params=list(PROGRAMS))
 def compiled(request):
     program, causal = PROGRAMS[request.param]
-    return compiling.compile_rasp_to_model(program, {"a", "b", "c"}, max_seq_len=4, causal=causal)
+    return compile_program(program, {"a", "b", "c"}, 4, causal=causal)
 
 
 def test_forward_is_tracrs_own(compiled):
     ids = npeff.models.encode_tokens(compiled, INPUTS)
+    model = npeff.models.from_tracr(compiled)
+    names = []
+
+    @jax.jit
+    def values(params, row):
+        stream = model.intermediates_fn(params, row)
+        names[:] = stream  # in their order, which a dictionary loses in `jit`
+        return list(stream.values())
+
     for tokens, row in zip(INPUTS, ids, strict=True):
         theirs = compiled.apply(["compiler_bos", *tokens])
-        model = npeff.models.from_tracr(compiled)
-        stream = model.intermediates_fn(model.params, row)
+        found = values(model.params, row)
+        stream = dict(zip(names, found, strict=True))
         blocks = [value for name, value in stream.items() if "layer" in name]
         np.testing.assert_array_equal(stream["embedding"], theirs.input_embeddings[0])
         np.testing.assert_array_equal(np.stack(blocks), np.stack([residual[0] for residual in theirs.residuals]))
@@ -47,11 +64,12 @@ def test_forward_is_tracrs_own(compiled):
 
 
 def test_output_is_what_the_program_returns_at_every_position(compiled):
-    for tokens in INPUTS:
-        decoded = compiled.apply(["compiler_bos", *tokens]).decoded[1:]
-        for position, value in enumerate(decoded):
-            model = npeff.models.from_tracr(compiled, position=position)
-            logits = model.logits_fn(model.params, npeff.models.encode_tokens(compiled, tokens))
+    decoded = [compiled.apply(["compiler_bos", *tokens]).decoded[1:] for tokens in INPUTS]
+    ids = npeff.models.encode_tokens(compiled, INPUTS)
+    for position in range(len(INPUTS[0])):
+        model = npeff.models.from_tracr(compiled, position=position)
+        for row, logits in zip(decoded, jax.jit(jax.vmap(model.logits_fn, (None, 0)))(model.params, ids), strict=True):
+            value = row[position]
             if model.label_names is None:
                 assert isinstance(model.output, npeff.Gaussian)
                 assert logits.shape == (1,)
@@ -117,12 +135,17 @@ def test_padding_can_be_left_out(compiled):
     """Same residual stream, and the same gradients but for parameters that never have one."""
     full, bare = (npeff.models.from_tracr(compiled, padding=padding) for padding in (True, False))
     assert bare.space.size <= full.space.size
+    streams = [jax.jit(model.intermediates_fn) for model in (full, bare)]
+    jacobians = [jax.jit(jax.jacobian(model.logits_fn)) for model in (full, bare)]
     for tokens in npeff.models.encode_tokens(compiled, INPUTS):
-        for name, value in full.intermediates_fn(full.params, tokens).items():
-            np.testing.assert_allclose(bare.intermediates_fn(bare.params, tokens)[name], value, atol=1e-6)
+        wholes, bares = (stream(model.params, tokens) for stream, model in zip(streams, (full, bare), strict=True))
+        assert wholes.keys() == bares.keys()
+        for name, value in wholes.items():
+            np.testing.assert_allclose(bares[name], value, atol=1e-6)
         grams = []
-        for model in (full, bare):
-            rows = jax.jacobian(model.logits_fn)(model.params, tokens)
-            flat = np.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(rows)], axis=1)
+        for model, jacobian in zip((full, bare), jacobians, strict=True):
+            rows = jacobian(model.params, tokens)
+            leaves = map(np.asarray, jax.tree.leaves(rows))
+            flat = np.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
             grams.append(flat @ flat.T)
         np.testing.assert_allclose(grams[1], grams[0], rtol=1e-5, atol=1e-6)

@@ -4,6 +4,7 @@ Automatic partitioning gives wrong kernel gradients of convolutions without an e
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ def attention():
     return npeff.Model(logits_fn, params), RNG.integers(0, 11, (19, 5))
 
 
+@functools.cache
 def tracr():
     """A compiled program, reversing its input in two layers."""
     pytest.importorskip("tracr")
@@ -61,13 +63,13 @@ def tracr():
 
 def looped(model, x):
     """Normalised Fishers by reverse-mode Jacobians, one example after the other."""
-    fishers = []
+    jacobian_fn, logits_fn, fishers = jax.jit(jax.jacrev(model.logits_fn)), jax.jit(model.logits_fn), []
     for example in x:
-        jacobian = jax.jacrev(model.logits_fn)(model.params, example)
+        jacobian = jacobian_fn(model.params, example)
         J = np.concatenate(
             [np.asarray(leaf, np.float64).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(jacobian)], 1
         )
-        p = np.asarray(jax.nn.softmax(model.logits_fn(model.params, example)), np.float64)
+        p = np.asarray(jax.nn.softmax(logits_fn(model.params, example)), np.float64)
         F = J.T @ (np.diag(p) - np.outer(p, p)) @ J
         fishers.append(F / np.linalg.norm(F))
     return np.array(fishers)
@@ -96,13 +98,14 @@ def test_every_mesh_gives_the_rows_of_a_compiled_program(model_axis):
     pefs = npeff.compute_pefs(model, x, mesh=npeff.make_mesh(model=model_axis), progress=False)
     assert pefs.kept_energy.min() > 0.9999
     jacobian_fn = jax.jit(jax.jacrev(model.logits_fn))
+    probabilities_fn = jax.jit(lambda params, x: model.output.probabilities(model.logits_fn(params, x)))
     probes = np.random.default_rng(1).normal(size=(model.space.size, 3))
     for rows, norm, example in zip(stacked(pefs), pefs.norms, x, strict=True):
         jacobian = jacobian_fn(model.params, example)
         J = np.concatenate(
             [np.asarray(leaf, float).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(jacobian)], 1
         )
-        p = np.asarray(model.output.probabilities(model.logits_fn(model.params, example)), np.float64)
+        p = np.asarray(probabilities_fn(model.params, example), np.float64)
         S = (np.diag(p) - np.outer(p, p)) / model.output.temperature**2
         expected = J.T @ (S @ (J @ probes))
         found = norm * (rows.T.astype(float) @ (rows.astype(float) @ probes))

@@ -71,9 +71,9 @@ class Positive(npeff.Selection):
 
 def loop(cotangents):
     """Rows of every example by one gradient per cotangent, in float64 where NumPy can."""
-    rows = []
+    rows, jacobian_fn = [], jax.jit(jax.jacrev(MODEL.logits_fn))
     for i, x in enumerate(X):
-        jacobian = jax.jacrev(lambda p, x=x: MODEL.logits_fn(p, x))(MODEL.params)
+        jacobian = jacobian_fn(MODEL.params, x)
         J = np.concatenate([np.asarray(jacobian[name], np.float64).reshape(4, -1) for name in ("b", "w")], axis=1)
         logits = np.asarray(MODEL.logits_fn(MODEL.params, x), np.float64)
         p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
