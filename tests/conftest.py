@@ -28,6 +28,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
+import beartype
 import jax
 import jaxtyping
 import pytest
@@ -112,6 +113,7 @@ def _resident_bytes() -> float:
 
 
 _with_shapes = jaxtyping.jaxtyped
+_types_alone = beartype.beartype(conf=beartype.BeartypeConf(violation_type=TypeError))  # as jaxtyping raises
 
 
 # Names of axes have to be followed only where there are any. For other functions beartype's own check is the same, and
@@ -120,7 +122,7 @@ def _checked(function=None, *, typechecker):
     if function is None:
         return functools.partial(_checked, typechecker=typechecker)
     if inspect.isfunction(function) and not any(map(_may_have_shapes, function.__annotations__.values())):
-        return typechecker(function)
+        return _types_alone(function)
     return _with_shapes(function, typechecker=typechecker)
 
 

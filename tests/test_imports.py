@@ -5,7 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-import beartype.roar
 import jaxtyping
 import numpy as np
 import pytest
@@ -83,7 +82,7 @@ def test_types_and_shapes_are_checked_while_tests_run():
     from npeff_jax.factorization._exchange import best_candidates
     from npeff_jax.report._json import valid_text
 
-    with pytest.raises(beartype.roar.BeartypeCallHintViolation):
+    with pytest.raises(TypeError, match="violates type hint"):
         valid_text(3)
     b, P_GC, P_CC, P = (np.ones(shape, np.float32) for shape in ((5, 3), (2, 3), (3, 3), (2, 2)))
     best_candidates(b, P_GC, P_CC, P, 1)
