@@ -37,7 +37,7 @@ class QuickBudget(npeff.KLBudget):
     large and ends at nine tenths. The first guess is the norm of the component before.
     """
 
-    def norm_of(self, subject: Subject, component: int, direction: PyTree) -> float:
+    def largest_norm(self, subject: Subject, component: int, direction: PyTree) -> float:
         norm, low, high = subject.memo.get("norm", 0.05), 0.0, self.max_norm
         for _ in range(16):
             kl = float(larger_kl(subject, component, direction, np.array([norm]))[0])
@@ -48,7 +48,7 @@ class QuickBudget(npeff.KLBudget):
             factor = np.sqrt(0.88 * self.nats / kl) if 0 < kl < np.inf else (8.0 if kl <= 0 else 0.125)
             guess = norm * float(np.clip(factor, 0.125, 8.0))
             norm = guess if low < guess < high else (low + high) / 2
-        return super().norm_of(subject, component, direction)
+        return super().largest_norm(subject, component, direction)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -137,7 +137,8 @@ def audit(
     """Check every component in five ways, each with a null distribution and a threshold fixed beforehand.
 
     1. *selective*: the component's move changes its top examples more than other components' moves do. The moves are
-       those of `selectivity`, with both signs at one norm, the larger mean KL being 0.01 nats on the top examples.
+       those of `selectivity`, with both signs at one norm: the larger mean KL is 0.01 nats on the top examples, or less
+       where equation 2 does not hold that far (`KLBudget`).
     2. *found again*: runs with other seeds, and a run on the held-out examples only, find the component.
     3. *held out*: its coefficients are as concentrated on held-out examples as on decomposed ones.
     4. *readable*: a short rule over readable properties distinguishes its top examples from the others.

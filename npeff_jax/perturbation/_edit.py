@@ -30,6 +30,9 @@ _INSIDE = 7
 _ROUNDS = 10
 """Maximum number of such calls, which narrow the bracket to 1e-9; if they fail, the KL jumps over the range."""
 
+_SHORTER = 10
+"""Halvings of a norm that are tried to find one in the range of equation 2."""
+
 
 class NoEditError(ValueError):
     """A component has no edit of the requested kind or size. `selectivity` leaves it out and reports the reason."""
@@ -146,20 +149,48 @@ class KLBudget:
     predictions are confident, one sign often makes them more so, which hardly changes them at any norm; a norm of its
     own would be far outside the range of equation 2.
 
+    The budget itself can be outside that range: a class of probability 1e-6 has to become a thousand times as likely
+    before the KL is 0.01 nats. So the norm is halved until doubling it multiplies the KL by about four, as equation 2
+    says, and such components are moved by less KL than the budget.
+
     Attributes:
-        nats: the budget, in nats. The sign with the larger KL uses at least nine tenths of it, unless ``max_norm``
-            gives less or the KL jumps over that range.
+        nats: the budget, in nats. The sign with the larger KL uses at least nine tenths of it, unless ``max_norm`` or
+            ``growth`` gives less or the KL jumps over that range.
         max_norm: the largest L2 norm to consider.
+        growth: largest factor by which the KL may grow when the norm is doubled, up to this norm and up to half of it.
+            It is 4 in the range of equation 2. Infinity uses the whole budget, as does a component whose KL grows
+            faster at all norms.
     """
 
     nats: float = 0.05
     max_norm: float = 1.0
+    growth: float = 5.0
 
     def __post_init__(self) -> None:
-        normalise(self, nats=check_positive("nats", self.nats), max_norm=check_positive("max_norm", self.max_norm))
+        normalise(
+            self,
+            nats=check_positive("nats", self.nats),
+            max_norm=check_positive("max_norm", self.max_norm),
+            growth=check_real("growth", self.growth, 4.0, np.inf, open_low=True),
+        )
 
     def norm_of(self, subject: Subject, component: int, direction: PyTree) -> float:
         """Find the norm of the moves along and against a unit direction.
+
+        Raises:
+            NoEditError: no norm keeps the KL within the budget.
+        """
+        norm = self.largest_norm(subject, component, direction)
+        if np.isinf(self.growth):
+            return norm
+        norms = norm * 2.0 ** -np.arange(_SHORTER + 1)
+        kl = larger_kl(subject, component, direction, norms)
+        slow = kl[:-1] <= self.growth * kl[1:]
+        local = np.flatnonzero(slow[:-1] & slow[1:])
+        return float(norms[local[0]]) if local.size else norm
+
+    def largest_norm(self, subject: Subject, component: int, direction: PyTree) -> float:
+        """Find the largest norm whose KL is within the budget, whether or not equation 2 holds there.
 
         Raises:
             NoEditError: no norm keeps the KL within the budget.

@@ -146,23 +146,49 @@ def test_a_budget_gives_every_component_its_kl(planted):
     np.testing.assert_allclose(tenth.norms / table.norms, 0.1, rtol=0.15)
 
 
-def test_a_sign_that_makes_a_confident_prediction_more_so_has_the_norm_of_the_other():
-    """Along one sign the KL never exceeds -log p of the prediction, 0.0025 nats: no norm reaches the budget there."""
+@pytest.fixture
+def confident():
+    """Two classes with logits (6, 0): along one sign the KL never exceeds -log p of the prediction, 0.0025 nats."""
     model = npeff.Model(lambda params, x: jnp.array([params["w"] @ x, 0.0]), {"w": jnp.array([6.0, 0.0])})
     x = np.tile(np.float32([[1.0, 0.0]]), (6, 1))
-    pefs = npeff.compute_pefs(model, x, keep=None, progress=False)
-    found = npeff.decompose(pefs, 1, progress=False)
-    moved = [
-        DirectionEdit(KLBudget(0.01, max_norm=100.0), reject_below=None).move(
-            Subject(model, found, x, top={0: np.arange(6)}), 0, sign
-        )["w"]
-        for sign in (1, -1)
-    ]
-    np.testing.assert_array_equal(moved[0], -moved[1])
+    found = npeff.decompose(npeff.compute_pefs(model, x, keep=None, progress=False), 1, progress=False)
+    subject = Subject(model, found, x, top={0: np.arange(6)})
+
+    def moved(budget, sign):
+        return np.float64(DirectionEdit(budget, reject_below=None).move(subject, 0, sign)["w"])
+
+    return moved
+
+
+def kl_of_shift(shift):
+    """KL of two classes with logits (6, 0) whose first logit is shifted."""
+    p, q = 1 / (1 + np.exp(-6.0)), 1 / (1 + np.exp(-6.0 - shift))
+    return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+
+def test_a_sign_that_makes_a_confident_prediction_more_so_has_the_norm_of_the_other(confident):
+    budget = KLBudget(0.01, max_norm=100.0, growth=np.inf)
+    along, against = (confident(budget, sign) for sign in (1, -1))
+    np.testing.assert_array_equal(along, -against)
+    assert 0.009 <= kl_of_shift(-np.linalg.norm(along)) <= 0.01001
+
+
+def test_a_budget_ends_where_equation_2_does(confident):
+    """There 0.01 nats are twice what equation 2 says; the norm is halved until the KL grows fourfold."""
+    whole = np.linalg.norm(confident(KLBudget(0.01, max_norm=100.0, growth=np.inf), 1))
+    norm = np.linalg.norm(confident(KLBudget(0.01, max_norm=100.0), 1))
+    halvings = np.log2(whole / norm)
+    assert halvings >= 1
+    np.testing.assert_allclose(halvings, round(halvings), atol=1e-5)
+    growth = [kl_of_shift(-norm * k) / kl_of_shift(-norm * k / 2) for k in (2, 1, 0.5)]
+    assert growth[0] > 5 >= growth[1]
+    assert growth[2] <= 5
     p = 1 / (1 + np.exp(-6.0))
-    q = 1 / (1 + np.exp(np.linalg.norm(np.float64(moved[0])) - 6.0))  # the sign that makes it less confident
-    kl = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    assert 0.009 <= kl <= 0.01001
+    second_order = p * (1 - p) * norm**2 / 2
+    assert 0.8 < (kl_of_shift(norm) + kl_of_shift(-norm)) / 2 / second_order < 1.25
+    # Within the range of equation 2 the whole budget is used.
+    small = [np.linalg.norm(confident(KLBudget(1e-5, 100.0, growth), 1)) for growth in (5.0, np.inf)]
+    assert small[0] == small[1]
 
 
 def test_scales_are_found_as_by_trying_all():
