@@ -1,6 +1,7 @@
 """The audit: planted components pass, random directions and permuted coefficients fail, thresholds by hand."""
 
 import dataclasses
+from fractions import Fraction
 
 import jax.numpy as jnp
 import numpy as np
@@ -163,6 +164,33 @@ def test_a_rule_is_scored_on_the_other_half():
     assert scores[0] == 1.0
     assert texts[0] == "early"
     assert scores[1] < 0.7
+
+
+def test_the_best_rule_is_that_of_trying_all():
+    """Greedily: the best property or absence first, then the best partner for it, by exact fractions."""
+    rng = np.random.default_rng(3)
+    n, f, s = 30, 7, 150  # more sets than are read at once
+    has = rng.random((n, f)) < 0.4
+    top = np.array([rng.permutation(n) < rng.integers(2, 9) for _ in range(s)])
+    rules = Rules(tuple("abcdefg"), has)
+    _, texts = rules.read(top, top | (rng.random((s, n)) < 0.5))
+
+    def value(one, own):
+        return Fraction(int(one[own].sum()), int(own.sum())) - Fraction(int(one[~own].sum()), int((~own).sum()))
+
+    def literal(text):
+        return ~has[:, "abcdefg".index(text[4:])] if text.startswith("not ") else has[:, "abcdefg".index(text)]
+
+    literals = [*has.T, *~has.T]
+    pairs = 0
+    for own, text in zip(top, texts, strict=True):
+        joint = " or " if " or " in text else " and "
+        parts = [literal(part) for part in text.split(joint)]
+        assert value(parts[0], own) == max(value(one, own) for one in literals)
+        best = max(value(rule, own) for one in literals for rule in (parts[0] & one, parts[0] | one))
+        assert value(parts[0] | parts[-1] if joint == " or " else parts[0] & parts[-1], own) == best
+        pairs += len(parts) == 2
+    assert 0 < pairs < s
 
 
 def test_rules_of_what_examples_look_like():
