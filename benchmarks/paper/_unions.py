@@ -2,13 +2,13 @@
 
 import numpy as np
 
-MOST_TERMS = 4
+MOST_TERMS = 8
 CUTS = 24
-"""Cuts that are tried of each component: quantiles of its values above zero."""
+"""Cuts tried of each component: quantiles of its values above the smallest, which is zero for coefficients."""
 
 
 def union_scores(ranking: np.ndarray, variables: dict[str, np.ndarray], seed: int) -> np.ndarray:
-    """The Matthews correlation (terms, 2, v) of each variable with the best union of one to four cut components.
+    """The Matthews correlation (terms, 2, v) of each variable with the best union of one to eight cut components.
 
     A variable is told by "component a is at least x, or component b is at least y, or ..."; the same for its negation.
     Terms are added one by one, each the one that raises the correlation most on one half of the examples; the other
@@ -35,7 +35,7 @@ def _masks(ranking: np.ndarray, chooses: np.ndarray) -> np.ndarray:
     """(n, cuts): examples at or above each cut of each component, cuts from the examples that choose."""
     parts = []
     for column, own in zip(ranking.T, chooses.T, strict=True):
-        above = own[own > 0]
+        above = own[own > own.min()]
         if above.size:
             parts.append(column[:, None] >= np.unique(np.quantile(above, np.linspace(0, 0.98, CUTS))))
     return np.concatenate(parts, axis=1)
@@ -44,7 +44,7 @@ def _masks(ranking: np.ndarray, chooses: np.ndarray) -> np.ndarray:
 def _grow(
     inside: np.ndarray, truth: np.ndarray, outside: np.ndarray, other_truth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Correlations where chosen and on the other half, for one to four terms."""
+    """Correlations where chosen and on the other half, for one to eight terms."""
     true, false = inside[truth], inside[~truth]
     covered, wrongly = np.zeros(len(true), bool), np.zeros(len(false), bool)
     union = np.zeros(len(outside), bool)

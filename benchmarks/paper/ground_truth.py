@@ -114,7 +114,11 @@ def compute(script: _harness.Script, task: Inference) -> npeff.Pefs:
     script.log(f"{task.compiled_size:,} parameters, {task.model.space.size:,} without padding")
     keep = 2048 if script.fast else 8192
     one = npeff.LowRank(max_rows=1)  # where two classes are equally unlikely, the second row has 2e-4 of the energy
-    pefs = npeff.compute_pefs(task.model, task.examples, one, labels=task.labels, keep=keep, progress=False)
+    options = {"labels": task.labels, "keep": keep, "progress": False}
+    pefs = script.cache(
+        f"PEFs of program {task.digest[:8]}, {keep}",
+        lambda: npeff.compute_pefs(task.model, task.examples, one, **options),
+    )
     script.log(f"PEFs; energy kept {np.min(pefs.kept_energy):.4f} and more")
     return pefs
 
