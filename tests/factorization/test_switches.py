@@ -13,12 +13,23 @@ SHORT = {"stopping": npeff.Stopping(max_steps=12), "progress": False}
 ROWS = {"low_rank": (npeff.DenseRows(), npeff.SparseRows(), npeff.KernelRows()), "diagonal": (npeff.DenseRows(),)}
 
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-SWITCHES = {
-    "x64": lambda: enable_x64(True),
+STRICT = {
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
     "transfer guard": lambda: jax.transfer_guard("disallow"),
 }
+
+
+@contextlib.contextmanager
+def all_strict():
+    """Together, since each run compiles everything anew. What they raise names the switch."""
+    with contextlib.ExitStack() as stack:
+        for switch in STRICT.values():
+            stack.enter_context(switch())
+        yield
+
+
+SWITCHES = {"x64": lambda: enable_x64(True), "strict": all_strict}
 
 
 def run(made, rows):
@@ -60,8 +71,7 @@ def test_results_do_not_depend_on_compilation(make):
 @pytest.mark.parametrize("switch", ["x64", "rank promotion", "dtype promotion"])
 def test_a_step_in_a_users_own_jit(switch):
     made, solver = planted(n=20, noise=0.3), npeff.DampedALS(stiefel=True)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(SWITCHES[switch]())
+    with (SWITCHES | STRICT)[switch]():
         problem = npeff.Problem.of(made.pefs)
         state = jax.jit(solver.init)(problem, solver.start(problem, 3, 0, npeff.InitialFactors()))
         before = problem.loss(*solver.factors(state))
