@@ -3,7 +3,7 @@
 import numpy as np
 
 MOST_TERMS = 8
-CUTS = 24
+CUTS = 96
 """Cuts tried of each component: quantiles of its values above the smallest, which is zero for coefficients."""
 
 
