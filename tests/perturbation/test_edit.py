@@ -10,7 +10,7 @@ import pytest
 import npeff_jax as npeff
 from npeff_jax.evaluation import NotLocalWarning
 from npeff_jax.perturbation import DiagonalEdit, DirectionEdit, Edit, KLBudget, NoEditError, Subject
-from npeff_jax.perturbation._edit import find_scale
+from npeff_jax.perturbation._edit import _first_quadratic, find_scale
 from tests.planted_model import (
     BLOCKS,
     block_vectors,
@@ -189,6 +189,19 @@ def test_a_budget_ends_where_equation_2_does(confident):
     # Within the range of equation 2 the whole budget is used.
     small = [np.linalg.norm(confident(KLBudget(1e-5, 100.0, growth), 1)) for growth in (5.0, np.inf)]
     assert small[0] == small[1]
+
+
+def test_rounding_errors_are_no_quadratic_range():
+    norms = 2.0 ** -np.arange(7)
+    quadratic = norms**2
+    assert _first_quadratic(quadratic, 5.0) == 0
+    fast = np.where(norms > 0.2, norms**8, 0.25**6 * quadratic)  # too fast down to 1/4
+    assert _first_quadratic(fast, 5.0) == 2
+    noisy = np.where(norms > 0.2, norms**8, 0.25**8 * np.array([0, 0, 0, 1.0, 0.9, 1.1, 1.0]))
+    assert _first_quadratic(noisy, 5.0) == 0  # the whole budget rather than rounding errors
+    assert _first_quadratic(np.where(norms > 0.2, norms**8, 0.0), 5.0) == 0
+    saturated = np.minimum(quadratic, 0.15)
+    assert _first_quadratic(saturated, 5.0) == 2
 
 
 def test_scales_are_found_as_by_trying_all():
