@@ -200,6 +200,8 @@ def test_rounding_errors_are_no_quadratic_range():
     noisy = np.where(norms > 0.2, norms**8, 0.25**8 * np.array([0, 0, 0, 1.0, 0.9, 1.1, 1.0]))
     assert _first_quadratic(noisy, 5.0) == 0  # the whole budget rather than rounding errors
     assert _first_quadratic(np.where(norms > 0.2, norms**8, 0.0), 5.0) == 0
+    by_accident = np.array([64, 16, 1, 1 / 4, 1 / 16, 1 / 64, 1 / 256])  # fourfold once, then sixteenfold
+    assert _first_quadratic(by_accident, 5.0) == 2
     saturated = np.minimum(quadratic, 0.15)
     assert _first_quadratic(saturated, 5.0) == 2
 
