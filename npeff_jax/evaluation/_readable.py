@@ -141,7 +141,8 @@ def _best_rules(
     p, q = (np.asarray(side @ has, np.float64) / size for side, size in sides)
     single = np.concatenate([p - q, q - p], axis=1)
     first, each = single.argmax(axis=1), np.arange(len(inside))
-    held = np.stack([_literal(has > 0, k) for k in first.tolist()]).astype(np.float32)
+    present = has > 0
+    held = np.stack([_literal(present, k) for k in first.tolist()]).astype(np.float32)
     parts = []
     for side, size in sides:
         kept = side * held
